@@ -1,0 +1,416 @@
+"""Trains the demo model from a seed: VAE, then UNet with its text encoder, then the two ControlNets.
+
+    python demo/train.py --work build/demo            # a few hours on two CPU cores, minutes on a GPU
+
+Every stage keeps a checkpoint in ``--work`` and resumes from it, so the command can be interrupted and
+repeated. The last stage writes the diffusers folders that ship with the package. Each stage climbs
+through picture sizes, cheap ones first, and ends at 512x512 (section numbers below refer to these):
+
+* VAE: L1 + L2 + a small KL term (Kingma & Welling 2014; Rombach et al. 2022, arXiv 2112.10752).
+* UNet: v-prediction (Salimans & Ho 2022, arXiv 2202.00512), 10% prompt dropout for classifier-free guidance.
+* ControlNets: copied encoder, zero convolutions, frozen UNet (Zhang et al. 2023, arXiv 2302.05543).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from controlrt.demo import CONTROLNETS, MODEL_DIR
+from controlrt.demo.scenes import HELD_OUT_SHAPES, Scene, sample_scene
+
+CONTROLS = tuple(CONTROLNETS)
+CACHED_SCENES = {128: 8000, 256: 8000, 512: 3000}
+PROMPT_DROPOUT = 0.1
+CHECKPOINT_SECONDS = 60
+
+# (picture side, batch, steps) of each climb
+VAE_STEPS = 900
+UNET_CLIMB = ((128, 64, 1600), (256, 32, 1200), (512, 16, 700))
+CONTROLNET_CLIMB = {
+    "mask": ((256, 32, 350), (512, 16, 250)),
+    "canny": ((256, 32, 900), (512, 16, 500)),
+}
+
+
+# ---------------------------------------------------------------------------------------------- models
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A CLIP byte-level BPE tokenizer whose merges come from scene captions."""
+    rng = np.random.default_rng(0)
+    captions = [sample_scene(rng).prompt for _ in range(4000)] + [f"a {kind}" for kind in HELD_OUT_SHAPES]
+    bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(
+        captions,
+        trainers.BpeTrainer(vocab_size=900, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False),
+    )
+    merges = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
+    tokens = alphabet + [char + "</w>" for char in alphabet]
+    for left, right in merges:
+        if left + right not in tokens:
+            tokens.append(left + right)
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=77)
+
+
+def start_as_identity(model: nn.Module) -> None:
+    """Zeroes the last convolution of every residual block: small networks learn several times faster so."""
+    for name, module in model.named_modules():
+        if name.endswith(".conv2"):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def build_vae() -> AutoencoderKL:
+    vae = AutoencoderKL(
+        sample_size=512,
+        block_out_channels=(16, 16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    )
+    start_as_identity(vae)
+    for name, module in vae.named_modules():
+        if name.endswith(("samplers.0.conv", "conv_shortcut")):
+            nn.init.dirac_(module.weight)
+            module.weight.data += 0.02 * torch.randn_like(module.weight)
+    vae.quant_conv.weight.data[4:] = 0
+    vae.quant_conv.bias.data[4:] = -6  # log variance: nearly deterministic at first
+    return vae
+
+
+def build_unet() -> UNet2DConditionModel:
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64, 96, 96),
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=64,
+        attention_head_dim=4,
+    )
+    start_as_identity(unet)
+    return unet
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+            projection_dim=64,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Noisier at the end than SD 1.5, so that pure noise carries no trace of the mean colour."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.03,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+    )
+
+
+# ---------------------------------------------------------------------------------------------- running
+
+
+class Stage:
+    """Steps through one training stage: one-cycle rate, moving average, resumable checkpoints."""
+
+    def __init__(self, name: str, work: Path, modules: nn.ModuleDict, groups: list[dict], steps: int, clip: float = 1.0):
+        self.name, self.path, self.modules, self.steps, self.clip = name, work / f"{name}.pt", modules, steps, clip
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=1e-2, betas=(0.9, 0.99))
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, max_lr=[group["lr"] for group in groups], total_steps=steps + 1, pct_start=0.08, final_div_factor=50
+        )
+        self.average = copy.deepcopy(modules).requires_grad_(False)
+        self.step = 0
+        if self.path.exists():
+            state = torch.load(self.path, weights_only=True)
+            self.step = state["step"]
+            self.modules.load_state_dict(state["modules"])
+            self.average.load_state_dict(state["average"])
+            if self.step < steps:
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.schedule.load_state_dict(state["schedule"])
+
+    def save(self) -> None:
+        state = {"step": self.step, "modules": self.modules.state_dict(), "average": self.average.state_dict()}
+        if self.step < self.steps:
+            state |= {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.path)
+
+    def run(self, loss_at: Callable[[int], Tensor]) -> nn.ModuleDict:
+        """Trains to the last step and returns the moving average of the modules."""
+        saved = started = time.monotonic()
+        first, smooth = self.step, None
+        while self.step < self.steps:
+            loss = loss_at(self.step)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.clip)
+            self.optimizer.step()
+            self.schedule.step()
+            self.step += 1
+            decay = min(0.995, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                for kept, new in zip(self.average.parameters(), self.modules.parameters(), strict=True):
+                    kept.lerp_(new, 1 - decay)
+            smooth = loss.item() if smooth is None else 0.97 * smooth + 0.03 * loss.item()
+            if self.step % 25 == 0 or self.step == self.steps:
+                seconds = (time.monotonic() - started) / (self.step - first)
+                print(f"{self.name} {self.step}/{self.steps} loss {smooth:.4f} {seconds:.2f} s/step", flush=True)
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+        return self.average.eval()
+
+
+def to_tensor(pictures: list[np.ndarray], device: torch.device) -> Tensor:
+    """(n, h, w, 3) uint8 -> (n, 3, h, w) float32 in [-1, 1]."""
+    stacked = torch.from_numpy(np.stack(pictures)).to(device)
+    return (stacked.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+# ---------------------------------------------------------------------------------------------- stages
+
+
+def train_vae(work: Path, device: torch.device, seed: int) -> AutoencoderKL:
+    torch.manual_seed(seed)
+    vae = build_vae().to(device, memory_format=torch.channels_last)
+    stage = Stage("vae", work, nn.ModuleDict({"vae": vae}), [{"params": list(vae.parameters()), "lr": 1.5e-3}], VAE_STEPS)
+
+    def crop(rng: np.random.Generator) -> np.ndarray:
+        """128x128 around a point of an outline."""
+        picture = (scene := sample_scene(rng)).render(size := int(rng.choice([192, 256, 384, 512])))
+        points = scene.shapes[0].points
+        corner = points[rng.integers(len(points))] * size - rng.uniform(16, 112, size=2)
+        x, y = np.clip(corner, 0, size - 128).astype(int)
+        return picture[y : y + 128, x : x + 128]
+
+    def loss_at(step: int) -> Tensor:
+        rng = np.random.default_rng([seed, 1, step])
+        torch.manual_seed(seed * 1_000_003 + step)
+        kind = rng.choice(3, p=[0.7, 0.2, 0.1])  # normalization statistics differ between crops and whole scenes
+        if kind == 0:
+            pictures = [crop(rng) for _ in range(16)]
+        else:
+            pictures = [sample_scene(rng).render(256 * int(kind)) for _ in range({1: 4, 2: 1}[int(kind)])]
+        x = to_tensor(pictures, device)
+        posterior = vae.encode(x).latent_dist
+        error = vae.decode(posterior.sample()).sample - x
+        return error.abs().mean() + 2 * error.square().mean() + 1e-5 * posterior.kl().mean() / (x.shape[-1] / 8) ** 2
+
+    trained = stage.run(loss_at)["vae"]
+    with torch.no_grad():
+        rng = np.random.default_rng([seed, 2])
+        x = to_tensor([sample_scene(rng).render(512) for _ in range(16)], device)
+        means = torch.cat([trained.encode(part).latent_dist.mean for part in x.split(4)])
+        decoded = torch.cat([trained.decode(part).sample for part in means.split(4)]).clamp(-1, 1)
+        psnr = -10 * torch.log10(((decoded - x) / 2).square().mean())
+        print(f"vae: {psnr:.1f} dB on unseen 512x512 scenes, latent std {means.std():.3f}", flush=True)
+    trained.register_to_config(scaling_factor=round(1 / means.std().item(), 5))
+    return trained
+
+
+def scene_at(size: int, index: int, seed: int) -> Scene:
+    """Training scene number ``index`` of the cache for one picture size."""
+    return sample_scene(np.random.default_rng([seed, 3, size, index]))
+
+
+def cache_latents(work: Path, vae: AutoencoderKL, size: int, device: torch.device, seed: int) -> Tensor:
+    """Scaled latents of the training scenes at one size: (n, 4, size/8, size/8), float16."""
+    path = work / f"latents-{size}.pt"
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    batch, parts = max(1, 16 * 128 * 128 // size**2), []
+    with torch.no_grad():
+        for start in range(0, CACHED_SCENES[size], batch):
+            scenes = [scene_at(size, i, seed) for i in range(start, min(start + batch, CACHED_SCENES[size]))]
+            means = vae.encode(to_tensor([scene.render(size) for scene in scenes], device)).latent_dist.mean
+            parts.append((means * vae.config.scaling_factor).half().cpu())
+    latents = torch.cat(parts)
+    torch.save(latents, path)
+    print(f"cached {len(latents)} latents at {size}x{size}", flush=True)
+    return latents
+
+
+class Batches:
+    """Draws training batches along a climb of picture sizes, the same at every step for one seed."""
+
+    def __init__(self, climb: tuple[tuple[int, int, int], ...], work: Path, vae: AutoencoderKL, device: torch.device, seed: int):
+        self.climb, self.device, self.seed = climb, device, seed
+        self.latents = {size: cache_latents(work, vae, size, device, seed) for size, _, _ in climb}
+        self.scheduler = build_scheduler()
+
+    @property
+    def steps(self) -> int:
+        return sum(steps for _, _, steps in self.climb)
+
+    def draw(self, step: int) -> tuple[list[Scene], int, Tensor, Tensor, Tensor]:
+        """Scenes, picture size, noisy latents, timesteps and the v target of one step."""
+        remaining = step
+        for size, batch, steps in self.climb:
+            if remaining < steps:
+                break
+            remaining -= steps
+        rng = np.random.default_rng([self.seed, 4, step])
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        rows = rng.integers(CACHED_SCENES[size], size=batch)
+        latents = self.latents[size][rows].float()
+        noise = torch.randn(latents.shape, generator=generator)
+        # stratified, a little more weight on noisy timesteps, where layout is decided
+        level = (np.arange(batch) + rng.random(batch)) / batch
+        timesteps = torch.from_numpy((1000 * level**0.8).astype(np.int64).clip(0, 999))
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        target = self.scheduler.get_velocity(latents, noise, timesteps)
+        scenes = [scene_at(size, int(row), self.seed) for row in rows]
+        channels_last = noisy.to(self.device, memory_format=torch.channels_last)
+        return scenes, size, channels_last, timesteps.to(self.device), target.to(self.device)
+
+
+def drop_prompts(scenes: list[Scene], step: int, seed: int) -> list[str]:
+    rng = np.random.default_rng([seed, 5, step])
+    return ["" if rng.random() < PROMPT_DROPOUT else scene.prompt for scene in scenes]
+
+
+def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: list[str]) -> Tensor:
+    ids = tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    return text_encoder(ids.to(text_encoder.device))[0]
+
+
+def train_unet(work: Path, vae: AutoencoderKL, device: torch.device, seed: int) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    torch.manual_seed(seed + 10)
+    tokenizer = build_tokenizer()
+    unet = build_unet().to(device, memory_format=torch.channels_last)
+    text_encoder = build_text_encoder(tokenizer).to(device)
+    batches = Batches(UNET_CLIMB, work, vae, device, seed)
+    groups = [{"params": list(unet.parameters()), "lr": 1.5e-3}, {"params": list(text_encoder.parameters()), "lr": 1.5e-3}]
+    modules = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    stage = Stage("unet", work, modules, groups, batches.steps)
+
+    def loss_at(step: int) -> Tensor:
+        scenes, _, noisy, timesteps, target = batches.draw(step)
+        context = encode_prompts(tokenizer, text_encoder, drop_prompts(scenes, step, seed))
+        return F.mse_loss(unet(noisy, timesteps, context).sample, target)
+
+    trained = stage.run(loss_at)
+    return trained["unet"], trained["text_encoder"]
+
+
+def train_controlnet(
+    control: str, work: Path, vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, device: torch.device, seed: int
+) -> ControlNetModel:
+    torch.manual_seed(seed + 20)
+    tokenizer = build_tokenizer()
+    unet = unet.requires_grad_(False)
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 32, 64))
+    controlnet = controlnet.train().requires_grad_(True).to(device, memory_format=torch.channels_last)
+    batches = Batches(CONTROLNET_CLIMB[control], work, vae, device, seed + 1 if control == "mask" else seed)
+    fresh = [
+        p for name, p in controlnet.named_parameters()
+        if name.startswith(("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block"))
+    ]
+    copied = [p for p in controlnet.parameters() if all(p is not other for other in fresh)]
+    groups = [{"params": fresh, "lr": 2e-3}, {"params": copied, "lr": 1e-3}]
+    stage = Stage(f"controlnet-{control}", work, nn.ModuleDict({"controlnet": controlnet}), groups, batches.steps)
+
+    def loss_at(step: int) -> Tensor:
+        scenes, size, noisy, timesteps, target = batches.draw(step)
+        hint = (to_tensor([scene.control(control, size) for scene in scenes], device) + 1) / 2
+        with torch.no_grad():
+            context = encode_prompts(tokenizer, text_encoder, drop_prompts(scenes, step, seed))
+        down, mid = controlnet(noisy, timesteps, context, controlnet_cond=hint, return_dict=False)
+        predicted = unet(
+            noisy, timesteps, context, down_block_additional_residuals=down, mid_block_additional_residual=mid
+        ).sample
+        return F.mse_loss(predicted, target)
+
+    return stage.run(loss_at)["controlnet"]
+
+
+# ---------------------------------------------------------------------------------------------- output
+
+
+def save_model(vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+    """Writes an ordinary diffusers folder in float16, without a safety checker."""
+    for part, module in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
+        shutil.rmtree(MODEL_DIR / part, ignore_errors=True)
+        copy.deepcopy(module).half().save_pretrained(MODEL_DIR / part)
+    build_tokenizer().save_pretrained(MODEL_DIR / "tokenizer")
+    build_scheduler().save_pretrained(MODEL_DIR / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (MODEL_DIR / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("build/demo"), help="checkpoints and caches")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    device, seed = torch.device(arguments.device), arguments.seed
+    vae = train_vae(arguments.work, device, seed).requires_grad_(False)
+    unet, text_encoder = train_unet(arguments.work, vae, device, seed)
+    save_model(vae, unet, text_encoder)
+    for control in ("mask", "canny"):
+        controlnet = train_controlnet(control, arguments.work, vae, unet, text_encoder, device, seed)
+        copy.deepcopy(controlnet).half().save_pretrained(CONTROLNETS[control])
+        print(f"wrote {CONTROLNETS[control].name}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Engines: exported ONNX programs to a bundle that one backend runs."""

@@ -1,0 +1,148 @@
+"""Builds a bundle: has the checkpoint exported, compiles every program for the backend, writes all of it or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from controlrt.engines.backends import BACKENDS, Backend
+from controlrt.runtime.bundle import Bundle, digest_files, read_manifest, write_manifest
+from controlrt.runtime.commands import INTERRUPTED
+from controlrt.runtime.errors import BundleError, ControlRTError, UnknownNameError
+from controlrt.runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
+from controlrt.runtime.profile import ShapeProfile
+from controlrt.runtime.progress import Progress
+from controlrt.runtime.storage import atomic_directory, check_writable, lock, refuse_foreign_directory
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What to build and where. Sources are diffusers folders, single files or hub ids."""
+
+    model: str
+    controlnets: Mapping[str, str]
+    profile: ShapeProfile
+    output: Path
+    backend: Literal["onnxruntime"] = "onnxruntime"
+    precision: Literal["fp32"] = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise UnknownNameError("backend", self.backend, BACKENDS)
+
+
+class ExportFailedError(ControlRTError):
+    """The export process failed; it has said why on stderr already."""
+
+    def __init__(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__("nothing was built, because the export failed (see above)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """The bundle, and whether it was there already."""
+
+    bundle: Bundle
+    cached: bool
+
+
+def build(options: BuildOptions, command: str) -> Built:
+    """Builds the bundle, unless ``options.output`` holds the same one, whole.
+
+    Raises:
+        OutputError, UserError: the output cannot be written or holds something else.
+        ExportFailedError: the export process failed.
+        BuildError: a program that the backend refuses.
+    """
+    refuse_foreign_directory(options.output, MANIFEST_NAME)
+    check_writable(options.output)
+    backend = BACKENDS[options.backend]
+    with lock(options.output):
+        source = _export(options)
+        exported = read_manifest(source)
+        decisive = [exported.key, options.backend, options.precision, backend.versions(), SCHEMA_VERSION]
+        key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        found = _whole_bundle(options.output, key)
+        if found is not None:
+            return Built(bundle=found, cached=True)
+        with atomic_directory(options.output) as partial:
+            manifest = _compile(options, backend, source, exported, key, command, partial)
+            write_manifest(partial, manifest)
+    return Built(bundle=Bundle(options.output, manifest), cached=False)
+
+
+def _compile(
+    options: BuildOptions, backend: Backend, source: Path, exported: Manifest, key: str, command: str, target: Path
+) -> Manifest:
+    with Progress("build", len(exported.programs) + 1) as progress:
+        programs = []
+        for program in exported.programs:
+            progress.start(f"{options.backend} {program.name}")
+            programs.append(backend.compile(program, source, target))
+        progress.start("hash files")
+        for name in exported.files:
+            if not name.startswith("programs/"):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, target / name)
+        files = digest_files(target)
+    return msgspec.structs.replace(
+        exported,
+        key=key,
+        backend=options.backend,
+        precision=options.precision,
+        programs=tuple(programs),
+        files=files,
+        provenance=msgspec.structs.replace(
+            exported.provenance,
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            command=command,
+            versions={**exported.provenance.versions, **backend.versions()},
+        ),
+    )
+
+
+def _export(options: BuildOptions) -> Path:
+    """Runs ``controlrt export`` in a process of its own, so that PyTorch and its memory are gone before engines build."""
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory) / "export.json"
+        arguments = ["--profile", str(options.profile), "--batch", str(options.profile.batch), "--model", options.model]
+        for name, controlnet in options.controlnets.items():
+            arguments += ["--controlnet", f"{name}={controlnet}"]
+        command = [sys.executable, "-m", "controlrt.runtime.commands", "export", *arguments, "--report", str(report)]
+        process = subprocess.Popen(command)
+        try:
+            exit_code = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
+        if exit_code == INTERRUPTED:
+            raise KeyboardInterrupt
+        if exit_code != 0:
+            if exit_code < 0:
+                raise ControlRTError(f"the export process was killed by signal {-exit_code}; was there enough memory?")
+            raise ExportFailedError(exit_code)
+        return Path(json.loads(report.read_text())["path"])
+
+
+def _whole_bundle(path: Path, key: str) -> Bundle | None:
+    """The bundle at ``path`` if it has this key and every file is as built."""
+    if not (path / MANIFEST_NAME).is_file():
+        return None
+    try:
+        bundle = Bundle.open(path)
+    except BundleError:
+        return None
+    return bundle if bundle.manifest.key == key else None

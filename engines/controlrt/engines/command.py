@@ -1,0 +1,75 @@
+"""Compile a checkpoint and its ControlNets into a bundle that runs without PyTorch.
+
+``build-engines`` and ``controlrt build`` are this program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import controlrt.engines.command
+from controlrt.engines.backends import BACKENDS
+from controlrt.engines.build import BuildOptions, build
+from controlrt.runtime.commands import named_values, run_command
+from controlrt.runtime.errors import UserError
+from controlrt.runtime.profile import ShapeProfile
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument(
+        "--profile", default="512x512", help="picture sizes, WIDTHxHEIGHT: 512x512, 512-1024x512-1024, or a list"
+    )
+    parser.add_argument("--batch", default="1", help="pictures per call, a number or a range such as 1-4")
+    parser.add_argument(
+        "--model", help="diffusers folder, .safetensors file or hub id; the bundled demo model where not given"
+    )
+    parser.add_argument(
+        "--controlnet",
+        action="append",
+        default=[],
+        metavar="NAME=SOURCE",
+        help="a ControlNet and the name to call it by; may be repeated; the demo model brings canny and mask",
+    )
+    parser.add_argument("--backend", default="onnxruntime", choices=sorted(BACKENDS))
+    parser.add_argument("--precision", default="fp32", choices=["fp32"])
+    parser.add_argument("--output", type=Path, help="bundle directory; bundles/MODEL-PROFILE where not given")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Builds and prints where the bundle is."""
+    profile = ShapeProfile.parse(arguments.profile, arguments.batch)
+    controlnets = named_values(arguments.controlnet, "--controlnet", "NAME=SOURCE")
+    if arguments.model is None:
+        from controlrt.demo import CONTROLNETS, MODEL_DIR
+
+        if not (MODEL_DIR / "model_index.json").is_file():
+            raise UserError("this installation has no demo model; name a checkpoint with --model")
+        model, name = str(MODEL_DIR), "demo"
+        controlnets = controlnets or {control: str(path) for control, path in CONTROLNETS.items()}
+    else:
+        model, name = arguments.model, Path(arguments.model).stem
+    output = arguments.output or Path("bundles") / f"{name}-{profile}".replace(",", "+")
+    options = BuildOptions(
+        model=model,
+        controlnets=controlnets,
+        profile=profile,
+        output=output,
+        backend=arguments.backend,
+        precision=arguments.precision,
+    )
+    started = time.monotonic()
+    built = build(options, shlex.join(["build-engines", *sys.argv[1:]]))
+    controls = ", ".join(control.name for control in built.bundle.manifest.controls) or "none"
+    what = "up to date, nothing to do" if built.cached else f"built in {time.monotonic() - started:.0f} s"
+    print(f"{built.bundle.path}: {what} (controls: {controls})")
+    return 0
+
+
+def main() -> int:
+    """Entry point of ``build-engines``."""
+    return run_command(controlrt.engines.command, sys.argv[1:], "build-engines")

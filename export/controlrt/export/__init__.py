@@ -1,0 +1,1 @@
+"""Export: a diffusers checkpoint and its ControlNets to checked ONNX programs."""

@@ -1,0 +1,214 @@
+"""Loading checkpoints: diffusers folders, hub ids and single files, with any number of ControlNets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from controlrt.runtime.errors import SourceError
+from controlrt.runtime.storage import sha256_file
+
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
+SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
+PIPELINE_PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderParts:
+    """One text encoder with its tokenizer."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    max_length: int
+    pad_token_id: int
+    bos_token_id: int
+    eos_token_id: int
+    penultimate: bool
+    pooled: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A loaded pipeline, in float32, with its ControlNets by name."""
+
+    unet: Any
+    vae: Any
+    text_encoders: tuple[TextEncoderParts, ...]
+    scheduler_config: dict[str, Any]
+    controlnets: dict[str, Any]
+    zero_empty_negative: bool
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent, along a side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def time_ids(self) -> bool:
+        """Whether the UNet takes SDXL's size and crop conditioning."""
+        return bool(self.unet.config.addition_embed_type == "text_time")
+
+
+def resolve(source: str, what: str) -> Path:
+    """The local folder or file of a checkpoint: a path as it is, a hub id from the local cache or the hub.
+
+    Raises:
+        SourceError: no such path, or the hub does not have it or cannot be reached.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path.resolve()
+    if source.startswith((".", "/", "~")) or source.count("/") != 1 or path.suffix in SINGLE_FILE_SUFFIXES:
+        raise SourceError(f"{what} {source} does not exist; give a diffusers folder, a .safetensors file or a hub id")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.safetensors", "*.model"]
+    try:
+        return Path(snapshot_download(source, allow_patterns=patterns, local_files_only=True))
+    except Exception:  # not in the local cache; the hub client raises many kinds
+        if os.environ.get("HF_HUB_OFFLINE") == "1":
+            raise SourceError(f"{what} {source} is not in the local hub cache, and HF_HUB_OFFLINE=1 is set") from None
+    try:
+        return Path(snapshot_download(source, allow_patterns=patterns))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SourceError(f"{what} {source} is neither a path here nor can it be had from the hub: {reason}") from error
+
+
+def digest_files(path: Path) -> dict[str, str]:
+    """SHA-256 of the files of a resolved checkpoint that decide what is built, by relative name.
+
+    Raises:
+        SourceError: the folder is no diffusers model.
+    """
+    if path.is_file():
+        return {path.name: sha256_file(path)}
+    if (path / "model_index.json").is_file():
+        parts = [path / part for part in PIPELINE_PARTS if (path / part).is_dir()]
+        files = [path / "model_index.json", *(file for part in parts for file in part.rglob("*") if file.is_file())]
+    elif (path / "config.json").is_file():
+        files = [file for file in path.iterdir() if file.is_file()]
+    else:
+        raise SourceError(f"{path} is no diffusers folder: it has neither model_index.json nor config.json")
+    return {file.relative_to(path).as_posix(): sha256_file(file) for file in sorted(files)}
+
+
+def load(model: Path, controlnets: Mapping[str, Path]) -> Checkpoint:
+    """Loads a resolved pipeline and its ControlNets in float32.
+
+    Raises:
+        SourceError: damaged weights, an architecture that is not Stable Diffusion 1.x, 2.x or XL, or a ControlNet
+            that was made for another architecture.
+    """
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    if model.is_dir() and not (model / "model_index.json").is_file():
+        raise SourceError(f"{model} has no model_index.json: it is not a whole pipeline")
+    with _reading(model):
+        if model.is_file():
+            pipeline = _from_single_file(model)
+        else:
+            pipeline = DiffusionPipeline.from_pretrained(model, **_options(model / "unet"))
+    if not isinstance(pipeline, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
+        raise SourceError(
+            f"{model} is a {type(pipeline).__name__}; supported: StableDiffusionPipeline, StableDiffusionXLPipeline"
+        )
+    unet = _prepared(pipeline.unet)
+    return Checkpoint(
+        unet=unet,
+        vae=_prepared(pipeline.vae),
+        text_encoders=_text_encoders(pipeline),
+        scheduler_config={**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__},
+        controlnets={name: _load_controlnet(name, path, unet) for name, path in controlnets.items()},
+        zero_empty_negative=bool(pipeline.config.get("force_zeros_for_empty_prompt", False)),
+    )
+
+
+def _from_single_file(path: Path) -> Any:
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
+
+    kind = infer_diffusers_model_type(load_single_file_checkpoint(str(path)))
+    pipeline = StableDiffusionXLPipeline if kind.startswith("xl") else StableDiffusionPipeline
+    return pipeline.from_single_file(str(path), safety_checker=None)
+
+
+def _load_controlnet(name: str, path: Path, unet: Any) -> Any:
+    from diffusers import ControlNetModel
+
+    with _reading(path):
+        if path.is_file():
+            controlnet = ControlNetModel.from_single_file(str(path))
+        else:
+            controlnet = ControlNetModel.from_pretrained(path, **_options(path))
+    for field in ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type"):
+        ours, theirs = controlnet.config[field], unet.config[field]
+        if ours != theirs and not (isinstance(ours, (list, tuple)) and list(ours) == list(theirs)):
+            raise SourceError(
+                f"ControlNet {name} ({path}) was made for another architecture: {field} is {ours}, the UNet has {theirs}"
+            )
+    return _prepared(controlnet)
+
+
+def _text_encoders(pipeline: Any) -> tuple[TextEncoderParts, ...]:
+    xl = getattr(pipeline, "text_encoder_2", None) is not None
+    found = [("text_encoder", pipeline.text_encoder, pipeline.tokenizer)]
+    if xl:
+        found.append(("text_encoder_2", pipeline.text_encoder_2, pipeline.tokenizer_2))
+    return tuple(
+        TextEncoderParts(
+            name=name,
+            model=_prepared(model),
+            tokenizer=tokenizer,
+            max_length=min(tokenizer.model_max_length, model.config.max_position_embeddings),
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            penultimate=xl,
+            pooled=name == "text_encoder_2",
+        )
+        for name, model, tokenizer in found
+        if model is not None
+    )
+
+
+def _options(folder: Path) -> dict[str, Any]:
+    """Loading options: no network, and the fp16 files where a folder has no others."""
+    options: dict[str, Any] = {"local_files_only": True}
+    names = [file.name for file in folder.glob("*") if file.suffix in WEIGHTS_SUFFIXES]
+    if names and all(".fp16." in name for name in names):
+        options["variant"] = "fp16"
+    return options
+
+
+def _prepared(module: Any) -> Any:
+    return module.float().eval().requires_grad_(False)
+
+
+class _reading:
+    """Keeps the loaders quiet and turns whatever they raise into a SourceError that names the checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        import diffusers
+        import transformers
+
+        for library in (diffusers, transformers):
+            library.logging.set_verbosity_error()
+            library.logging.disable_progress_bar()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, SourceError):
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise SourceError(f"cannot load {self._path}: {reason}") from error

@@ -1,0 +1,37 @@
+"""controlrt export: trace a checkpoint and its ControlNets to ONNX (``controlrt build`` calls this itself)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from controlrt.export.exporter import ExportOptions, export
+from controlrt.runtime.commands import named_values
+from controlrt.runtime.profile import ShapeProfile
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--profile", default="512x512", help="picture sizes, such as 512x512 or 512-768x512")
+    parser.add_argument("--batch", default="1", help="pictures per call, such as 1 or 1-4")
+    parser.add_argument("--model", required=True, help="diffusers folder, .safetensors file or hub id")
+    parser.add_argument("--controlnet", action="append", default=[], metavar="NAME=SOURCE", help="may be repeated")
+    parser.add_argument("--report", type=Path, help="write where the programs are to this JSON file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exports and prints where the programs are."""
+    options = ExportOptions(
+        model=arguments.model,
+        controlnets=named_values(arguments.controlnet, "--controlnet", "NAME=SOURCE"),
+        profile=ShapeProfile.parse(arguments.profile, arguments.batch),
+    )
+    exported = export(options, shlex.join(["controlrt", *sys.argv[1:]]))
+    if arguments.report:
+        arguments.report.write_text(json.dumps({"path": str(exported.path), "cached": exported.cached}))
+    else:
+        print(f"{'already exported' if exported.cached else 'exported'}: {exported.path}")
+    return 0

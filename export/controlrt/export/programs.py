@@ -1,0 +1,167 @@
+"""What each exported program takes and gives: names, dtypes, shapes and example values, from the model configs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor, nn
+
+from controlrt.export.checkpoint import Checkpoint, TextEncoderParts
+from controlrt.export.modules import (
+    ControlNetStep,
+    TextEncoderProgram,
+    UNetStep,
+    VaeDecoderProgram,
+    VaeEncoderProgram,
+    residual_shapes,
+)
+from controlrt.runtime.manifest import TensorSpec
+
+Sizes = dict[str, int]
+"""Values of the named dimensions: batch, rows, height, width."""
+
+TIME_IDS = 6
+FLOAT, INT = "float32", "int64"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramSpec:
+    """A module to trace. ``inputs`` nests as the module's arguments do; ``outputs`` is in order."""
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, Any]
+    outputs: tuple[TensorSpec, ...]
+    example: Callable[[TensorSpec, tuple[int, ...], Sizes, torch.Generator], Tensor]
+
+
+def unet_program(checkpoint: Checkpoint) -> ProgramSpec:
+    """The UNet step."""
+    unet = checkpoint.unet
+    latents = _latents("latents", checkpoint)
+    inputs = {
+        **_step_inputs(checkpoint, unet),
+        "residuals": [_residual(f"residual_{i}_in", *shape, checkpoint) for i, shape in enumerate(residual_shapes(unet))],
+        "guidance": TensorSpec(name="guidance", dtype=FLOAT, shape=("batch", "rows")),
+        "coefficients": TensorSpec(name="coefficients", dtype=FLOAT, shape=("batch", 2)),
+    }
+    outputs = (TensorSpec(name="next_latents", dtype=FLOAT, shape=latents.shape),)
+    return ProgramSpec(name="unet", module=UNetStep(unet), inputs=inputs, outputs=outputs, example=_step_example)
+
+
+def controlnet_program(checkpoint: Checkpoint, name: str, controlnet: ControlNetModel) -> ProgramSpec:
+    """One ControlNet step."""
+    shapes = residual_shapes(checkpoint.unet)
+    hint_shape = ("batch", controlnet.config.conditioning_channels, "height", "width")
+    inputs = {
+        **_step_inputs(checkpoint, controlnet),
+        "hint": TensorSpec(name="hint", dtype=FLOAT, shape=hint_shape),
+        "conditioning_scale": TensorSpec(name="conditioning_scale", dtype=FLOAT, shape=("rows", len(shapes))),
+        "residuals": [_residual(f"residual_{i}_in", *shape, checkpoint) for i, shape in enumerate(shapes)],
+    }
+    outputs = tuple(_residual(f"residual_{i}", *shape, checkpoint) for i, shape in enumerate(shapes))
+    return ProgramSpec(
+        name=f"controlnet.{name}",
+        module=ControlNetStep(controlnet),
+        inputs=inputs,
+        outputs=outputs,
+        example=_step_example,
+    )
+
+
+def text_encoder_program(parts: TextEncoderParts) -> ProgramSpec:
+    """One text encoder."""
+    config = parts.model.config
+    length, width = parts.max_length, config.hidden_size
+    outputs = [TensorSpec(name="prompt_embeds", dtype=FLOAT, shape=("batch", length, width))]
+    if parts.pooled:
+        outputs.append(TensorSpec(name="text_embeds", dtype=FLOAT, shape=("batch", config.projection_dim)))
+
+    def example(_: TensorSpec, shape: tuple[int, ...], __: Sizes, generator: torch.Generator) -> Tensor:
+        ids = torch.randint(0, config.vocab_size - 2, shape, generator=generator)
+        ids[:, 0], ids[:, -5:] = parts.bos_token_id, parts.eos_token_id
+        return ids
+
+    return ProgramSpec(
+        name=parts.name,
+        module=TextEncoderProgram(parts.model, penultimate=parts.penultimate, pooled=parts.pooled),
+        inputs={"input_ids": TensorSpec(name="input_ids", dtype=INT, shape=("batch", length))},
+        outputs=tuple(outputs),
+        example=example,
+    )
+
+
+def vae_programs(checkpoint: Checkpoint) -> tuple[ProgramSpec, ProgramSpec]:
+    """The VAE's decoder and encoder."""
+    picture = TensorSpec(name="picture", dtype=FLOAT, shape=("batch", "height", "width", 3))
+    decoder = ProgramSpec(
+        name="vae_decoder",
+        module=VaeDecoderProgram(checkpoint.vae),
+        inputs={"latents": _latents("latents", checkpoint)},
+        outputs=(picture,),
+        example=_normal_example,
+    )
+    encoder = ProgramSpec(
+        name="vae_encoder",
+        module=VaeEncoderProgram(checkpoint.vae),
+        inputs={"picture": picture},
+        outputs=(_latents("mean", checkpoint), _latents("std", checkpoint)),
+        example=_uniform_example,
+    )
+    return decoder, encoder
+
+
+def _step_inputs(checkpoint: Checkpoint, model: UNet2DConditionModel | ControlNetModel) -> dict[str, Any]:
+    config = model.config
+    added = {}
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - TIME_IDS * config.addition_time_embed_dim
+        added = {
+            "text_embeds": TensorSpec(name="text_embeds", dtype=FLOAT, shape=("rows", pooled)),
+            "time_ids": TensorSpec(name="time_ids", dtype=FLOAT, shape=("rows", TIME_IDS)),
+        }
+    tokens = checkpoint.text_encoders[0].max_length
+    return {
+        "latents": _latents("latents", checkpoint),
+        "rows": TensorSpec(name="rows", dtype=INT, shape=("rows",)),
+        "timestep": TensorSpec(name="timestep", dtype=FLOAT, shape=("batch",)),
+        "input_scale": TensorSpec(name="input_scale", dtype=FLOAT, shape=("batch",)),
+        "prompt_embeds": TensorSpec(name="prompt_embeds", dtype=FLOAT, shape=("rows", tokens, config.cross_attention_dim)),
+        "added": added,
+    }
+
+
+def _latents(name: str, checkpoint: Checkpoint) -> TensorSpec:
+    factor = checkpoint.vae_scale_factor
+    shape = ("batch", checkpoint.latent_channels, f"height/{factor}", f"width/{factor}")
+    return TensorSpec(name=name, dtype=FLOAT, shape=shape)
+
+
+def _residual(name: str, channels: int, downscale: int, checkpoint: Checkpoint) -> TensorSpec:
+    factor = checkpoint.vae_scale_factor * downscale
+    return TensorSpec(name=name, dtype=FLOAT, shape=("rows", channels, f"height/{factor}", f"width/{factor}"))
+
+
+def _normal_example(_: TensorSpec, shape: tuple[int, ...], __: Sizes, generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator)
+
+
+def _uniform_example(_: TensorSpec, shape: tuple[int, ...], __: Sizes, generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator)
+
+
+def _step_example(spec: TensorSpec, shape: tuple[int, ...], sizes: Sizes, generator: torch.Generator) -> Tensor:
+    """Values as a run has them: every picture's rows, timesteps over the schedule, scales around one."""
+    if spec.name == "rows":
+        return torch.arange(shape[0]) % sizes["batch"]
+    if spec.name == "timestep":
+        return (torch.rand(shape, generator=generator) * 999).round()
+    if spec.name == "time_ids":
+        return torch.rand(shape, generator=generator) * 1024
+    if spec.name in ("input_scale", "hint", "conditioning_scale", "coefficients"):
+        return torch.rand(shape, generator=generator)
+    return torch.randn(shape, generator=generator)

@@ -1,0 +1,181 @@
+"""Traces one program to ONNX and checks it against eager PyTorch before anyone uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import re
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
+from controlrt.export.programs import ProgramSpec, Sizes
+from controlrt.runtime.errors import BuildError
+from controlrt.runtime.executor import open_session
+from controlrt.runtime.manifest import Program, TensorSpec
+from controlrt.runtime.profile import MAX_BATCH, SIDE_STEP, ShapeProfile
+
+OPSET = 20
+MAX_RELATIVE_ERROR = 1e-4
+"""Float32 rounding through the deepest network stays an order of magnitude below this."""
+
+
+def export_program(spec: ProgramSpec, profile: ShapeProfile, directory: Path) -> Program:
+    """Writes ``spec`` as ``directory/<name>.onnx`` (weights beside it) and returns its manifest entry.
+
+    Sides that the profile fixes are constants of the graph; batch and rows always vary.
+
+    Raises:
+        BuildError: PyTorch cannot trace it, or the ONNX graph does not give what PyTorch gives.
+    """
+    started = time.monotonic()
+    file = directory / f"{spec.name}.onnx"
+    flat: list[TensorSpec] = pytree.tree_leaves(spec.inputs)
+    smallest = _sizes(profile, batch=2, rows=3, largest=False)
+    with _quiet() as log:
+        try:
+            program = torch.onnx.export(
+                spec.module,
+                args=(),
+                kwargs=_example(spec, smallest, seed=0),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[tensor.name for tensor in flat],
+                output_names=[tensor.name for tensor in spec.outputs],
+                dynamic_shapes=pytree.tree_map(_dynamic_shapes(profile), spec.inputs),
+                optimize=True,
+                verbose=False,
+            )
+            program.save(file, external_data=True, include_initializers=True)
+        except Exception as error:
+            raise BuildError(f"PyTorch cannot trace {spec.name}: {error}\n{log.getvalue()[-2000:]}") from error
+    worst = max(
+        _relative_error(spec, file, _example(spec, sizes, seed=1))
+        for sizes in (_sizes(profile, batch=1, rows=2, largest=False), _sizes(profile, batch=2, rows=2, largest=True))
+    )
+    if not worst <= MAX_RELATIVE_ERROR:
+        raise BuildError(
+            f"{spec.name}: the ONNX graph differs from PyTorch by {worst:.1e} of the largest value; "
+            f"at most {MAX_RELATIVE_ERROR:.0e} is allowed"
+        )
+    return Program(
+        name=spec.name,
+        file=f"{directory.name}/{file.name}",
+        inputs=tuple(_settled(tensor, profile) for tensor in flat),
+        outputs=tuple(_settled(tensor, profile) for tensor in spec.outputs),
+        max_relative_error=worst,
+        export_seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _sizes(profile: ShapeProfile, *, batch: int, rows: int, largest: bool) -> Sizes:
+    width, height = profile.widths, profile.heights
+    return {
+        "batch": batch,
+        "rows": rows,
+        "width": width.high if largest else width.low,
+        "height": height.high if largest else height.low,
+    }
+
+
+def _side(dim: str) -> tuple[str, int]:
+    """``height/16`` -> ("height", 16)."""
+    match = re.fullmatch(r"(height|width)(?:/(\d+))?", dim)
+    assert match is not None, dim
+    return match[1], int(match[2] or 1)
+
+
+def _fixed(profile: ShapeProfile, side: str) -> int | None:
+    extent = profile.heights if side == "height" else profile.widths
+    return extent.low if extent.low == extent.high else None
+
+
+def _settled(tensor: TensorSpec, profile: ShapeProfile) -> TensorSpec:
+    """The spec with every side that the profile fixes as a number."""
+    shape: list[int | str] = []
+    for dim in tensor.shape:
+        if isinstance(dim, str) and dim not in ("batch", "rows"):
+            side, divisor = _side(dim)
+            extent = _fixed(profile, side)
+            shape.append(dim if extent is None else extent // divisor)
+        else:
+            shape.append(dim)
+    return TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=tuple(shape))
+
+
+def _dynamic_shapes(profile: ShapeProfile) -> Any:
+    """A function from a spec to torch.export's description of what varies."""
+    dims: dict[str, Any] = {"batch": Dim("batch", min=1, max=MAX_BATCH), "rows": Dim("rows", min=1, max=2 * MAX_BATCH)}
+    for side, extent in (("height", profile.heights), ("width", profile.widths)):
+        if extent.low != extent.high:
+            unit = Dim(f"{side}_blocks", min=max(1, extent.low // SIDE_STEP), max=extent.high // SIDE_STEP)
+            for power in range(7):
+                factor = SIDE_STEP // 2**power
+                dims[f"{side}/{2**power}" if power else side] = factor * unit if factor > 1 else unit
+
+    def describe(tensor: TensorSpec) -> dict[int, Any]:
+        return {axis: dims[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str) and dim in dims}
+
+    return describe
+
+
+def _example(spec: ProgramSpec, sizes: Sizes, seed: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def fill(tensor: TensorSpec) -> Tensor:
+        shape = []
+        for dim in tensor.shape:
+            if isinstance(dim, int):
+                shape.append(dim)
+            elif dim in ("batch", "rows"):
+                shape.append(sizes[dim])
+            else:
+                side, divisor = _side(dim)
+                shape.append(sizes[side] // divisor)
+        return spec.example(tensor, tuple(shape), sizes, generator)
+
+    return dict(pytree.tree_map(fill, spec.inputs))
+
+
+def _relative_error(spec: ProgramSpec, file: Path, inputs: dict[str, Any]) -> float:
+    """Largest difference between ONNX Runtime and PyTorch over the largest value, worst output."""
+    with torch.no_grad():
+        expected = pytree.tree_leaves(spec.module(**inputs))
+    session = open_session(file)
+    wanted = {tensor.name for tensor in session.get_inputs()}
+    names = [tensor.name for tensor in pytree.tree_leaves(spec.inputs)]
+    feeds = dict(zip(names, (leaf.numpy() for leaf in pytree.tree_leaves(inputs)), strict=True))
+    found = session.run(None, {name: value for name, value in feeds.items() if name in wanted})
+    worst = 0.0
+    for reference, output in zip(expected, found, strict=True):
+        difference = (torch.from_numpy(output) - reference).abs().max().item()
+        worst = max(worst, difference / max(reference.abs().max().item(), 1e-12))
+        if not math.isfinite(difference):
+            return math.inf
+    return worst
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[io.StringIO]:
+    """Keeps the exporter's chatter out of the terminal; yields what it said."""
+    log = io.StringIO()
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(log):
+            warnings.simplefilter("ignore")
+            yield log
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

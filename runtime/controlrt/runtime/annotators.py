@@ -1,0 +1,23 @@
+"""Annotators: from an ordinary picture to the control picture that a ControlNet expects."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from controlrt.runtime.errors import ParameterError
+
+
+def canny(picture: Image.Image, low_threshold: float = 100, high_threshold: float = 200) -> Image.Image:
+    """White edges on black by Canny's detector (Canny 1986), as ``cv2.Canny`` finds them; RGB, same size.
+
+    Raises:
+        ParameterError: thresholds that are negative, not finite, or in the wrong order.
+    """
+    if not 0 <= low_threshold <= high_threshold < float("inf"):
+        raise ParameterError(
+            "thresholds", f"{low_threshold},{high_threshold}", "two numbers LOW,HIGH with 0 <= LOW <= HIGH"
+        )
+    edges = cv2.Canny(np.asarray(picture.convert("RGB")), low_threshold, high_threshold)
+    return Image.fromarray(np.repeat(edges[..., None], 3, axis=2))

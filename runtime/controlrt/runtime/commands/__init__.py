@@ -1,0 +1,110 @@
+"""The command line. Every stage contributes its commands through the entry point group ``controlrt.commands``.
+
+A command is a module with a docstring (its summary), ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+
+from controlrt.runtime.errors import ControlRTError, UnknownNameError, UserError
+
+GROUP = "controlrt.commands"
+INTERRUPTED = 130
+SUMMARIES = {
+    "annotate": "make a control picture from an ordinary one",
+    "build": "compile a checkpoint and its ControlNets into a bundle (build-engines)",
+    "doctor": "say what this machine can run and what is missing",
+    "export": "trace a checkpoint and its ControlNets to ONNX",
+    "generate": "draw controlled pictures from a bundle",
+    "inspect": "show what a bundle holds",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``controlrt``."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    known = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: controlrt COMMAND [options]; controlrt COMMAND --help tells more\n")
+        for name in sorted(known):
+            print(f"  {name:<10} {SUMMARIES.get(name, '')}")
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"controlrt {importlib.metadata.version('controlrt')}")
+        return 0
+    if arguments[0] not in known:
+        return _report(UnknownNameError("command", arguments[0], sorted(known)), verbose=False)
+    try:
+        command = known[arguments[0]].load()
+    except ModuleNotFoundError as error:
+        return _report(missing_extra(error), verbose="-v" in arguments)
+    return run_command(command, arguments[1:], f"controlrt {arguments[0]}")
+
+
+def run_command(command: ModuleType, argv: Sequence[str], program: str) -> int:
+    """Parses ``argv`` for one command, runs it, and turns errors into one line and an exit code."""
+    summary = (command.__doc__ or "").strip().splitlines()[0]
+    parser = argparse.ArgumentParser(prog=program, description=summary)
+    parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+    command.add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    warnings.showwarning = _show_warning
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return int(command.run(arguments))
+    except ControlRTError as error:
+        return _report(error, arguments.verbose)
+    except ModuleNotFoundError as error:
+        return _report(missing_extra(error), arguments.verbose)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader is gone; Python would complain once more at exit
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing half-written is left", file=sys.stderr)
+        return INTERRUPTED
+
+
+def named_values(pairs: Sequence[str], option: str, form: str) -> dict[str, str]:
+    """``["a=1", "b=2"]`` as a mapping.
+
+    Raises:
+        UserError: a pair without a name or value, or a name given twice.
+    """
+    named: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"{option} {pair!r} is not {form}")
+        if name in named:
+            raise UserError(f"{option} names {name!r} twice; give each its own name")
+        named[name] = value
+    return named
+
+
+def missing_extra(error: ModuleNotFoundError) -> UserError:
+    """Names the extra that brings a missing package."""
+    return UserError(f"this command needs {error.name}, which is not installed: pip install 'controlrt[export]'")
+
+
+def _report(error: ControlRTError, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exception(error)
+    else:
+        print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _terminate(*_: object) -> None:
+    raise KeyboardInterrupt

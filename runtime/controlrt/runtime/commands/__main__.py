@@ -1,0 +1,7 @@
+"""``python -m controlrt.runtime.commands`` is ``controlrt``."""
+
+import sys
+
+from controlrt.runtime.commands import main
+
+sys.exit(main())

@@ -1,0 +1,140 @@
+"""Draw controlled pictures from a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from controlrt.runtime.commands import named_values
+from controlrt.runtime.errors import UnknownNameError, UserError
+from controlrt.runtime.pictures import RESIZES, check_picture_path, open_picture, save_picture
+from controlrt.runtime.pipeline import ControlNetPipeline
+
+CONTROL_OPTIONS = {"scale": 1.0, "start": 0.0, "end": 1.0}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--negative-prompt")
+    parser.add_argument(
+        "--control",
+        action="append",
+        default=[],
+        metavar="NAME=IMAGE[,scale=1][,start=0][,end=1]",
+        help="a control of the bundle and its picture; may be repeated",
+    )
+    parser.add_argument("--resize", choices=RESIZES, help="how to fit control pictures of another size")
+    parser.add_argument("--size", metavar="WxH", help="picture size; the bundle's default where not given")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance-scale", type=float, default=7.5)
+    parser.add_argument("--guess-mode", action="store_true")
+    parser.add_argument("--scheduler", help="sampler: DDIM, Euler or a diffusers class name; the checkpoint's by default")
+    parser.add_argument("--seed", type=int, help="random where not given, and printed")
+    parser.add_argument("--images", type=int, default=1, help="pictures to draw, numbered where more than one")
+    parser.add_argument("--threads", type=int, help="CPU threads; all cores where not given")
+    parser.add_argument("-o", "--output", type=Path, default=Path("out.png"))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draws, writes the pictures and prints the times."""
+    started = time.perf_counter()
+    check_picture_path(arguments.output)
+    controls = [parse_control(text) for text in arguments.control]
+    sources = named_values([f"{name}={path}" for name, path, _ in controls], "--control", "NAME=IMAGE")
+    width, height = parse_size(arguments.size)
+    with ControlNetPipeline.load(arguments.bundle, threads=arguments.threads) as pipeline:
+        for name in sources:
+            if name not in pipeline.controls:
+                raise UnknownNameError("control", name, pipeline.controls, "add it with: build-engines --controlnet")
+        images = {name: open_picture(path) for name, path in sources.items()}
+        loaded = time.perf_counter()
+        with tqdm(total=arguments.steps, desc="draw", unit="step", leave=False, disable=not sys.stderr.isatty()) as bar:
+
+            def advance(_: object, __: int, ___: float, ____: dict[str, NDArray[np.float32]]) -> None:
+                bar.update()
+
+            output = pipeline(
+                arguments.prompt,
+                images or None,
+                negative_prompt=arguments.negative_prompt,
+                width=width,
+                height=height,
+                num_inference_steps=arguments.steps,
+                guidance_scale=arguments.guidance_scale,
+                guess_mode=arguments.guess_mode,
+                seed=arguments.seed,
+                num_images_per_prompt=arguments.images,
+                scheduler=arguments.scheduler,
+                resize=arguments.resize,
+                callback_on_step_end=advance,
+                **_control_parameters(controls),
+            )
+    paths = numbered(arguments.output, len(output.images))
+    for picture, path in zip(output.images, paths, strict=True):
+        save_picture(picture, path)
+    timings = output.timings
+    print(
+        f"{', '.join(str(path) for path in paths)}: seed {output.seed}, {1000 * float(np.median(timings.steps)):.0f} ms "
+        f"per step, {timings.total:.2f} s drawn, {loaded - started:.2f} s loading, "
+        f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+    )
+    return 0
+
+
+def parse_control(text: str) -> tuple[str, str, dict[str, float]]:
+    """``canny=edges.png,scale=0.8,end=0.5`` as name, path and options. The path may hold commas.
+
+    Raises:
+        UserError: no name or path, or an option that is unknown, doubled or not a number.
+    """
+    name, _, rest = text.partition("=")
+    path, *options = rest.split(",")
+    while options and "=" not in options[0]:
+        path = f"{path},{options.pop(0)}"
+    if not (name and path):
+        raise UserError(f"--control {text!r} is not NAME=IMAGE[,scale=1][,start=0][,end=1]")
+    parsed: dict[str, float] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in CONTROL_OPTIONS:
+            raise UnknownNameError("control option", key, CONTROL_OPTIONS)
+        if key in parsed:
+            raise UserError(f"--control {text!r} gives {key} twice")
+        try:
+            parsed[key] = float(value)
+        except ValueError:
+            raise UserError(f"--control {text!r}: {key} is {value!r}, but must be a number") from None
+    return name, path, {**CONTROL_OPTIONS, **parsed}
+
+
+def parse_size(text: str | None) -> tuple[int | None, int | None]:
+    """``768x512`` as width and height."""
+    if text is None:
+        return None, None
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise UserError(f"--size {text!r} is not WIDTHxHEIGHT, such as 512x512")
+    return int(width), int(height)
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """``out.png`` for one picture, ``out-0.png``, ``out-1.png``, ... for several."""
+    if count == 1:
+        return [path]
+    return [path.with_stem(f"{path.stem}-{index}") for index in range(count)]
+
+
+def _control_parameters(controls: list[tuple[str, str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    if not controls:
+        return {}
+    names = {"scale": "controlnet_conditioning_scale", "start": "control_guidance_start", "end": "control_guidance_end"}
+    return {names[key]: {name: options[key] for name, _, options in controls} for key in CONTROL_OPTIONS}

@@ -1,0 +1,77 @@
+"""Every error that controlrt raises on purpose.
+
+    ControlRTError                      exit code 1
+    ├── UserError                       exit code 2: something to type differently
+    │   ├── UnknownNameError            a control, sampler, program or option nobody knows
+    │   ├── ParameterError              a value outside its range
+    │   ├── ProfileError                a shape profile that cannot be built or is not in the bundle
+    │   ├── PictureError                a picture that cannot be read or does not fit
+    │   ├── SourceError                 a checkpoint that cannot be found or is not supported
+    │   └── OutputError                 a place that cannot be written
+    ├── BundleError                     a bundle that is missing, damaged or of another version
+    └── BuildError                      an export or engine build that failed
+
+A message says what failed, what was found against what is allowed, and what mends it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ControlRTError(Exception):
+    """Root of the tree; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UserError(ControlRTError):
+    """The caller asked for something that cannot be; the message says what to ask instead."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UserError):
+    """A name that is not among the known ones."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.kind, self.name, self.known = kind, name, tuple(known)
+        nearest = difflib.get_close_matches(name, self.known, n=1)
+        listed = ", ".join(self.known) if self.known else "none"
+        message = f"unknown {kind} {name!r}; known: {listed}"
+        if nearest:
+            message += f" (did you mean {nearest[0]!r}?)"
+        super().__init__(f"{message}{'; ' + hint if hint else ''}")
+
+
+class ParameterError(UserError):
+    """A parameter outside its range."""
+
+    def __init__(self, name: str, found: object, allowed: str) -> None:
+        self.name, self.found, self.allowed = name, found, allowed
+        super().__init__(f"{name} is {found!r}, but must be {allowed}")
+
+
+class ProfileError(UserError):
+    """A shape profile that is malformed or not in the bundle."""
+
+
+class PictureError(UserError):
+    """A picture that cannot be read or does not fit the request."""
+
+
+class SourceError(UserError):
+    """A checkpoint that cannot be found or whose architecture is not supported."""
+
+
+class OutputError(UserError):
+    """An output path that cannot be written."""
+
+
+class BundleError(ControlRTError):
+    """A bundle that is missing, damaged or of another version."""
+
+
+class BuildError(ControlRTError):
+    """An export or an engine build that failed; the message names the program."""

@@ -1,0 +1,302 @@
+"""The pipeline: prompts, control pictures and a seed in, pictures out. Names are those of diffusers."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.control import ControlUse, PerControl, Pictures, resolve_controls
+from controlrt.runtime.errors import ParameterError
+from controlrt.runtime.executor import BoundPlan, OnnxRuntimeExecutor
+from controlrt.runtime.noise import TorchGenerator
+from controlrt.runtime.pictures import Resize, to_pil
+from controlrt.runtime.plan import Layout, plan_denoising
+from controlrt.runtime.prompts import Conditioning, PromptEncoder
+from controlrt.runtime.samplers import SamplerTable, compile_sampler
+
+StepCallback = Callable[["ControlNetPipeline", int, float, dict[str, NDArray[np.float32]]], Mapping[str, Any] | None]
+_KEPT_PLANS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Seconds spent in each stage of one call."""
+
+    text: float
+    prepare: float
+    steps: tuple[float, ...]
+    decode: float
+
+    @property
+    def total(self) -> float:
+        """The whole call."""
+        return self.text + self.prepare + sum(self.steps) + self.decode
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOutput:
+    """What a call returns."""
+
+    images: Any
+    """PIL pictures, or (batch, height, width, 3) float32 in [0, 1] for "np", or latents for "latent"."""
+    seed: int | tuple[int, ...]
+    """What the noise was drawn from."""
+    timings: Timings
+
+
+class ControlNetPipeline:
+    """Draws controlled pictures from a bundle, without PyTorch.
+
+    One call runs at a time; calls from several threads wait for each other.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        self.bundle = bundle
+        self._executor = OnnxRuntimeExecutor(bundle, threads)
+        self._prompts = PromptEncoder(bundle, self._executor)
+        self._scheduler: dict[str, Any] = json.loads(bundle.file("scheduler.json").read_text())
+        self._bound: OrderedDict[Layout, BoundPlan] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, path: str | Path, *, threads: int | None = None, verify: bool = True) -> Self:
+        """Opens the bundle at ``path`` and all programs that drawing needs.
+
+        Args:
+            path: bundle directory, as written by ``build-engines``.
+            threads: CPU threads per program; all cores by default.
+            verify: compare every file with its SHA-256 first. Leave it on unless the place is trusted.
+
+        Raises:
+            BundleError: the bundle is missing, damaged or of another schema version.
+        """
+        pipeline = cls(Bundle.open(path, verify=verify), threads=threads)
+        for program in pipeline.bundle.manifest.programs:
+            if program.name != "vae_encoder":
+                pipeline._executor.session(program.name)
+        return pipeline
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Names of the bundle's ControlNets."""
+        return tuple(control.name for control in self.bundle.manifest.controls)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        image: Pictures | Mapping[str, Pictures] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        controlnet_conditioning_scale: PerControl = 1.0,
+        control_guidance_start: PerControl = 0.0,
+        control_guidance_end: PerControl = 1.0,
+        guess_mode: bool = False,
+        seed: int | Sequence[int] | None = None,
+        num_images_per_prompt: int = 1,
+        latents: NDArray[np.float32] | None = None,
+        scheduler: str | None = None,
+        resize: Resize | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        output_type: Literal["pil", "np", "latent"] = "pil",
+    ) -> PipelineOutput:
+        """Draws ``len(prompt) * num_images_per_prompt`` pictures.
+
+        Args:
+            prompt: one prompt or a list.
+            image: control pictures by control name; a bare picture where the bundle has one control; None for no
+                control. A list gives one picture per prompt. PIL, uint8 or float arrays (height, width[, channels]).
+            negative_prompt: what to steer away from, one or one per prompt.
+            width, height: pixels, within the bundle's profile; its default size where not given.
+            num_inference_steps: denoising steps, 1 to 1000.
+            guidance_scale: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); 1 or less turns it off.
+            controlnet_conditioning_scale, control_guidance_start, control_guidance_end: one number for all controls,
+                a list in the order of ``image``, or a mapping by name. The window is in fractions of the steps.
+            guess_mode: diffusers' guess mode: control rises over the layers and acts on the conditional half only.
+            seed: draws the noise that diffusers draws from ``torch.Generator("cpu").manual_seed(seed)``; a list gives
+                each picture its own generator. None picks one; it is in the output.
+            latents: (batch, channels, height/8, width/8) float32 standard normal noise to start from, instead of a seed.
+            scheduler: sampler by diffusers class name or alias; by default the one of the checkpoint.
+            resize: how to fit control pictures of another size: "stretch", "crop" or "pad"; by default they are refused.
+            callback_on_step_end: called as in diffusers with (pipeline, step, timestep, {"latents": array}); may return
+                a mapping with new "latents".
+            output_type: "pil", "np" for (batch, height, width, 3) float32 in [0, 1], or "latent".
+
+        Raises:
+            UserError: one of its kinds for each argument that cannot be; nothing has run then.
+        """
+        manifest = self.bundle.manifest
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts or not all(isinstance(text, str) for text in prompts):
+            raise ParameterError("prompt", prompt, "a string or a list of at least one")
+        if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
+            raise ParameterError("num_images_per_prompt", num_images_per_prompt, "a whole number of at least 1")
+        if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
+            raise ParameterError("guidance_scale", guidance_scale, "a finite number")
+        if output_type not in ("pil", "np", "latent"):
+            raise ParameterError("output_type", output_type, "pil, np or latent")
+        default_width, default_height = manifest.profile.default_size
+        width, height = width or default_width, height or default_height
+        batch = len(prompts) * num_images_per_prompt
+        manifest.profile.check(width, height, batch)
+        table = compile_sampler(scheduler or self._scheduler["_class_name"], self._scheduler, num_inference_steps)
+        uses = resolve_controls(
+            manifest.controls,
+            image,
+            scale=controlnet_conditioning_scale,
+            start=control_guidance_start,
+            end=control_guidance_end,
+            width=width,
+            height=height,
+            prompts=len(prompts),
+            images_per_prompt=num_images_per_prompt,
+            resize=resize,
+        )
+        negatives = self._negatives(negative_prompt, len(prompts))
+        seed = secrets.randbits(32) if seed is None else seed
+        noise = self._starting_noise(seed, latents, batch, width, height)
+        layout = Layout(
+            width=width,
+            height=height,
+            batch=batch,
+            guided=guidance_scale > 1,
+            active=tuple(
+                tuple(use.control.name for use in uses if use.active(step, len(table))) for step in range(len(table))
+            ),
+        )
+
+        with self._lock:
+            started = time.perf_counter()
+            conditioning = self._prompts.encode(
+                prompts,
+                negatives,
+                guided=layout.guided,
+                images_per_prompt=num_images_per_prompt,
+                width=width,
+                height=height,
+            )
+            text_done = time.perf_counter()
+            bound = self._bind(layout)
+            _fill(bound, layout, table, uses, conditioning, noise, guidance_scale, guess_mode)
+            prepared = time.perf_counter()
+            step_seconds = []
+            for step in range(layout.steps):
+                step_started = time.perf_counter()
+                bound.run_step(step)
+                if callback_on_step_end is not None:
+                    current = bound.buffers[bound.plan.latents(step + 1)]
+                    returned = callback_on_step_end(self, step, float(table.timesteps[step]), {"latents": current.copy()})
+                    if returned and "latents" in returned:
+                        current[...] = returned["latents"]
+                step_seconds.append(time.perf_counter() - step_started)
+            decode_started = time.perf_counter()
+            final = bound.buffers[bound.plan.result].copy()
+            images: Any = final
+            if output_type != "latent":
+                images = np.concatenate([self._executor.run("vae_decoder", {"latents": row[None]})[0] for row in final])
+            if output_type == "pil":
+                images = to_pil(images)
+            done = time.perf_counter()
+        timings = Timings(
+            text=text_done - started, prepare=prepared - text_done, steps=tuple(step_seconds), decode=done - decode_started
+        )
+        chosen = tuple(seed) if isinstance(seed, Sequence) else seed
+        return PipelineOutput(images=images, seed=chosen, timings=timings)
+
+    def close(self) -> None:
+        """Releases sessions and buffers; safe to call twice."""
+        self._bound.clear()
+        self._executor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _negatives(self, negative_prompt: str | Sequence[str] | None, prompts: int) -> list[str] | None:
+        if negative_prompt is None:
+            return None
+        negatives = [negative_prompt] * prompts if isinstance(negative_prompt, str) else list(negative_prompt)
+        if len(negatives) != prompts:
+            raise ParameterError("negative_prompt", negatives, f"one string or {prompts}, one for each prompt")
+        return negatives
+
+    def _starting_noise(
+        self, seed: int | Sequence[int], latents: NDArray[np.float32] | None, batch: int, width: int, height: int
+    ) -> NDArray[np.float32]:
+        model = self.bundle.manifest.model
+        shape = (batch, model.latent_channels, height // model.vae_scale_factor, width // model.vae_scale_factor)
+        if latents is not None:
+            given = np.asarray(latents, np.float32)
+            if given.shape != shape or not np.isfinite(given).all():
+                raise ParameterError("latents", f"shape {given.shape}", f"finite values of shape {shape}")
+            return given
+        if isinstance(seed, Sequence):
+            if len(seed) != batch:
+                raise ParameterError("seed", list(seed), f"one number or {batch}, one for each picture")
+            return np.concatenate([TorchGenerator(one).randn((1, *shape[1:])) for one in seed])
+        return TorchGenerator(seed).randn(shape)
+
+    def _bind(self, layout: Layout) -> BoundPlan:
+        """The bound plan of ``layout``; the last few are kept."""
+        if layout not in self._bound:
+            self._bound[layout] = self._executor.bind(plan_denoising(self.bundle.manifest, layout))
+            if len(self._bound) > _KEPT_PLANS:
+                self._bound.popitem(last=False)
+        self._bound.move_to_end(layout)
+        return self._bound[layout]
+
+
+def _fill(
+    bound: BoundPlan,
+    layout: Layout,
+    table: SamplerTable,
+    uses: Sequence[ControlUse],
+    conditioning: Conditioning,
+    noise: NDArray[np.float32],
+    guidance_scale: float,
+    guess_mode: bool,
+) -> None:
+    """Writes one call's inputs into the buffers of its plan."""
+    pictures = np.arange(layout.batch)
+    guidance = np.zeros((layout.batch, layout.rows), np.float32)
+    guidance[pictures, pictures] = 1 - guidance_scale if layout.guided else 1
+    if layout.guided:
+        guidance[pictures, layout.batch + pictures] = guidance_scale
+    values = {
+        "latents.0": noise * np.float32(table.initial_scale),
+        "rows": np.tile(pictures, layout.rows // layout.batch),
+        "timestep": table.timesteps[:, None],
+        "input_scale": table.input_scale[:, None],
+        "coefficients": table.coefficients[:, None, :],
+        "guidance": guidance,
+        **conditioning,
+    }
+    for use in uses:
+        values[f"hint.{use.control.name}"] = use.hint
+        values[f"conditioning_scale.{use.control.name}"] = use.conditioning_scale(
+            layout.batch, layout.guided, guess_mode
+        )
+    for name, value in values.items():
+        if name in bound.buffers:  # a control that never runs has no buffers
+            bound.buffers[name][...] = value
