@@ -4,7 +4,7 @@
 
 Every stage keeps a checkpoint in ``--work`` and resumes from it, so the command can be interrupted and
 repeated. The last stage writes the diffusers folders that ship with the package. Each stage climbs
-through picture sizes, cheap ones first, and ends at 512x512 (section numbers below refer to these):
+through picture sizes, cheap ones first, and ends at 512x512:
 
 * VAE: L1 + L2 + a small KL term (Kingma & Welling 2014; Rombach et al. 2022, arXiv 2112.10752).
 * UNet: v-prediction (Salimans & Ho 2022, arXiv 2202.00512), 10% prompt dropout for classifier-free guidance.
@@ -18,31 +18,31 @@ import copy
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from controlrt.demo import CONTROLNETS, MODEL_DIR
+from controlrt.demo.scenes import HELD_OUT_SHAPES, Scene, sample_scene
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from controlrt.demo import CONTROLNETS, MODEL_DIR
-from controlrt.demo.scenes import HELD_OUT_SHAPES, Scene, sample_scene
-
 CONTROLS = tuple(CONTROLNETS)
-CACHED_SCENES = {128: 8000, 256: 8000, 512: 3000}
+CACHED_SCENES = {128: 8000, 256: 8000, 512: 1500}
 PROMPT_DROPOUT = 0.1
 CHECKPOINT_SECONDS = 60
 
 # (picture side, batch, steps) of each climb
 VAE_STEPS = 900
-UNET_CLIMB = ((128, 64, 1600), (256, 32, 1200), (512, 16, 700))
+UNET_CLIMB = ((128, 64, 1100), (256, 32, 450), (512, 16, 220))
 CONTROLNET_CLIMB = {
-    "mask": ((256, 32, 350), (512, 16, 250)),
-    "canny": ((256, 32, 900), (512, 16, 500)),
+    "mask": ((256, 32, 170), (512, 16, 90)),
+    "canny": ((256, 32, 500), (512, 16, 220)),
 }
 
 
@@ -155,11 +155,17 @@ def build_scheduler() -> DDIMScheduler:
 class Stage:
     """Steps through one training stage: one-cycle rate, moving average, resumable checkpoints."""
 
-    def __init__(self, name: str, work: Path, modules: nn.ModuleDict, groups: list[dict], steps: int, clip: float = 1.0):
+    def __init__(
+        self, name: str, work: Path, modules: nn.ModuleDict, groups: list[dict], steps: int, clip: float = 1.0
+    ):
         self.name, self.path, self.modules, self.steps, self.clip = name, work / f"{name}.pt", modules, steps, clip
         self.optimizer = torch.optim.AdamW(groups, weight_decay=1e-2, betas=(0.9, 0.99))
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, max_lr=[group["lr"] for group in groups], total_steps=steps + 1, pct_start=0.08, final_div_factor=50
+            self.optimizer,
+            max_lr=[group["lr"] for group in groups],
+            total_steps=steps + 1,
+            pct_start=0.08,
+            final_div_factor=50,
         )
         self.average = copy.deepcopy(modules).requires_grad_(False)
         self.step = 0
@@ -170,12 +176,15 @@ class Stage:
             self.average.load_state_dict(state["average"])
             if self.step < steps:
                 self.optimizer.load_state_dict(state["optimizer"])
-                self.schedule.load_state_dict(state["schedule"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it would have the optimizer stepped before
+            for _ in range(self.step):
+                self.schedule.step()
 
     def save(self) -> None:
         state = {"step": self.step, "modules": self.modules.state_dict(), "average": self.average.state_dict()}
         if self.step < self.steps:
-            state |= {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+            state |= {"optimizer": self.optimizer.state_dict()}
         partial = self.path.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(self.path)
@@ -219,7 +228,9 @@ def to_tensor(pictures: list[np.ndarray], device: torch.device) -> Tensor:
 def train_vae(work: Path, device: torch.device, seed: int) -> AutoencoderKL:
     torch.manual_seed(seed)
     vae = build_vae().to(device, memory_format=torch.channels_last)
-    stage = Stage("vae", work, nn.ModuleDict({"vae": vae}), [{"params": list(vae.parameters()), "lr": 1.5e-3}], VAE_STEPS)
+    stage = Stage(
+        "vae", work, nn.ModuleDict({"vae": vae}), [{"params": list(vae.parameters()), "lr": 1.5e-3}], VAE_STEPS
+    )
 
     def crop(rng: np.random.Generator) -> np.ndarray:
         """128x128 around a point of an outline."""
@@ -279,7 +290,9 @@ def cache_latents(work: Path, vae: AutoencoderKL, size: int, device: torch.devic
 class Batches:
     """Draws training batches along a climb of picture sizes, the same at every step for one seed."""
 
-    def __init__(self, climb: tuple[tuple[int, int, int], ...], work: Path, vae: AutoencoderKL, device: torch.device, seed: int):
+    def __init__(
+        self, climb: tuple[tuple[int, int, int], ...], work: Path, vae: AutoencoderKL, device: torch.device, seed: int
+    ):
         self.climb, self.device, self.seed = climb, device, seed
         self.latents = {size: cache_latents(work, vae, size, device, seed) for size, _, _ in climb}
         self.scheduler = build_scheduler()
@@ -288,13 +301,17 @@ class Batches:
     def steps(self) -> int:
         return sum(steps for _, _, steps in self.climb)
 
+    def _stage(self, step: int) -> tuple[int, int]:
+        """Picture side and batch at ``step`` of the climb."""
+        for size, batch, steps in self.climb:
+            if step < steps:
+                return size, batch
+            step -= steps
+        raise ValueError(f"the climb has only {self.steps} steps")
+
     def draw(self, step: int) -> tuple[list[Scene], int, Tensor, Tensor, Tensor]:
         """Scenes, picture size, noisy latents, timesteps and the v target of one step."""
-        remaining = step
-        for size, batch, steps in self.climb:
-            if remaining < steps:
-                break
-            remaining -= steps
+        size, batch = self._stage(step)
         rng = np.random.default_rng([self.seed, 4, step])
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         rows = rng.integers(CACHED_SCENES[size], size=batch)
@@ -320,13 +337,18 @@ def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompt
     return text_encoder(ids.to(text_encoder.device))[0]
 
 
-def train_unet(work: Path, vae: AutoencoderKL, device: torch.device, seed: int) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+def train_unet(
+    work: Path, vae: AutoencoderKL, device: torch.device, seed: int
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     torch.manual_seed(seed + 10)
     tokenizer = build_tokenizer()
     unet = build_unet().to(device, memory_format=torch.channels_last)
     text_encoder = build_text_encoder(tokenizer).to(device)
     batches = Batches(UNET_CLIMB, work, vae, device, seed)
-    groups = [{"params": list(unet.parameters()), "lr": 1.5e-3}, {"params": list(text_encoder.parameters()), "lr": 1.5e-3}]
+    groups = [
+        {"params": list(unet.parameters()), "lr": 1.5e-3},
+        {"params": list(text_encoder.parameters()), "lr": 1.5e-3},
+    ]
     modules = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     stage = Stage("unet", work, modules, groups, batches.steps)
 
@@ -340,16 +362,23 @@ def train_unet(work: Path, vae: AutoencoderKL, device: torch.device, seed: int) 
 
 
 def train_controlnet(
-    control: str, work: Path, vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, device: torch.device, seed: int
+    control: str,
+    work: Path,
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    device: torch.device,
+    seed: int,
 ) -> ControlNetModel:
     torch.manual_seed(seed + 20)
     tokenizer = build_tokenizer()
     unet = unet.requires_grad_(False)
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 32, 64))
     controlnet = controlnet.train().requires_grad_(True).to(device, memory_format=torch.channels_last)
-    batches = Batches(CONTROLNET_CLIMB[control], work, vae, device, seed + 1 if control == "mask" else seed)
+    batches = Batches(CONTROLNET_CLIMB[control], work, vae, device, seed)
     fresh = [
-        p for name, p in controlnet.named_parameters()
+        p
+        for name, p in controlnet.named_parameters()
         if name.startswith(("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block"))
     ]
     copied = [p for p in controlnet.parameters() if all(p is not other for other in fresh)]
@@ -378,7 +407,9 @@ def save_model(vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLI
     for part, module in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
         shutil.rmtree(MODEL_DIR / part, ignore_errors=True)
         copy.deepcopy(module).half().save_pretrained(MODEL_DIR / part)
-    build_tokenizer().save_pretrained(MODEL_DIR / "tokenizer")
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(MODEL_DIR / "tokenizer")
+    tokenizer.backend_tokenizer.model.save(str(MODEL_DIR / "tokenizer"))  # vocab.json and merges.txt, CLIP's own format
     build_scheduler().save_pretrained(MODEL_DIR / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",

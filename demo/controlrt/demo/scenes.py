@@ -86,9 +86,7 @@ def _outline(kind: str, rng: np.random.Generator) -> np.ndarray:
             ]
         )
     if kind == "arrow":
-        return np.array(
-            [[-1, -0.3], [0.1, -0.3], [0.1, -0.75], [1, 0], [0.1, 0.75], [0.1, 0.3], [-1, 0.3]]
-        ) * 0.95
+        return np.array([[-1, -0.3], [0.1, -0.3], [0.1, -0.75], [1, 0], [0.1, 0.75], [0.1, 0.3], [-1, 0.3]]) * 0.95
     if kind == "hexagon":
         return _polygon(6)
     if kind == "heart":

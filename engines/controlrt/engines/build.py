@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-
 from controlrt.engines.backends import BACKENDS, Backend
 from controlrt.runtime.bundle import Bundle, digest_files, read_manifest, write_manifest
 from controlrt.runtime.commands import INTERRUPTED
@@ -114,7 +113,7 @@ def _compile(
 
 
 def _export(options: BuildOptions) -> Path:
-    """Runs ``controlrt export`` in a process of its own, so that PyTorch and its memory are gone before engines build."""
+    """Runs ``controlrt export`` in a process of its own, so that PyTorch is gone before engines build."""
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "export.json"
         arguments = ["--profile", str(options.profile), "--batch", str(options.profile.batch), "--model", options.model]

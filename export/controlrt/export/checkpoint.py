@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def load(model: Path, controlnets: Mapping[str, Path]) -> Checkpoint:
 
     if model.is_dir() and not (model / "model_index.json").is_file():
         raise SourceError(f"{model} has no model_index.json: it is not a whole pipeline")
-    with _reading(model):
+    with _loading(model):
         if model.is_file():
             pipeline = _from_single_file(model)
         else:
@@ -145,16 +146,22 @@ def _from_single_file(path: Path) -> Any:
 def _load_controlnet(name: str, path: Path, unet: Any) -> Any:
     from diffusers import ControlNetModel
 
-    with _reading(path):
+    with _loading(path):
         if path.is_file():
             controlnet = ControlNetModel.from_single_file(str(path))
         else:
             controlnet = ControlNetModel.from_pretrained(path, **_options(path))
-    for field in ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type"):
+    for field in (
+        "in_channels",
+        "block_out_channels",
+        "layers_per_block",
+        "cross_attention_dim",
+        "addition_embed_type",
+    ):
         ours, theirs = controlnet.config[field], unet.config[field]
         if ours != theirs and not (isinstance(ours, (list, tuple)) and list(ours) == list(theirs)):
             raise SourceError(
-                f"ControlNet {name} ({path}) was made for another architecture: {field} is {ours}, the UNet has {theirs}"
+                f"ControlNet {name} ({path}) was made for another model: {field} is {ours}, the UNet has {theirs}"
             )
     return _prepared(controlnet)
 
@@ -194,21 +201,17 @@ def _prepared(module: Any) -> Any:
     return module.float().eval().requires_grad_(False)
 
 
-class _reading:
+@contextlib.contextmanager
+def _loading(path: Path) -> Iterator[None]:
     """Keeps the loaders quiet and turns whatever they raise into a SourceError that names the checkpoint."""
+    import diffusers
+    import transformers
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        import diffusers
-        import transformers
-
-        for library in (diffusers, transformers):
-            library.logging.set_verbosity_error()
-            library.logging.disable_progress_bar()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, SourceError):
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise SourceError(f"cannot load {self._path}: {reason}") from error
+    for library in (diffusers, transformers):
+        library.logging.set_verbosity_error()
+        library.logging.disable_progress_bar()
+    try:
+        yield
+    except Exception as error:  # every loader has exceptions of its own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SourceError(f"cannot load {path}: {reason}") from error

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-
 from controlrt.export import checkpoint as checkpoints
 from controlrt.runtime import bundle
 from controlrt.runtime.errors import ParameterError
@@ -74,9 +73,7 @@ def export(options: ExportOptions, command: str) -> Exported:
     """
     model = checkpoints.resolve(options.model, "model")
     controlnets = {name: checkpoints.resolve(source, "ControlNet") for name, source in options.controlnets.items()}
-    sources = {
-        name: _digest(checkpoints.digest_files(path)) for name, path in {"model": model, **controlnets}.items()
-    }
+    sources = {name: _digest(checkpoints.digest_files(path)) for name, path in {"model": model, **controlnets}.items()}
     versions = {tool: importlib.metadata.version(tool) for tool in TOOLS}
     inputs = {
         "sources": sources,
@@ -84,7 +81,7 @@ def export(options: ExportOptions, command: str) -> Exported:
         "profile": msgspec.to_builtins(options.profile),
         "versions": versions,
         "schema": SCHEMA_VERSION,
-        "exporter": sha256_tree(Path(__file__).parent) if Path(__file__).parent.is_dir() else "",
+        "exporter": sha256_tree(Path(__file__).parent, "*.py"),
     }
     key = _digest(inputs)
     target = cache_root() / "exports" / key
@@ -93,7 +90,10 @@ def export(options: ExportOptions, command: str) -> Exported:
             return Exported(path=target, cached=True)
         with atomic_directory(target) as partial:
             provenance = Provenance(
-                created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), command=command, sources=sources, versions=versions
+                created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                command=command,
+                sources=sources,
+                versions=versions,
             )
             _export_into(partial, options, model, controlnets, key, provenance)
     return Exported(path=target, cached=False)

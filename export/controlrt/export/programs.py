@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
-from torch import Tensor, nn
-
 from controlrt.export.checkpoint import Checkpoint, TextEncoderParts
 from controlrt.export.modules import (
     ControlNetStep,
@@ -20,6 +17,8 @@ from controlrt.export.modules import (
     residual_shapes,
 )
 from controlrt.runtime.manifest import TensorSpec
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor, nn
 
 Sizes = dict[str, int]
 """Values of the named dimensions: batch, rows, height, width."""
@@ -45,7 +44,9 @@ def unet_program(checkpoint: Checkpoint) -> ProgramSpec:
     latents = _latents("latents", checkpoint)
     inputs = {
         **_step_inputs(checkpoint, unet),
-        "residuals": [_residual(f"residual_{i}_in", *shape, checkpoint) for i, shape in enumerate(residual_shapes(unet))],
+        "residuals": [
+            _residual(f"residual_{i}_in", *shape, checkpoint) for i, shape in enumerate(residual_shapes(unet))
+        ],
         "guidance": TensorSpec(name="guidance", dtype=FLOAT, shape=("batch", "rows")),
         "coefficients": TensorSpec(name="coefficients", dtype=FLOAT, shape=("batch", 2)),
     }
@@ -130,7 +131,9 @@ def _step_inputs(checkpoint: Checkpoint, model: UNet2DConditionModel | ControlNe
         "rows": TensorSpec(name="rows", dtype=INT, shape=("rows",)),
         "timestep": TensorSpec(name="timestep", dtype=FLOAT, shape=("batch",)),
         "input_scale": TensorSpec(name="input_scale", dtype=FLOAT, shape=("batch",)),
-        "prompt_embeds": TensorSpec(name="prompt_embeds", dtype=FLOAT, shape=("rows", tokens, config.cross_attention_dim)),
+        "prompt_embeds": TensorSpec(
+            name="prompt_embeds", dtype=FLOAT, shape=("rows", tokens, config.cross_attention_dim)
+        ),
         "added": added,
     }
 

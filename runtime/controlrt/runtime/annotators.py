@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from PIL import Image
-
 from controlrt.runtime.errors import ParameterError
+from PIL import Image
 
 
 def canny(picture: Image.Image, low_threshold: float = 100, high_threshold: float = 200) -> Image.Image:

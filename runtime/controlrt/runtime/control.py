@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-
 from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError
 from controlrt.runtime.manifest import Control
 from controlrt.runtime.pictures import Picture, Resize, to_hint
+from numpy.typing import NDArray
 
 Pictures = Picture | Sequence[Picture]
 PerControl = float | Sequence[float] | Mapping[str, float]
@@ -82,10 +81,15 @@ def resolve_controls(
         control = by_name[name]
         listed = list(pictures) if isinstance(pictures, Sequence) else [pictures]
         if len(listed) not in (1, prompts):
-            raise PictureError(f"control {name!r} has {len(listed)} pictures for {prompts} prompts; give 1 or {prompts}")
+            raise PictureError(
+                f"control {name!r} has {len(listed)} pictures for {prompts} prompts; give 1 or {prompts}"
+            )
         hints = np.stack([to_hint(picture, width, height, name, resize) for picture in listed])
         repeats = images_per_prompt if len(listed) == prompts else prompts * images_per_prompt
-        window = _pick(start, "control_guidance_start", image, position), _pick(end, "control_guidance_end", image, position)
+        window = (
+            _pick(start, "control_guidance_start", image, position),
+            _pick(end, "control_guidance_end", image, position),
+        )
         for parameter, value in zip(("control_guidance_start", "control_guidance_end"), window, strict=True):
             if not 0 <= value <= 1:
                 raise ParameterError(parameter, value, "a fraction of the steps, from 0 to 1")

@@ -1,11 +1,10 @@
-"""The schema of ``manifest.json``: what a bundle holds. Exporters and engine builders write it, the runtime reads it."""
+"""The schema of ``manifest.json``: what a bundle holds. Writers import it from here, its leanest reader."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
 import msgspec
-
 from controlrt.runtime.profile import ShapeProfile
 
 SCHEMA_VERSION = 1
@@ -16,11 +15,11 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 
 
-class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of the schema: immutable, keyword-only, unknown keys are refused."""
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of the schema: immutable, unknown keys are refused."""
 
 
-class TensorSpec(_Record):
+class TensorSpec(_Record, frozen=True, kw_only=True):
     """One input or output. A dimension is a number, or the name of one that varies from call to call."""
 
     name: str
@@ -28,7 +27,7 @@ class TensorSpec(_Record):
     shape: tuple[int | str, ...]
 
 
-class Program(_Record):
+class Program(_Record, frozen=True, kw_only=True):
     """One compiled program."""
 
     name: str
@@ -40,7 +39,7 @@ class Program(_Record):
     export_seconds: float
 
 
-class TextEncoder(_Record):
+class TextEncoder(_Record, frozen=True, kw_only=True):
     """One text encoder and its tokenizer."""
 
     program: str
@@ -54,7 +53,7 @@ class TextEncoder(_Record):
     """Whether its pooled output feeds the UNet's added conditioning (SDXL)."""
 
 
-class Control(_Record):
+class Control(_Record, frozen=True, kw_only=True):
     """One ControlNet."""
 
     name: Name
@@ -65,7 +64,7 @@ class Control(_Record):
     hint_channels: int
 
 
-class Model(_Record):
+class Model(_Record, frozen=True, kw_only=True):
     """What the runtime must know of the checkpoint."""
 
     source: str
@@ -79,7 +78,7 @@ class Model(_Record):
     """Whether a missing negative prompt means zero embeddings (SDXL's force_zeros_for_empty_prompt)."""
 
 
-class Provenance(_Record):
+class Provenance(_Record, frozen=True, kw_only=True):
     """Where the bundle came from."""
 
     created: str
@@ -89,7 +88,7 @@ class Provenance(_Record):
     versions: dict[str, str]
 
 
-class Manifest(_Record):
+class Manifest(_Record, frozen=True, kw_only=True):
     """A whole bundle."""
 
     schema_version: int

@@ -11,9 +11,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
-
 from controlrt.runtime.errors import ParameterError
+from numpy.typing import NDArray
 
 _BLOCK = 16
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
-
 from controlrt.runtime.errors import OutputError, ParameterError, PictureError
 from controlrt.runtime.storage import atomic_file, check_writable
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 Resize = Literal["stretch", "crop", "pad"]
@@ -78,8 +77,8 @@ def to_hint(picture: Picture, width: int, height: int, name: str, resize: Resize
     if rgb.size != (width, height):
         if resize is None:
             raise PictureError(
-                f"control picture {name!r} is {rgb.width}x{rgb.height}, the output is {width}x{height}; give one of that "
-                f"size, or let it be fitted with resize= (--resize) {', '.join(RESIZES)}"
+                f"control picture {name!r} is {rgb.width}x{rgb.height}, the output is {width}x{height}; give one of "
+                f"that size, or let it be fitted with resize= (--resize) {', '.join(RESIZES)}"
             )
         rgb = _fit(rgb, width, height, resize)
     return np.asarray(rgb, np.float32).transpose(2, 0, 1) / np.float32(255)

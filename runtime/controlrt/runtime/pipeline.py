@@ -15,9 +15,6 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.control import ControlUse, PerControl, Pictures, resolve_controls
 from controlrt.runtime.errors import ParameterError
@@ -27,6 +24,7 @@ from controlrt.runtime.pictures import Resize, to_pil
 from controlrt.runtime.plan import Layout, plan_denoising
 from controlrt.runtime.prompts import Conditioning, PromptEncoder
 from controlrt.runtime.samplers import SamplerTable, compile_sampler
+from numpy.typing import NDArray
 
 StepCallback = Callable[["ControlNetPipeline", int, float, dict[str, NDArray[np.float32]]], Mapping[str, Any] | None]
 _KEPT_PLANS = 4
@@ -132,9 +130,9 @@ class ControlNetPipeline:
             guess_mode: diffusers' guess mode: control rises over the layers and acts on the conditional half only.
             seed: draws the noise that diffusers draws from ``torch.Generator("cpu").manual_seed(seed)``; a list gives
                 each picture its own generator. None picks one; it is in the output.
-            latents: (batch, channels, height/8, width/8) float32 standard normal noise to start from, instead of a seed.
+            latents: (batch, channels, height/8, width/8) float32 standard normal noise, instead of a seed.
             scheduler: sampler by diffusers class name or alias; by default the one of the checkpoint.
-            resize: how to fit control pictures of another size: "stretch", "crop" or "pad"; by default they are refused.
+            resize: how to fit control pictures of another size: "stretch", "crop" or "pad"; refused by default.
             callback_on_step_end: called as in diffusers with (pipeline, step, timestep, {"latents": array}); may return
                 a mapping with new "latents".
             output_type: "pil", "np" for (batch, height, width, 3) float32 in [0, 1], or "latent".
@@ -143,7 +141,7 @@ class ControlNetPipeline:
             UserError: one of its kinds for each argument that cannot be; nothing has run then.
         """
         manifest = self.bundle.manifest
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else []
         if not prompts or not all(isinstance(text, str) for text in prompts):
             raise ParameterError("prompt", prompt, "a string or a list of at least one")
         if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
@@ -153,7 +151,8 @@ class ControlNetPipeline:
         if output_type not in ("pil", "np", "latent"):
             raise ParameterError("output_type", output_type, "pil, np or latent")
         default_width, default_height = manifest.profile.default_size
-        width, height = width or default_width, height or default_height
+        width = default_width if width is None else width
+        height = default_height if height is None else height
         batch = len(prompts) * num_images_per_prompt
         manifest.profile.check(width, height, batch)
         table = compile_sampler(scheduler or self._scheduler["_class_name"], self._scheduler, num_inference_steps)
@@ -202,7 +201,9 @@ class ControlNetPipeline:
                 bound.run_step(step)
                 if callback_on_step_end is not None:
                     current = bound.buffers[bound.plan.latents(step + 1)]
-                    returned = callback_on_step_end(self, step, float(table.timesteps[step]), {"latents": current.copy()})
+                    returned = callback_on_step_end(
+                        self, step, float(table.timesteps[step]), {"latents": current.copy()}
+                    )
                     if returned and "latents" in returned:
                         current[...] = returned["latents"]
                 step_seconds.append(time.perf_counter() - step_started)
@@ -215,7 +216,10 @@ class ControlNetPipeline:
                 images = to_pil(images)
             done = time.perf_counter()
         timings = Timings(
-            text=text_done - started, prepare=prepared - text_done, steps=tuple(step_seconds), decode=done - decode_started
+            text=text_done - started,
+            prepare=prepared - text_done,
+            steps=tuple(step_seconds),
+            decode=done - decode_started,
         )
         chosen = tuple(seed) if isinstance(seed, Sequence) else seed
         return PipelineOutput(images=images, seed=chosen, timings=timings)
@@ -251,7 +255,7 @@ class ControlNetPipeline:
             if given.shape != shape or not np.isfinite(given).all():
                 raise ParameterError("latents", f"shape {given.shape}", f"finite values of shape {shape}")
             return given
-        if isinstance(seed, Sequence):
+        if isinstance(seed, Sequence) and not isinstance(seed, str):
             if len(seed) != batch:
                 raise ParameterError("seed", list(seed), f"one number or {batch}, one for each picture")
             return np.concatenate([TorchGenerator(one).randn((1, *shape[1:])) for one in seed])

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 
 import msgspec
-
 from controlrt.runtime.errors import ParameterError, ProfileError
 
 SIDE_STEP = 64
 MIN_SIDE, MAX_SIDE = 64, 4096
 MAX_BATCH = 63
 
-_PATTERN = re.compile(r"(\d+)(?:-(\d+))?x(\d+)(?:-(\d+))?")
+_PATTERN = re.compile(r"(\d+)(?:-(\d+))?x(\d+)(?:-(\d+))?", re.ASCII)
 
 
 class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,8 +73,9 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def check(self, width: int, height: int, batch: int) -> None:
         """Raises ProfileError or ParameterError unless the bundle serves this size and batch."""
         for name, side in (("width", width), ("height", height)):
-            if side % SIDE_STEP:
-                raise ProfileError(f"{name} {side} is not a multiple of {SIDE_STEP}; nearest: {_nearest(side)}")
+            if not isinstance(side, int) or side % SIDE_STEP or side < MIN_SIDE:
+                nearest = f"; nearest: {_nearest(side)}" if isinstance(side, int) else ""
+                raise ProfileError(f"{name} {side} is not a multiple of {SIDE_STEP}{nearest}")
         if not any(width in size.width and height in size.height for size in self.sizes):
             raise ProfileError(
                 f"{width}x{height} is not in the bundle's profile {self}; "
@@ -96,9 +96,7 @@ def _parse_size(text: str) -> Size:
             f"profile {text!r} is not WIDTHxHEIGHT; examples: 512x512, 768x512, 512-1024x512-1024, 512x512,768x768"
         )
     low_width, high_width, low_height, high_height = match.groups()
-    return Size(
-        width=_parse_sides(low_width, high_width, text), height=_parse_sides(low_height, high_height, text)
-    )
+    return Size(width=_parse_sides(low_width, high_width, text), height=_parse_sides(low_height, high_height, text))
 
 
 def _parse_sides(low: str, high: str | None, text: str) -> Range:

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
 from controlrt.runtime.errors import ParameterError, UnknownNameError, UserError
+from numpy.typing import NDArray
 
 Config = Mapping[str, Any]
 MAX_STEPS = 1000
@@ -76,7 +75,7 @@ def alphas_cumprod(config: Config) -> NDArray[np.float64]:
         betas = np.minimum(1 - bar[1:] / bar[:-1], 0.999)
     else:
         raise UnknownNameError("beta_schedule", schedule, ["linear", "scaled_linear", "squaredcos_cap_v2"])
-    product = np.cumprod(1 - betas)
+    product = np.cumprod(1 - betas).astype(np.float64)
     if config.get("rescale_betas_zero_snr", False):  # Lin et al. 2023, arXiv 2305.08891, algorithm 1
         root = np.sqrt(product)
         product = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
@@ -87,8 +86,8 @@ def _refuse(config: Config, name: str, options: Mapping[str, Any]) -> None:
     for option, neutral in options.items():
         if config.get(option, neutral) != neutral:
             raise UserError(
-                f"sampler {name} does not support {option}={config[option]!r} of this checkpoint's scheduler config yet; "
-                f"supported: {option}={neutral!r}"
+                f"sampler {name} does not support {option}={config[option]!r} of the checkpoint's scheduler config "
+                f"yet; supported: {option}={neutral!r}"
             )
 
 
@@ -141,9 +140,7 @@ def _ddim(config: Config, steps: int) -> SamplerTable:
     coefficients = np.stack(
         [np.sqrt(then) * x0_x + np.sqrt(1 - then) * eps_x, np.sqrt(then) * x0_m + np.sqrt(1 - then) * eps_m], axis=1
     )
-    return SamplerTable(
-        timesteps=timesteps, input_scale=np.ones(steps), coefficients=coefficients, initial_scale=1.0
-    )
+    return SamplerTable(timesteps=timesteps, input_scale=np.ones(steps), coefficients=coefficients, initial_scale=1.0)
 
 
 def _euler(config: Config, steps: int) -> SamplerTable:

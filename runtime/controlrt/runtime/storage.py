@@ -11,9 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from controlrt.runtime.errors import OutputError
 from filelock import FileLock, Timeout
-
-from controlrt.runtime.errors import OutputError, UserError
 
 PARTIAL = ".partial-"
 
@@ -24,12 +23,10 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_tree(root: Path) -> str:
-    """Hex SHA-256 over the relative names and contents of every file below ``root`` (or of one file)."""
-    if root.is_file():
-        return sha256_file(root)
+def sha256_tree(root: Path, pattern: str) -> str:
+    """Hex SHA-256 over the relative names and contents of the files below ``root`` that match ``pattern``."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+    for path in sorted(path for path in root.rglob(pattern) if path.is_file()):
         digest.update(f"{path.relative_to(root).as_posix()}\0{sha256_file(path)}\n".encode())
     return digest.hexdigest()
 
@@ -71,11 +68,9 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     leftovers of killed processes are cleared first.
 
     Raises:
-        OutputError: the place cannot be written, or is taken by something that is not such a directory.
+        OutputError: the place cannot be written.
     """
     target = target.absolute()
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"{target} is a file; name a directory that does not exist yet")
     with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         for stale in target.parent.glob(f"{target.name}{PARTIAL}*"):
@@ -135,14 +130,16 @@ def _umask() -> int:
 
 
 def refuse_foreign_directory(target: Path, marker: str) -> None:
-    """Raises unless ``target`` is absent, empty, or was written by controlrt (holds ``marker``)."""
+    """Raises OutputError unless ``target`` is absent, empty, or was written by controlrt (holds ``marker``)."""
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{target} is a file; name a directory")
     if target.is_dir() and any(target.iterdir()) and not (target / marker).is_file():
-        raise UserError(f"{target} exists and holds other files (no {marker}); name another directory")
+        raise OutputError(f"{target} exists and holds other files (no {marker}); name another directory")
 
 
 def check_writable(target: Path) -> None:
     """Raises OutputError where ``target`` could not be made, before any work is done for it."""
-    existing = target.absolute()
+    existing = target.absolute().parent
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from controlrt.runtime.manifest import TextEncoder
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-
-from controlrt.runtime.manifest import TextEncoder
 
 
 class PromptTruncatedWarning(UserWarning):
@@ -35,7 +34,9 @@ class PromptTokenizer:
         encoder = self._encoder
         ids = np.full((len(prompts), encoder.max_length), encoder.pad_token_id, np.int64)
         room = encoder.max_length - 2
-        for row, encoding in zip(ids, self._tokenizer.encode_batch(list(prompts), add_special_tokens=False), strict=True):
+        for row, encoding in zip(
+            ids, self._tokenizer.encode_batch(list(prompts), add_special_tokens=False), strict=True
+        ):
             kept = [encoder.bos_token_id, *encoding.ids[:room], encoder.eos_token_id]
             row[: len(kept)] = kept
             if len(encoding.ids) > room:

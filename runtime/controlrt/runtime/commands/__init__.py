@@ -102,7 +102,14 @@ def _report(error: ControlRTError, verbose: bool) -> int:
     return error.exit_code
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],  # noqa: ARG001 - the signature is Python's
+    filename: str,  # noqa: ARG001
+    lineno: int,  # noqa: ARG001
+    file: object = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 

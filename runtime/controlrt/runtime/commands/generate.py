@@ -9,13 +9,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
-
 from controlrt.runtime.commands import named_values
 from controlrt.runtime.errors import UnknownNameError, UserError
 from controlrt.runtime.pictures import RESIZES, check_picture_path, open_picture, save_picture
 from controlrt.runtime.pipeline import ControlNetPipeline
+from numpy.typing import NDArray
+from tqdm import tqdm
 
 CONTROL_OPTIONS = {"scale": 1.0, "start": 0.0, "end": 1.0}
 
@@ -37,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=7.5)
     parser.add_argument("--guess-mode", action="store_true")
-    parser.add_argument("--scheduler", help="sampler: DDIM, Euler or a diffusers class name; the checkpoint's by default")
+    parser.add_argument(
+        "--scheduler", help="sampler: DDIM, Euler or a diffusers class name; the checkpoint's by default"
+    )
     parser.add_argument("--seed", type=int, help="random where not given, and printed")
     parser.add_argument("--images", type=int, default=1, help="pictures to draw, numbered where more than one")
     parser.add_argument("--threads", type=int, help="CPU threads; all cores where not given")
@@ -76,16 +77,19 @@ def run(arguments: argparse.Namespace) -> int:
                 scheduler=arguments.scheduler,
                 resize=arguments.resize,
                 callback_on_step_end=advance,
-                **_control_parameters(controls),
+                controlnet_conditioning_scale=_per_control(controls, "scale"),
+                control_guidance_start=_per_control(controls, "start"),
+                control_guidance_end=_per_control(controls, "end"),
             )
     paths = numbered(arguments.output, len(output.images))
     for picture, path in zip(output.images, paths, strict=True):
         save_picture(picture, path)
     timings = output.timings
+    names = ", ".join(str(path) for path in paths)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"{', '.join(str(path) for path in paths)}: seed {output.seed}, {1000 * float(np.median(timings.steps)):.0f} ms "
-        f"per step, {timings.total:.2f} s drawn, {loaded - started:.2f} s loading, "
-        f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+        f"{names}: seed {output.seed}, {1000 * float(np.median(timings.steps)):.0f} ms per step, "
+        f"{timings.total:.2f} s drawn, {loaded - started:.2f} s loading, peak memory {peak:.0f} MiB"
     )
     return 0
 
@@ -133,8 +137,5 @@ def numbered(path: Path, count: int) -> list[Path]:
     return [path.with_stem(f"{path.stem}-{index}") for index in range(count)]
 
 
-def _control_parameters(controls: list[tuple[str, str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    if not controls:
-        return {}
-    names = {"scale": "controlnet_conditioning_scale", "start": "control_guidance_start", "end": "control_guidance_end"}
-    return {names[key]: {name: options[key] for name, _, options in controls} for key in CONTROL_OPTIONS}
+def _per_control(controls: list[tuple[str, str, dict[str, float]]], option: str) -> dict[str, float]:
+    return {name: options[option] for name, _, options in controls}

@@ -1,0 +1,56 @@
+# make demo: from a fresh clone to a controlled picture.   make test: every check.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUNTIME_VENV := build/runtime-venv
+RUNTIME_BIN := $(RUNTIME_VENV)/bin
+PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
+export CONTROLRT_CACHE ?= $(CURDIR)/.cache
+
+.PHONY: demo test check train evaluate clean
+.DELETE_ON_ERROR:
+
+# torch first and by itself: with it in place nothing asks for a build with CUDA
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "controlrt needs Python 3.11 or newer; name one with: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_FLAGS) torch
+	$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.[dev]'
+	touch $@
+
+# what a serving machine has: the package without extras
+$(RUNTIME_VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(RUNTIME_BIN)/python || $(PYTHON) -m venv $(RUNTIME_VENV)
+	$(RUNTIME_BIN)/python -m pip install $(PIP_FLAGS) .
+	touch $@
+
+$(RUNTIME_VENV)/.installed-tests: $(RUNTIME_VENV)/.installed
+	du -sk $(RUNTIME_VENV)/lib | cut -f1 > $(RUNTIME_VENV)/installed-kib
+	$(RUNTIME_BIN)/python -m pip uninstall --quiet --yes controlrt
+	$(RUNTIME_BIN)/python -m pip install $(PIP_FLAGS) --no-deps --editable .
+	$(RUNTIME_BIN)/python -m pip install $(PIP_FLAGS) pytest pytest-timeout hypothesis
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/build-engines --profile 512x512 --output bundles/demo-512x512
+	$(BIN)/python demo/run.py --bundle bundles/demo-512x512 --output out/demo
+
+check: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check $(RUNTIME_VENV)/.installed-tests
+	$(BIN)/python -m pytest
+	$(RUNTIME_BIN)/python -m pytest tests/runtime
+
+train: $(VENV)/.installed
+	$(BIN)/python demo/train.py
+
+evaluate: $(VENV)/.installed
+	$(BIN)/build-engines --profile 512x512 --output bundles/demo-512x512
+	$(BIN)/python demo/evaluate.py bundles/demo-512x512
+
+clean:
+	rm -rf build out bundles .cache

@@ -1,0 +1,65 @@
+"""Bundles that several tests share. What they build stays in the cache, so a second run builds nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from controlrt.runtime import ControlNetPipeline
+    from families import Family
+
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("CONTROLRT_CACHE", str(ROOT / ".cache"))
+os.environ["HF_HUB_OFFLINE"] = "1"
+DEMO_BUNDLE = Path(os.environ["CONTROLRT_CACHE"]) / "tests" / "demo-512x512"
+CAN_EXPORT = importlib.util.find_spec("torch") is not None
+
+
+def pytest_configure() -> None:
+    if CAN_EXPORT:
+        import torch
+
+        torch.set_grad_enabled(False)
+
+
+@pytest.fixture(scope="session")
+def demo_bundle() -> Path:
+    """The demo model's bundle. An environment that cannot export uses the one that the other environment built."""
+    if CAN_EXPORT:
+        from controlrt.demo import CONTROLNETS, MODEL_DIR
+        from controlrt.engines.build import BuildOptions, build
+        from controlrt.runtime.profile import ShapeProfile
+
+        options = BuildOptions(
+            model=str(MODEL_DIR),
+            controlnets={name: str(path) for name, path in CONTROLNETS.items()},
+            profile=ShapeProfile.parse("512x512", "1-4"),
+            output=DEMO_BUNDLE,
+        )
+        build(options, "pytest")
+    if not DEMO_BUNDLE.is_dir():
+        pytest.fail(f"no bundle at {DEMO_BUNDLE}; run pytest in the development environment first (make test does)")
+    return DEMO_BUNDLE
+
+
+@pytest.fixture(scope="session")
+def demo(demo_bundle: Path) -> Iterator[ControlNetPipeline]:
+    """The demo bundle, loaded."""
+    from controlrt.runtime import ControlNetPipeline
+
+    with ControlNetPipeline.load(demo_bundle) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="session")
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """One of the small random checkpoints; parametrize it indirectly by name."""
+    from families import FAMILIES
+
+    return FAMILIES[request.param](tmp_path_factory.mktemp(request.param))

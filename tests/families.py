@@ -1,0 +1,185 @@
+"""Small randomly initialised checkpoints of the architectures that controlrt supports, as diffusers folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from controlrt.demo import MODEL_DIR
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+CONTROLS = ("first", "second")
+SIDE = 128
+SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A model folder and its ControlNets' folders."""
+
+    name: str
+    model: Path
+    controlnets: dict[str, Path]
+
+    def reference(self, *controls: str) -> Any:
+        """diffusers' own ControlNet pipeline in float32, or its plain one without controls."""
+        xl = self.name == "sdxl"
+        if not controls:
+            cls = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
+            pipeline = cls.from_pretrained(self.model)
+        else:
+            loaded = [ControlNetModel.from_pretrained(self.controlnets[name]).float() for name in controls]
+            cls = StableDiffusionXLControlNetPipeline if xl else StableDiffusionControlNetPipeline
+            pipeline = cls.from_pretrained(self.model, controlnet=loaded if len(loaded) > 1 else loaded[0])
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(torch.float32)
+
+
+def _fill_zeros(module: nn.Module, std: float) -> nn.Module:
+    """Gives zero convolutions values, so that control shows."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=std)
+    return module
+
+
+def _tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(MODEL_DIR / "tokenizer")
+
+
+def _vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(16, 16, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=SIDE,
+    )
+
+
+def _text_config(tokenizer: CLIPTokenizer, width: int, activation: str, layers: int = 3) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        projection_dim=width,
+        hidden_act=activation,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _save(name: str, root: Path, pipeline: Any) -> Family:
+    pipeline.save_pretrained(root / "model")
+    controlnets = {}
+    for seed, control in enumerate(CONTROLS, 1):
+        torch.manual_seed(seed)
+        controlnet = ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(8, 8, 16, 16))
+        _fill_zeros(controlnet, std=0.2).save_pretrained(root / control)
+        controlnets[control] = root / control
+    return Family(name=name, model=root / "model", controlnets=controlnets)
+
+
+def sd15(root: Path) -> Family:
+    """Stable Diffusion 1.5: four levels of two layers (12+1 residuals), epsilon, Euler."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=SIDE // 8,
+        block_out_channels=(32, 32, 64, 64),
+        norm_num_groups=8,
+        cross_attention_dim=32,
+        attention_head_dim=4,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, 32, "quick_gelu")),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="linspace"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return _save("sd15", root, pipeline)
+
+
+def sd21(root: Path) -> Family:
+    """Stable Diffusion 2.1: v-prediction, linear projections, heads by level, another padding token, DDIM."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    tokenizer.pad_token = "!"
+    unet = UNet2DConditionModel(
+        sample_size=SIDE // 8,
+        block_out_channels=(32, 32, 64, 64),
+        norm_num_groups=8,
+        cross_attention_dim=48,
+        attention_head_dim=(2, 2, 4, 4),
+        use_linear_projection=True,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, 48, "gelu")),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(
+            **SCALED_LINEAR, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return _save("sd21", root, pipeline)
+
+
+def sdxl(root: Path) -> Family:
+    """Stable Diffusion XL: two text encoders, pooled text and size conditioning, three levels (9+1 residuals)."""
+    torch.manual_seed(0)
+    tokenizer, tokenizer_2 = _tokenizer(), _tokenizer()
+    tokenizer_2.pad_token = "!"
+    unet = UNet2DConditionModel(
+        sample_size=SIDE // 8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 32, 64),
+        transformer_layers_per_block=(1, 1, 2),
+        norm_num_groups=8,
+        cross_attention_dim=80,
+        attention_head_dim=(2, 2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 48,
+    )
+    pipeline = StableDiffusionXLPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, 32, "quick_gelu")),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer_2, 48, "gelu")),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="leading"),
+        force_zeros_for_empty_prompt=True,
+    )
+    return _save("sdxl", root, pipeline)
+
+
+FAMILIES = {"sd15": sd15, "sd21": sd21, "sdxl": sdxl}

@@ -1,0 +1,211 @@
+"""End to end against diffusers' own pipelines in eager PyTorch: same checkpoint, seed, prompt, hint.
+
+Float32 on both sides. The bounds are those that the project promises: latents within 1e-3 of the reference's norm,
+pictures within 50 dB; rounding alone gives about 1e-6 and 100 dB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from controlrt.demo import CONTROLNETS, MODEL_DIR
+from controlrt.demo.scenes import sample_scene
+from controlrt.engines.build import BuildOptions, build
+from controlrt.runtime import ControlNetPipeline
+from controlrt.runtime.profile import ShapeProfile
+from families import CONTROLS, FAMILIES, SIDE, Family
+from numpy.typing import NDArray
+from PIL import Image
+
+LATENTS_BOUND, PSNR_BOUND = 1e-3, 50.0
+PROMPT, NEGATIVE = "a red star on a light blue background", "a green moon"
+
+
+def relative(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def psnr(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float(-10 * np.log10(np.mean((found.astype(np.float64) - expected) ** 2) + 1e-20))
+
+
+def hints(side: int, count: int) -> list[Image.Image]:
+    rng = np.random.default_rng(11)
+    return [Image.fromarray(sample_scene(rng).control("canny", side)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def compiled(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlNetPipeline]:
+    options = BuildOptions(
+        model=str(family.model),
+        controlnets={name: str(path) for name, path in family.controlnets.items()},
+        profile=ShapeProfile.parse(f"{SIDE}x{SIDE}", "1-4"),
+        output=tmp_path_factory.mktemp("bundles") / family.name,
+    )
+    build(options, "pytest")
+    with ControlNetPipeline.load(options.output) as pipeline:
+        yield pipeline
+
+
+every_family = pytest.mark.parametrize("family", list(FAMILIES), indirect=True, scope="module")
+
+
+@every_family
+@pytest.mark.parametrize("controls", [CONTROLS[:1], CONTROLS])
+@pytest.mark.parametrize("scale", [0.0, 0.7, 1.3])
+@pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
+def test_same_picture(
+    compiled: ControlNetPipeline, family: Family, controls: tuple[str, ...], scale: float, guidance_scale: float
+) -> None:
+    pictures = hints(SIDE, len(controls))
+    shared = {"negative_prompt": NEGATIVE, "num_inference_steps": 6, "guidance_scale": guidance_scale}
+    reference = family.reference(*controls)
+
+    def expected(output_type: str) -> NDArray[np.float32]:
+        single = len(controls) == 1
+        images = reference(
+            PROMPT,
+            image=pictures[0] if single else pictures,
+            controlnet_conditioning_scale=scale if single else [scale] * len(controls),
+            generator=torch.Generator("cpu").manual_seed(7),
+            output_type=output_type,
+            **shared,
+        ).images
+        return np.asarray(images)
+
+    def found(output_type: str) -> NDArray[np.float32]:
+        return compiled(
+            PROMPT,
+            dict(zip(controls, pictures, strict=True)),
+            controlnet_conditioning_scale=scale,
+            seed=7,
+            output_type=output_type,
+            **shared,
+        ).images
+
+    assert relative(found("latent"), expected("latent")) < LATENTS_BOUND
+    assert psnr(found("np"), expected("np")) > PSNR_BOUND
+
+
+@every_family
+def test_without_control(compiled: ControlNetPipeline, family: Family) -> None:
+    reference = family.reference()
+    shared = {"num_inference_steps": 5, "guidance_scale": 4.0, "output_type": "latent", "width": SIDE, "height": SIDE}
+    expected = np.asarray(reference(PROMPT, generator=torch.Generator().manual_seed(3), **shared).images)
+    assert relative(compiled(PROMPT, seed=3, **shared).images, expected) < LATENTS_BOUND
+
+
+@every_family
+def test_windows_and_scales_by_control(compiled: ControlNetPipeline, family: Family) -> None:
+    """Each ControlNet with its own scale and window, at steps where diffusers' rounding rule bites."""
+    pictures = hints(SIDE, 2)
+    window = {"control_guidance_start": [0.0, 0.3], "control_guidance_end": [0.5, 1.0]}
+    scales = [0.4, 1.1]
+    shared = {"num_inference_steps": 7, "guidance_scale": 3.0, "output_type": "latent", **window}
+    expected = family.reference(*CONTROLS)(
+        PROMPT,
+        image=pictures,
+        controlnet_conditioning_scale=scales,
+        generator=torch.Generator().manual_seed(5),
+        **shared,
+    ).images
+    found = compiled(
+        PROMPT,
+        dict(zip(CONTROLS, pictures, strict=True)),
+        controlnet_conditioning_scale=scales,
+        seed=5,
+        **shared,
+    ).images
+    assert relative(found, np.asarray(expected)) < LATENTS_BOUND
+
+
+@every_family
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_guess_mode(compiled: ControlNetPipeline, family: Family, guidance_scale: float) -> None:
+    shared = {"num_inference_steps": 4, "guidance_scale": guidance_scale, "guess_mode": True, "output_type": "latent"}
+    (hint,) = hints(SIDE, 1)
+    reference = family.reference("first")
+    expected = reference(PROMPT, image=hint, generator=torch.Generator().manual_seed(5), **shared).images
+    found = compiled(PROMPT, {"first": hint}, seed=5, **shared).images
+    assert relative(found, np.asarray(expected)) < LATENTS_BOUND
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"], indirect=True, scope="module")
+def test_batches_follow_diffusers(compiled: ControlNetPipeline, family: Family) -> None:
+    """Two prompts, two pictures each, a hint for each prompt, and both seed rules."""
+    pictures = hints(SIDE, 2)
+    prompts = [PROMPT, "a black circle on an orange background"]
+    shared = {"num_inference_steps": 4, "num_images_per_prompt": 2, "output_type": "latent"}
+    reference = family.reference("first")
+    for seed in (9, [1, 2, 3, 4]):
+        seeds = [seed] if isinstance(seed, int) else seed
+        generators = [torch.Generator().manual_seed(one) for one in seeds]
+        generator = generators[0] if isinstance(seed, int) else generators
+        expected = reference(prompts, image=pictures, generator=generator, guidance_scale=6.0, **shared).images
+        found = compiled(prompts, {"first": pictures}, seed=seed, guidance_scale=6.0, **shared).images
+        assert found.shape[0] == 4
+        assert relative(found, np.asarray(expected)) < LATENTS_BOUND
+
+
+@pytest.mark.parametrize("scheduler", ["DDIM", "Euler"])
+@pytest.mark.parametrize("control", ["canny", "mask"])
+def test_demo_model(demo: ControlNetPipeline, control: str, scheduler: str) -> None:
+    """The demo model over a whole run at 512x512, with the sampler switched at run time."""
+    import diffusers
+
+    scene = sample_scene(np.random.default_rng(21))
+    hint = Image.fromarray(scene.control(control, 512))
+    controlnet = diffusers.ControlNetModel.from_pretrained(CONTROLNETS[control])
+    reference = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
+        MODEL_DIR, controlnet=controlnet, safety_checker=None
+    ).to(torch.float32)
+    reference.set_progress_bar_config(disable=True)
+    cls = {"DDIM": diffusers.DDIMScheduler, "Euler": diffusers.EulerDiscreteScheduler}[scheduler]
+    reference.scheduler = cls.from_config(reference.scheduler.config)
+    shared = {"num_inference_steps": 20, "guidance_scale": 7.5, "controlnet_conditioning_scale": 0.7}
+    generator = torch.Generator().manual_seed(7)
+    expected = reference(scene.prompt, image=hint, generator=generator, output_type="np", **shared).images
+    found = demo(scene.prompt, {control: hint}, seed=7, scheduler=scheduler, output_type="np", **shared).images
+    assert psnr(found, expected) > PSNR_BOUND
+
+
+def test_demo_model_two_controls(demo: ControlNetPipeline) -> None:
+    import diffusers
+
+    scene = sample_scene(np.random.default_rng(22))
+    pictures = {name: Image.fromarray(scene.control(name, 512)) for name in ("canny", "mask")}
+    controlnets = [diffusers.ControlNetModel.from_pretrained(CONTROLNETS[name]) for name in pictures]
+    reference = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
+        MODEL_DIR, controlnet=controlnets, safety_checker=None
+    ).to(torch.float32)
+    reference.set_progress_bar_config(disable=True)
+    scales = [1.3, 0.7]
+    shared = {"num_inference_steps": 10, "output_type": "latent", "controlnet_conditioning_scale": scales}
+    generator = torch.Generator().manual_seed(1)
+    expected = reference(scene.prompt, image=list(pictures.values()), generator=generator, **shared).images
+    found = demo(scene.prompt, pictures, seed=1, **{**shared, "guidance_scale": 7.5}).images
+    assert relative(found, expected.numpy()) < LATENTS_BOUND
+
+
+def test_scale_changes_the_picture_smoothly(demo: ControlNetPipeline) -> None:
+    """A small change of scale moves the latents a little, a large one more."""
+    scene = sample_scene(np.random.default_rng(23))
+    hint = {"mask": Image.fromarray(scene.control("mask", 512))}
+
+    def latents(scale: float) -> NDArray[np.float32]:
+        return demo(
+            scene.prompt,
+            hint,
+            num_inference_steps=8,
+            controlnet_conditioning_scale=scale,
+            seed=2,
+            output_type="latent",
+        ).images
+
+    base = latents(0.7)
+    small, large = relative(latents(0.701), base), relative(latents(1.0), base)
+    assert 0 < small < 0.02
+    assert large > 5 * small

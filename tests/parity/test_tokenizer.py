@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from controlrt.demo import MODEL_DIR
+from controlrt.runtime import ControlNetPipeline
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import CLIPTokenizer
+
+
+@settings(max_examples=150, deadline=None)
+@given(prompt=st.text(max_size=200) | st.text("abcdefgh ,.!'()[]:0123 \n\t", max_size=400))
+def test_same_ids_as_transformers(demo: ControlNetPipeline, prompt: str) -> None:
+    _, tokenizer = demo._prompts._encoders[0]
+    reference = CLIPTokenizer.from_pretrained(MODEL_DIR / "tokenizer")
+    expected = reference([prompt], padding="max_length", max_length=77, truncation=True, return_tensors="np").input_ids
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.testing.assert_array_equal(tokenizer([prompt]), expected)

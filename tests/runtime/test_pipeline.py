@@ -1,0 +1,147 @@
+"""Behaviour of the pipeline on the demo bundle; tests/parity compares its numbers with diffusers."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from controlrt.runtime import ControlNetPipeline
+from controlrt.runtime.errors import ControlRTError, ParameterError, ProfileError, UnknownNameError
+from numpy.typing import NDArray
+from PIL import Image
+
+pytestmark = pytest.mark.bundle
+PROMPT = "a red star on a light blue background"
+FEW = {"num_inference_steps": 2, "seed": 3}
+
+
+def mask() -> Image.Image:
+    picture = np.zeros((512, 512, 3), np.uint8)
+    picture[150:350, 150:350] = 255
+    return Image.fromarray(picture)
+
+
+def latents(demo: ControlNetPipeline, *arguments: Any, **options: Any) -> NDArray[np.float32]:
+    return demo(*arguments, output_type="latent", **{**FEW, **options}).images
+
+
+def test_output_types(demo: ControlNetPipeline) -> None:
+    pil = demo(PROMPT, {"mask": mask()}, **FEW)
+    array = demo(PROMPT, {"mask": mask()}, output_type="np", **FEW).images
+    assert pil.images[0].size == (512, 512)
+    assert array.shape == (1, 512, 512, 3)
+    assert 0 <= array.min() < array.max() <= 1
+    np.testing.assert_array_equal(np.asarray(pil.images[0]), np.round(array[0] * 255).astype(np.uint8))
+    assert len(pil.timings.steps) == 2
+    assert pil.seed == 3
+
+
+def test_same_seed_same_picture_and_other_seed_another(demo: ControlNetPipeline) -> None:
+    first = latents(demo, PROMPT, {"mask": mask()})
+    latents(demo, "a black moon", {"canny": mask()}, seed=9)  # leaves other bytes in the buffers
+    np.testing.assert_array_equal(latents(demo, PROMPT, {"mask": mask()}), first)
+    assert np.abs(latents(demo, PROMPT, {"mask": mask()}, seed=4) - first).max() > 0.1
+
+
+def test_a_seed_is_chosen_and_told(demo: ControlNetPipeline) -> None:
+    one = demo(PROMPT, num_inference_steps=1, output_type="latent")
+    two = demo(PROMPT, num_inference_steps=1, output_type="latent")
+    assert one.seed != two.seed
+    np.testing.assert_array_equal(latents(demo, PROMPT, num_inference_steps=1, seed=one.seed), one.images)
+
+
+def test_scale_zero_and_a_closed_window_equal_no_control(demo: ControlNetPipeline) -> None:
+    without = latents(demo, PROMPT)
+    zero = latents(demo, PROMPT, {"mask": mask()}, controlnet_conditioning_scale=0.0)
+    closed = latents(demo, PROMPT, {"mask": mask()}, control_guidance_start=0.9)
+    np.testing.assert_array_equal(zero, without)
+    np.testing.assert_array_equal(closed, without)
+    assert np.abs(latents(demo, PROMPT, {"mask": mask()}) - without).max() > 0.1
+
+
+def test_rows_of_a_batch_do_not_mix(demo: ControlNetPipeline) -> None:
+    prompts = [PROMPT, "a green circle on a black background"]
+    together = latents(demo, prompts, {"mask": mask()}, seed=[1, 2])
+    for row, (prompt, seed) in enumerate(zip(prompts, (1, 2), strict=True)):
+        alone = latents(demo, prompt, {"mask": mask()}, seed=seed)
+        # another batch size may take other kernels, so only float32 rounding separates them
+        assert np.abs(together[row] - alone[0]).max() < 1e-4
+
+
+def test_own_noise(demo: ControlNetPipeline) -> None:
+    noise = np.random.default_rng(0).normal(size=(1, 4, 64, 64)).astype(np.float32)
+    first = latents(demo, PROMPT, latents=noise)
+    assert np.abs(first - latents(demo, PROMPT, latents=noise + 0.5)).max() > 0.01
+    for bad in (noise[:, :, :32], noise * np.nan):
+        with pytest.raises(ParameterError, match="latents"):
+            latents(demo, PROMPT, latents=bad)
+
+
+def test_callback_sees_and_replaces_latents(demo: ControlNetPipeline) -> None:
+    seen = []
+
+    def callback(pipeline: ControlNetPipeline, step: int, timestep: float, values: dict[str, Any]) -> dict[str, Any]:
+        assert pipeline is demo
+        seen.append((step, timestep))
+        return {"latents": np.zeros_like(values["latents"])} if step == 1 else {}
+
+    final = latents(demo, PROMPT, callback_on_step_end=callback)
+    assert seen == [(0, 999.0), (1, 499.0)]
+    assert not final.any()
+
+
+def test_after_an_error_in_a_callback_the_next_call_works(demo: ControlNetPipeline) -> None:
+    expected = latents(demo, PROMPT)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("stop here")
+
+    with pytest.raises(RuntimeError, match="stop here"):
+        latents(demo, PROMPT, callback_on_step_end=fail)
+    np.testing.assert_array_equal(latents(demo, PROMPT), expected)
+
+
+def test_threads_wait_for_each_other(demo: ControlNetPipeline) -> None:
+    expected = {seed: latents(demo, PROMPT, seed=seed) for seed in (1, 2, 3)}
+    found: dict[int, NDArray[np.float32]] = {}
+    threads = [
+        threading.Thread(target=lambda seed=seed: found.update({seed: latents(demo, PROMPT, seed=seed)}))
+        for seed in expected
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, value in expected.items():
+        np.testing.assert_array_equal(found[seed], value)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"num_inference_steps": 0}, ParameterError, "from 1 to 1000"),
+        ({"guidance_scale": float("nan")}, ParameterError, "guidance_scale"),
+        ({"controlnet_conditioning_scale": float("nan"), "image": {"mask": mask()}}, ParameterError, "finite"),
+        ({"image": {"depth": mask()}}, UnknownNameError, "canny, mask"),
+        ({"scheduler": "DDIMM"}, UnknownNameError, "did you mean"),
+        ({"width": 500}, ProfileError, "448 or 512"),
+        ({"width": 768}, ProfileError, "--profile 768x512"),
+        ({"width": 0}, ProfileError, "64"),
+        ({"num_images_per_prompt": 9}, ParameterError, "--batch 1-9"),
+        ({"num_images_per_prompt": 0}, ParameterError, "at least 1"),
+        ({"seed": [1, 2]}, ParameterError, "one for each picture"),
+        ({"seed": "7"}, ParameterError, "seed"),
+        ({"negative_prompt": ["a", "b"]}, ParameterError, "negative_prompt"),
+        ({"output_type": "jpeg"}, ParameterError, "pil, np or latent"),
+        ({"prompt": []}, ParameterError, "prompt"),
+        ({"prompt": 7}, ParameterError, "prompt"),
+        ({"resize": "squash", "image": {"mask": mask().resize((64, 64))}}, ParameterError, "stretch, crop, pad"),
+    ],
+)
+def test_refusals(demo: ControlNetPipeline, options: dict[str, Any], error: type[ControlRTError], says: str) -> None:
+    with pytest.raises(error, match=says) as caught:
+        demo(**{"prompt": PROMPT, **options})
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
