@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,14 @@ from controlrt.runtime.storage import sha256_file
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 PIPELINE_PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
+# what a pipeline or a ControlNet on the hub is made of, without its doubles in other precisions and formats
+HUB_FILES = [
+    "model_index.json",
+    "config.json",
+    "diffusion_pytorch_model*",
+    *(f"{part}/*" for part in PIPELINE_PARTS),
+]
+HUB_IGNORED = ["*.bin", "*.fp16.*", "*non_ema*", "*.msgpack", "*.onnx*", "*openvino*", "*.md"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +79,11 @@ def resolve(source: str, what: str) -> Path:
         raise SourceError(f"{what} {source} does not exist; give a diffusers folder, a .safetensors file or a hub id")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.safetensors", "*.model"]
-    try:
-        return Path(snapshot_download(source, allow_patterns=patterns, local_files_only=True))
-    except Exception:  # not in the local cache; the hub client raises many kinds
-        if os.environ.get("HF_HUB_OFFLINE") == "1":
-            raise SourceError(f"{what} {source} is not in the local hub cache, and HF_HUB_OFFLINE=1 is set") from None
-    try:
-        return Path(snapshot_download(source, allow_patterns=patterns))
-    except Exception as error:
+    try:  # falls back to its local cache by itself, and asks nothing of the network with HF_HUB_OFFLINE=1
+        return Path(snapshot_download(source, allow_patterns=HUB_FILES, ignore_patterns=HUB_IGNORED))
+    except Exception as error:  # the hub client raises many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SourceError(f"{what} {source} is neither a path here nor can it be had from the hub: {reason}") from error
+        raise SourceError(f"{what} {source} is no path here, and the hub and its local cache say: {reason}") from error
 
 
 def digest_files(path: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from controlrt.export.exporter import ExportOptions, export
-from controlrt.runtime.commands import named_values
+from controlrt.runtime.commands import INTERRUPTED, named_values
 from controlrt.runtime.profile import ShapeProfile
 
 
@@ -29,7 +29,12 @@ def run(arguments: argparse.Namespace) -> int:
         controlnets=named_values(arguments.controlnet, "--controlnet", "NAME=SOURCE"),
         profile=ShapeProfile.parse(arguments.profile, arguments.batch),
     )
-    exported = export(options, shlex.join(["controlrt", *sys.argv[1:]]))
+    try:
+        exported = export(options, shlex.join(["controlrt", *sys.argv[1:]]))
+    except KeyboardInterrupt:
+        if arguments.report:  # the build that started this process speaks for both
+            return INTERRUPTED
+        raise
     if arguments.report:
         arguments.report.write_text(json.dumps({"path": str(exported.path), "cached": exported.cached}))
     else:

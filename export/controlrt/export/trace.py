@@ -39,13 +39,16 @@ def export_program(spec: ProgramSpec, profile: ShapeProfile, directory: Path) ->
     started = time.monotonic()
     file = directory / f"{spec.name}.onnx"
     flat: list[TensorSpec] = pytree.tree_leaves(spec.inputs)
-    smallest = _sizes(profile, batch=2, rows=3, largest=False)
+    traced = _sizes(profile, batch=2, rows=3, largest=False)
+    for side, extent in (("width", profile.widths), ("height", profile.heights)):
+        if extent.low != extent.high:
+            traced[side] = max(traced[side], 2 * SIDE_STEP)  # torch.export takes a size of one block for a constant
     with _quiet() as log:
         try:
             program = torch.onnx.export(
                 spec.module,
                 args=(),
-                kwargs=_example(spec, smallest, seed=0),
+                kwargs=_example(spec, traced, seed=0),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[tensor.name for tensor in flat],

@@ -91,12 +91,10 @@ class _Planner:
         self.manifest, self.layout = manifest, layout
         self.buffers: dict[str, tuple[tuple[int, ...], str]] = {}
         self.steps: list[tuple[Call, ...]] = []
-        factor = manifest.model.vae_scale_factor
         self.dimensions = {"batch": layout.batch, "rows": layout.rows, "height": layout.height, "width": layout.width}
         for power in range(7):
             self.dimensions[f"height/{2**power}"] = layout.height // 2**power
             self.dimensions[f"width/{2**power}"] = layout.width // 2**power
-        assert factor in {2**power for power in range(7)}
 
     def add_step(self, step: int, active: tuple[str, ...]) -> None:
         calls, residuals = [], "zero"

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,7 @@ def lock(target: Path) -> Iterator[None]:
     try:
         held.acquire(timeout=0)
     except Timeout:
-        print(f"another process is building {target}; waiting for it", flush=True)
+        print(f"another process is building {target}; waiting for it", file=sys.stderr, flush=True)
         held.acquire()
     try:
         yield

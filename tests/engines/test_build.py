@@ -1,0 +1,136 @@
+"""The build as a user meets it: second builds, interruptions, two at once, mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from controlrt.demo import CONTROLNETS, MODEL_DIR
+from controlrt.engines.command import main
+from controlrt.runtime.bundle import Bundle
+
+BUILD = [sys.executable, "-c", "import sys; from controlrt.engines.command import main; sys.exit(main())"]
+DEMO = ["--model", str(MODEL_DIR), "--controlnet", f"mask={CONTROLNETS['mask']}"]
+
+
+def build_engines(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*BUILD, *arguments], capture_output=True, text=True, env={**os.environ, **environment}, timeout=600
+    )
+
+
+def stamps(bundle: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in bundle.rglob("*")}
+
+
+def test_a_second_build_does_nothing_and_says_so(demo_bundle: Path) -> None:
+    before = stamps(demo_bundle)
+    again = build_engines("--profile", "512x512", "--batch", "1-4", "--output", str(demo_bundle))
+    assert again.returncode == 0, again.stderr
+    assert "up to date, nothing to do (controls: canny, mask)" in again.stdout
+    assert again.stderr == ""
+    assert stamps(demo_bundle) == before
+
+
+def test_a_damaged_bundle_is_built_again(demo_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    (copy / "scheduler.json").write_text("{}")
+    again = build_engines("--profile", "512x512", "--batch", "1-4", "--output", str(copy))
+    assert again.returncode == 0, again.stderr
+    assert "trace" not in again.stderr  # the export is still in the cache
+    assert Bundle.open(copy).manifest.key == Bundle.open(demo_bundle).manifest.key
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
+    """SIGINT goes to the whole process group, as a terminal sends it; the others to the parent alone."""
+    process = subprocess.Popen(
+        [*BUILD, *DEMO, "--output", str(tmp_path / "out" / "bundle")],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "CONTROLRT_CACHE": str(tmp_path / "cache")},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "load checkpoint" in line:
+            break
+    time.sleep(1)
+    if sent == signal.SIGTERM:
+        process.send_signal(sent)
+    else:
+        os.killpg(process.pid, sent)
+    process.communicate(timeout=60)
+    assert process.returncode == (-9 if sent == signal.SIGKILL else 130)
+    assert not (tmp_path / "out" / "bundle").exists()
+    exports = tmp_path / "cache" / "exports"
+    finished = [path for path in exports.iterdir() if ".partial-" not in path.name]
+    assert finished == []
+    if sent != signal.SIGKILL:
+        assert list(exports.iterdir()) == []
+
+
+def test_two_builds_at_once_share_the_work(demo_bundle: Path, tmp_path: Path) -> None:
+    """Same output: one waits, then finds it up to date. ``demo_bundle`` has put the export into the cache."""
+    target = tmp_path / "bundle"
+    command = [*BUILD, "--profile", "512x512", "--batch", "1-4", "--output", str(target)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted("up to date" in text for text in printed) == [False, True]
+    Bundle.open(target)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--profile", "500x512"], "nearest: 448 or 512"),
+        (["--profile", "huge"], "not WIDTHxHEIGHT"),
+        (["--batch", "0"], "from 1 to 63"),
+        (["--model", "./absent"], "does not exist"),
+        (["--model", "nobody/nothing"], "local cache say"),
+        (["--controlnet", "canny"], "NAME=SOURCE"),
+        (["--controlnet", "a=x", "--controlnet", "a=y"], "twice"),
+        (["--controlnet", "a b=x/y"], "letters, digits"),
+        (["--precision", "fp4"], "invalid choice"),
+        (["--output", "{file}"], "is a file"),
+        (["--output", "{file}/bundle"], "is a file"),
+        (["--output", "{full}"], "holds other files"),
+        (["--output", "/proc/bundle"], "cannot write"),
+    ],
+)
+def test_mistakes(tmp_path: Path, arguments: list[str], says: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    words = [word.format(file=tmp_path / "file", full=tmp_path / "full") for word in arguments]
+    output = [] if "--output" in words else ["--output", str(tmp_path / "bundle")]
+    failed = build_engines(*words, *output)
+    assert failed.returncode == 2
+    assert says in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
+
+
+def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["build-engines", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    assert "--profile" in capsys.readouterr().out
+
+
+def test_the_manifest_tells_where_it_came_from(demo_bundle: Path) -> None:
+    manifest = json.loads((demo_bundle / "manifest.json").read_text())
+    assert set(manifest["provenance"]["sources"]) == {"model", "canny", "mask"}
+    assert manifest["provenance"]["versions"].keys() >= {"torch", "diffusers", "onnxruntime", "controlrt"}
+    listed = {str(path.relative_to(demo_bundle)) for path in demo_bundle.rglob("*") if path.is_file()}
+    assert listed == {*manifest["files"], "manifest.json"}

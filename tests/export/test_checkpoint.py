@@ -1,0 +1,91 @@
+"""Which checkpoints are taken and which are refused, and with what words."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from controlrt.export import checkpoint
+from controlrt.export.modules import residual_shapes
+from controlrt.runtime.errors import SourceError
+from families import FAMILIES, Family
+
+
+@pytest.fixture
+def copy(family: Family, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(family.model, tmp_path / "model"))
+
+
+one_family = pytest.mark.parametrize("family", ["sd15"], indirect=True, scope="module")
+
+
+@pytest.mark.parametrize("family", list(FAMILIES), indirect=True, scope="module")
+def test_residuals_are_those_of_diffusers(family: Family) -> None:
+    loaded = checkpoint.load(family.model, family.controlnets)
+    channels = loaded.unet.config.block_out_channels
+    controlnet = loaded.controlnets["first"]
+    added = {}
+    if loaded.time_ids:
+        added = {"text_embeds": torch.zeros(1, 48), "time_ids": torch.zeros(1, 6)}
+    down, middle = controlnet(
+        torch.zeros(1, 4, 16, 16),
+        torch.tensor([5]),
+        torch.zeros(1, 77, loaded.unet.config.cross_attention_dim),
+        controlnet_cond=torch.zeros(1, 3, 128, 128),
+        added_cond_kwargs=added,
+        return_dict=False,
+    )
+    found = [(residual.shape[1], 16 // residual.shape[2]) for residual in (*down, middle)]
+    assert residual_shapes(loaded.unet) == found
+    assert len(found) == (13 if len(channels) == 4 else 10)
+
+
+@one_family
+def test_half_precision_files_are_found(family: Family, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(family.model, safety_checker=None).to(torch.float16)
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16")
+    loaded = checkpoint.load(tmp_path / "half", {})
+    exact = checkpoint.load(family.model, {})
+    assert loaded.unet.dtype == torch.float32
+    for half, full in zip(loaded.unet.parameters(), exact.unet.parameters(), strict=True):
+        assert torch.equal(half, full.half().float())
+
+
+@one_family
+def test_a_controlnet_of_another_model_is_refused(family: Family, tmp_path: Path) -> None:
+    other = FAMILIES["sd21"](tmp_path / "other")
+    with pytest.raises(SourceError, match=r"ControlNet edges .* cross_attention_dim is 48, the UNet has 32"):
+        checkpoint.load(family.model, {"edges": other.controlnets["first"]})
+
+
+@one_family
+def test_damage_is_one_line(copy: Path) -> None:
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(SourceError, match="cannot load") as caught:
+        checkpoint.load(copy, {})
+    assert "\n" not in str(caught.value)
+
+
+@one_family
+def test_what_is_no_pipeline(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="model_index"):
+        checkpoint.load(copy / "unet", {})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="no diffusers folder"):
+        checkpoint.digest_files(tmp_path / "empty")
+    with pytest.raises(SourceError, match="does not exist"):
+        checkpoint.resolve(str(tmp_path / "absent"), "model")
+
+
+@one_family
+def test_digests_see_every_change(copy: Path) -> None:
+    before = checkpoint.digest_files(copy)
+    assert "unet/diffusion_pytorch_model.safetensors" in before
+    config = copy / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("0.012", "0.02"))
+    assert checkpoint.digest_files(copy) != before

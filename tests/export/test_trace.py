@@ -1,0 +1,74 @@
+"""Tracing: dynamic sizes, and that a program that differs from PyTorch is not let through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from controlrt.export import trace
+from controlrt.export.programs import ProgramSpec
+from controlrt.runtime.errors import BuildError
+from controlrt.runtime.executor import open_session
+from controlrt.runtime.manifest import TensorSpec
+from controlrt.runtime.profile import ShapeProfile
+from torch import Tensor, nn
+
+
+class Halve(nn.Module):
+    """A convolution to half size and a mean over rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(3, 5, 3, stride=2, padding=1)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return self.convolution(picture)
+
+
+class Broken(Halve):
+    """Not deterministic, so its ONNX graph cannot agree with it."""
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return super().forward(picture) + torch.rand_like(picture[:, :1, ::2, ::2])
+
+
+def spec(module: nn.Module) -> ProgramSpec:
+    def example(_: TensorSpec, shape: tuple[int, ...], __: dict[str, int], generator: torch.Generator) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return ProgramSpec(
+        name="halve",
+        module=module.eval(),
+        inputs={"picture": TensorSpec(name="picture", dtype="float32", shape=("batch", 3, "height", "width"))},
+        outputs=(TensorSpec(name="small", dtype="float32", shape=("batch", 5, "height/2", "width/2")),),
+        example=example,
+    )
+
+
+@pytest.mark.parametrize("profile", ["64x128", "64-192x64", "64-128x64-192", "64x64,192x128"])
+def test_every_size_of_the_profile(tmp_path: Path, profile: str) -> None:
+    shapes = ShapeProfile.parse(profile, "1-4")
+    module = Halve().eval()
+    program = trace.export_program(spec(module), shapes, tmp_path)
+    assert program.max_relative_error < 1e-5
+    session = open_session(tmp_path / "halve.onnx")
+    for size in shapes.sizes:
+        for width, height in ((size.width.low, size.height.high), (size.width.high, size.height.low)):
+            picture = torch.randn(3, 3, height, width)
+            (found,) = session.run(None, {"picture": picture.numpy()})
+            torch.testing.assert_close(torch.from_numpy(found), module(picture), rtol=1e-5, atol=1e-5)
+
+
+def test_fixed_sides_are_numbers(tmp_path: Path) -> None:
+    program = trace.export_program(spec(Halve()), ShapeProfile.parse("64-128x192"), tmp_path)
+    assert program.inputs[0].shape == ("batch", 3, 192, "width")
+    assert program.outputs[0].shape == ("batch", 5, 96, "width/2")
+
+
+@pytest.mark.parametrize("module", [Broken()])
+def test_a_graph_that_differs_is_refused(tmp_path: Path, module: Any) -> None:
+    with pytest.raises(BuildError, match="halve: the ONNX graph differs from PyTorch"):
+        trace.export_program(spec(module), ShapeProfile.parse("64x64"), tmp_path)

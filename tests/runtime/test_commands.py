@@ -1,0 +1,144 @@
+"""The command line: exit codes, one clear line for every mistake, nothing half-written."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from controlrt.runtime.commands import main, named_values
+from controlrt.runtime.commands.generate import numbered, parse_control, parse_size
+from controlrt.runtime.errors import UserError
+from PIL import Image
+
+COMMAND = [sys.executable, "-m", "controlrt.runtime.commands"]
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Path:
+    picture = np.zeros((512, 512), np.uint8)
+    picture[150:350, 150:350] = 255
+    Image.fromarray(picture).save(tmp_path / "mask.png")
+    return tmp_path / "mask.png"
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    for command in ("annotate", "build", "doctor", "export", "generate", "inspect"):
+        assert f"  {command} " in printed
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["genrate"]) == 2
+    assert "did you mean 'generate'" in capsys.readouterr().err
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    assert "run bundles:   yes" in capsys.readouterr().out
+
+
+def test_annotate(tmp_path: Path, mask: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "edges.png"
+    assert main(["annotate", "canny", str(mask), "-o", str(output)]) == 0
+    assert np.asarray(Image.open(output)).any()
+    for arguments, says in [
+        ([str(tmp_path / "absent.png"), "-o", str(output)], "does not exist"),
+        ([str(mask), "-o", str(output), "--thresholds", "200,100"], "LOW <= HIGH"),
+        ([str(mask), "-o", str(output), "--thresholds", "x"], "not LOW,HIGH"),
+        ([str(mask), "-o", str(tmp_path)], "ending"),
+    ]:
+        assert main(["annotate", "canny", *arguments]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_parsing() -> None:
+    assert parse_control("canny=a.png") == ("canny", "a.png", {"scale": 1.0, "start": 0.0, "end": 1.0})
+    assert parse_control("canny=a,b.png,scale=0.5,end=0.8")[1:] == ("a,b.png", {"scale": 0.5, "start": 0.0, "end": 0.8})
+    assert parse_size("768x512") == (768, 512)
+    assert parse_size(None) == (None, None)
+    assert numbered(Path("a/out.png"), 2) == [Path("a/out-0.png"), Path("a/out-1.png")]
+    for wrong in ("canny", "=a.png", "canny=", "canny=a.png,size=3", "canny=a.png,scale=x", "c=a,scale=1,scale=2"):
+        with pytest.raises(UserError):
+            parse_control(wrong)
+    with pytest.raises(UserError, match="twice"):
+        named_values(["a=1", "a=2"], "--control", "NAME=IMAGE")
+
+
+@pytest.mark.bundle
+def test_generate_and_inspect(
+    demo_bundle: Path, tmp_path: Path, mask: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.png"
+    drawn = ["generate", str(demo_bundle), "--prompt", "a red star", "--steps", "2", "--seed", "7", "-o", str(output)]
+    assert main([*drawn, "--control", f"mask={mask},scale=0.8", "--images", "2"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("seed 7", "ms per step", "s drawn", "peak memory"):
+        assert word in printed
+    assert Image.open(tmp_path / "out-0.png").size == Image.open(tmp_path / "out-1.png").size == (512, 512)
+    assert main(["inspect", str(demo_bundle), "--tensors"]) == 0
+    assert "conditioning_scale float32 (rows, 9)" in capsys.readouterr().out
+
+
+@pytest.mark.bundle
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (["--control", "depth={mask}"], "known: canny, mask"),
+        (["--control", "mask={mask},scale=nan"], "finite"),
+        (["--control", "mask=absent.png"], "does not exist"),
+        (["--control", "mask={mask}", "--control", "mask={mask}"], "twice"),
+        (["--steps", "0"], "from 1 to 1000"),
+        (["--size", "500x512"], "448 or 512"),
+        (["--size", "big"], "not WIDTHxHEIGHT"),
+        (["--scheduler", "magic"], "unknown sampler"),
+        (["-o", "absent-folder/out.png"], "mkdir -p"),
+        (["-o", "out.nothing"], "ending"),
+    ],
+)
+def test_mistakes(
+    demo_bundle: Path, mask: Path, capsys: pytest.CaptureFixture[str], extra: list[str], says: str
+) -> None:
+    words = [word.format(mask=mask) for word in extra]
+    output = [] if "-o" in words else ["-o", str(mask.with_name("out.png"))]
+    assert main(["generate", str(demo_bundle), "--prompt", "a red star", "--steps", "1", *output, *words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert says in error
+    assert error.startswith("error: ")
+    assert "\n" not in error
+    assert [path.name for path in mask.parent.iterdir()] == ["mask.png"]
+
+
+def test_a_bundle_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(tmp_path), "--prompt", "x", "-o", str(tmp_path / "out.png")]) == 1
+    assert "is not a bundle: it has no manifest.json" in capsys.readouterr().err
+
+
+@pytest.mark.bundle
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_leaves_nothing(demo_bundle: Path, tmp_path: Path, sent: signal.Signals) -> None:
+    output = tmp_path / "out.png"
+    command = [*COMMAND, "generate", str(demo_bundle), "--prompt", "x", "--steps", "500", "-o", str(output)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    time.sleep(4)
+    process.send_signal(sent)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.strip() == "interrupted; nothing half-written is left"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
+    process = subprocess.run(
+        f"{sys.executable} -m controlrt.runtime.commands doctor | true",
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert "Traceback" not in process.stderr
