@@ -39,7 +39,7 @@ CHECKPOINT_SECONDS = 60
 
 # (picture side, batch, steps) of each climb
 VAE_STEPS = 900
-UNET_CLIMB = ((128, 64, 1100), (256, 32, 450), (512, 16, 220))
+UNET_CLIMB = ((128, 64, 1100), (256, 32, 450), (512, 16, 400))
 CONTROLNET_CLIMB = {
     "mask": ((256, 32, 170), (512, 16, 90)),
     "canny": ((256, 32, 500), (512, 16, 220)),
@@ -174,7 +174,7 @@ class Stage:
             self.step = state["step"]
             self.modules.load_state_dict(state["modules"])
             self.average.load_state_dict(state["average"])
-            if self.step < steps:
+            if "optimizer" in state:
                 self.optimizer.load_state_dict(state["optimizer"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it would have the optimizer stepped before
@@ -182,9 +182,12 @@ class Stage:
                 self.schedule.step()
 
     def save(self) -> None:
-        state = {"step": self.step, "modules": self.modules.state_dict(), "average": self.average.state_dict()}
-        if self.step < self.steps:
-            state |= {"optimizer": self.optimizer.state_dict()}
+        state = {
+            "step": self.step,
+            "modules": self.modules.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
         partial = self.path.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(self.path)

@@ -78,7 +78,8 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, sent: signal.Signal
         assert list(exports.iterdir()) == []
 
 
-def test_two_builds_at_once_share_the_work(demo_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("demo_bundle")
+def test_two_builds_at_once_share_the_work(tmp_path: Path) -> None:
     """Same output: one waits, then finds it up to date. ``demo_bundle`` has put the export into the cache."""
     target = tmp_path / "bundle"
     command = [*BUILD, "--profile", "512x512", "--batch", "1-4", "--output", str(target)]

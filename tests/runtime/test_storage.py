@@ -31,9 +31,14 @@ def test_a_failed_block_leaves_what_was_there(tmp_path: Path, error: type[BaseEx
     target = tmp_path / "bundle"
     with atomic_directory(target) as partial:
         (partial / "file").write_text("old")
-    with pytest.raises(error), atomic_directory(target) as partial:
-        (partial / "file").write_text("new")
-        raise error
+
+    def fail() -> None:
+        with atomic_directory(target) as partial:
+            (partial / "file").write_text("new")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert (target / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 

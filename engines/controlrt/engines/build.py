@@ -44,6 +44,8 @@ class BuildOptions:
 class ExportFailedError(ControlRTError):
     """The export process failed; it has said why on stderr already."""
 
+    reported = True
+
     def __init__(self, exit_code: int) -> None:
         self.exit_code = exit_code
         super().__init__("nothing was built, because the export failed (see above)")

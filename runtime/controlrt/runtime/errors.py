@@ -21,9 +21,10 @@ from collections.abc import Iterable
 
 
 class ControlRTError(Exception):
-    """Root of the tree; ``exit_code`` is what the command line returns."""
+    """Root of the tree. ``exit_code`` is what the command line returns; ``reported`` errors were printed already."""
 
     exit_code = 1
+    reported = False
 
 
 class UserError(ControlRTError):

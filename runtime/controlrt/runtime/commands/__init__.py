@@ -97,7 +97,7 @@ def missing_extra(error: ModuleNotFoundError) -> UserError:
 def _report(error: ControlRTError, verbose: bool) -> int:
     if verbose:
         traceback.print_exception(error)
-    else:
+    elif not error.reported:
         print(f"error: {error}", file=sys.stderr)
     return error.exit_code
 

@@ -1,0 +1,82 @@
+"""The bundled weights: their size, and that control and prompt work (demo/evaluate.py measures it in full)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import controlrt.demo
+from controlrt.demo import CONTROLNETS, MODEL_DIR
+from controlrt.demo.scenes import HELD_OUT_SHAPES, PALETTE, TRAINED_SHAPES, Scene, sample_scene
+from controlrt.runtime import ControlNetPipeline
+
+
+def files() -> list[Path]:
+    return [path for root in (MODEL_DIR, *CONTROLNETS.values()) for path in root.rglob("*") if path.is_file()]
+
+
+def test_size_and_precision() -> None:
+    assert sum(path.stat().st_size for path in files()) <= 16 * 2**20
+    from safetensors import safe_open
+
+    weights = [path for path in files() if path.suffix == ".safetensors"]
+    assert len(weights) == 5
+    for path in weights:
+        with safe_open(path, "pt") as tensors:
+            assert {tensors.get_slice(name).get_dtype() for name in tensors.keys()} <= {"F16", "I64"}  # noqa: SIM118
+
+
+def test_folders_are_what_diffusers_writes() -> None:
+    index = json.loads((MODEL_DIR / "model_index.json").read_text())
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        assert part in index
+        assert (MODEL_DIR / part).is_dir()
+    assert {"vocab.json", "merges.txt"} <= {path.name for path in (MODEL_DIR / "tokenizer").iterdir()}
+    assert Path(controlrt.demo.__file__).parent == MODEL_DIR.parent
+
+
+def draw(demo: ControlNetPipeline, scene: Scene, control: str, scale: float, seed: int) -> np.ndarray:
+    hint = Image.fromarray(scene.control(control, 512))
+    output = demo(
+        scene.prompt, {control: hint}, num_inference_steps=10, controlnet_conditioning_scale=scale, seed=seed
+    )
+    return np.asarray(output.images[0])
+
+
+def overlap(scene: Scene, picture: np.ndarray) -> float:
+    """IoU of the scene's silhouette and the pixels nearer to the shape's colour than to the background's."""
+    values = picture.astype(np.float64)
+    near = [np.linalg.norm(values - PALETTE[name], axis=-1) for name in (scene.colour, scene.background)]
+    found, wanted = near[0] < near[1], scene.silhouette(512)
+    return float((found & wanted).sum() / (found | wanted).sum())
+
+
+@pytest.mark.parametrize("control", ["canny", "mask"])
+@pytest.mark.parametrize("kinds", [TRAINED_SHAPES, HELD_OUT_SHAPES], ids=["trained", "held out"])
+def test_control_is_followed(demo: ControlNetPipeline, control: str, kinds: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(77)
+    scenes = [sample_scene(rng, kinds) for _ in range(4)]
+    followed = [overlap(scene, draw(demo, scene, control, 1.0, seed)) for seed, scene in enumerate(scenes)]
+    free = [overlap(scene, draw(demo, scene, control, 0.0, seed)) for seed, scene in enumerate(scenes)]
+    assert np.mean(followed) > 0.75
+    assert np.mean(free) < 0.4
+
+
+def test_prompt_is_obeyed(demo: ControlNetPipeline) -> None:
+    """The same outline in five pairs of colours: the medians lie closest to the colours that were asked for."""
+    scene = sample_scene(np.random.default_rng(3), ("circle",))
+    names = list(PALETTE)
+    right = 0
+    for shift, colour in enumerate(names[::2]):
+        background = names[(2 * shift + 5) % len(names)]
+        wanted = Scene(shapes=scene.shapes, colour=colour, background=background)
+        picture = draw(demo, wanted, "mask", 1.0, shift)
+        inside = wanted.silhouette(512)
+        for pixels, name in ((picture[inside], colour), (picture[~inside], background)):
+            median = np.median(pixels, axis=0)
+            right += min(names, key=lambda other: float(np.linalg.norm(median - PALETTE[other]))) == name
+    assert right >= 8
