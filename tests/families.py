@@ -123,7 +123,7 @@ def sd15(root: Path) -> Family:
 
 
 def sd21(root: Path) -> Family:
-    """Stable Diffusion 2.1: v-prediction, linear projections, heads by level, another padding token, DDIM."""
+    """Stable Diffusion 2.1, with one layer a level (8+1 residuals): v-prediction, linear projections, heads by level, another padding token, DDIM."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     tokenizer.pad_token = "!"
@@ -131,6 +131,7 @@ def sd21(root: Path) -> Family:
         sample_size=SIDE // 8,
         block_out_channels=(32, 32, 64, 64),
         norm_num_groups=8,
+        layers_per_block=1,
         cross_attention_dim=48,
         attention_head_dim=(2, 2, 4, 4),
         use_linear_projection=True,
