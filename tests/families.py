@@ -123,7 +123,7 @@ def sd15(root: Path) -> Family:
 
 
 def sd21(root: Path) -> Family:
-    """Stable Diffusion 2.1, with one layer a level (8+1 residuals): v-prediction, linear projections, heads by level, another padding token, DDIM."""
+    """Stable Diffusion 2.1, one layer a level (8+1 residuals): v-prediction, linear projections, heads by level."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     tokenizer.pad_token = "!"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import controlrt.demo
 import numpy as np
 import pytest
-from PIL import Image
-
-import controlrt.demo
 from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.demo.scenes import HELD_OUT_SHAPES, PALETTE, TRAINED_SHAPES, Scene, sample_scene
 from controlrt.runtime import ControlNetPipeline
+from PIL import Image
 
 
 def files() -> list[Path]:
@@ -41,9 +40,7 @@ def test_folders_are_what_diffusers_writes() -> None:
 
 def draw(demo: ControlNetPipeline, scene: Scene, control: str, scale: float, seed: int) -> np.ndarray:
     hint = Image.fromarray(scene.control(control, 512))
-    output = demo(
-        scene.prompt, {control: hint}, num_inference_steps=10, controlnet_conditioning_scale=scale, seed=seed
-    )
+    output = demo(scene.prompt, {control: hint}, num_inference_steps=10, controlnet_conditioning_scale=scale, seed=seed)
     return np.asarray(output.images[0])
 
 

@@ -191,38 +191,42 @@ class ControlNetPipeline:
                 width=width,
                 height=height,
             )
-            text_done = time.perf_counter()
+            encoded = time.perf_counter()
             bound = self._bind(layout)
             _fill(bound, layout, table, uses, conditioning, noise, guidance_scale, guess_mode)
             prepared = time.perf_counter()
-            step_seconds = []
-            for step in range(layout.steps):
-                step_started = time.perf_counter()
-                bound.run_step(step)
-                if callback_on_step_end is not None:
-                    current = bound.buffers[bound.plan.latents(step + 1)]
-                    returned = callback_on_step_end(
-                        self, step, float(table.timesteps[step]), {"latents": current.copy()}
-                    )
-                    if returned and "latents" in returned:
-                        current[...] = returned["latents"]
-                step_seconds.append(time.perf_counter() - step_started)
-            decode_started = time.perf_counter()
-            final = bound.buffers[bound.plan.result].copy()
-            images: Any = final
-            if output_type != "latent":
-                images = np.concatenate([self._executor.run("vae_decoder", {"latents": row[None]})[0] for row in final])
-            if output_type == "pil":
-                images = to_pil(images)
+            step_seconds = self._denoise(bound, table, callback_on_step_end)
+            denoised = time.perf_counter()
+            images = self._decode(bound.buffers[bound.plan.result], output_type)
             done = time.perf_counter()
-        timings = Timings(
-            text=text_done - started,
-            prepare=prepared - text_done,
-            steps=tuple(step_seconds),
-            decode=done - decode_started,
+        return PipelineOutput(
+            images=images,
+            seed=tuple(seed) if isinstance(seed, Sequence) else seed,
+            timings=Timings(
+                text=encoded - started, prepare=prepared - encoded, steps=step_seconds, decode=done - denoised
+            ),
         )
-        chosen = tuple(seed) if isinstance(seed, Sequence) else seed
-        return PipelineOutput(images=images, seed=chosen, timings=timings)
+
+    def _denoise(self, bound: BoundPlan, table: SamplerTable, callback: StepCallback | None) -> tuple[float, ...]:
+        """Runs every step; returns the seconds each took, callback included."""
+        seconds = []
+        for step in range(len(table)):
+            started = time.perf_counter()
+            bound.run_step(step)
+            if callback is not None:
+                latents = bound.buffers[bound.plan.latents(step + 1)]
+                returned = callback(self, step, float(table.timesteps[step]), {"latents": latents.copy()})
+                if returned and "latents" in returned:
+                    latents[...] = returned["latents"]
+            seconds.append(time.perf_counter() - started)
+        return tuple(seconds)
+
+    def _decode(self, latents: NDArray[np.float32], output_type: str) -> Any:
+        """Pictures of the wanted kind, decoded one at a time to keep memory flat."""
+        if output_type == "latent":
+            return latents.copy()
+        images = np.concatenate([self._executor.run("vae_decoder", {"latents": row[None]})[0] for row in latents])
+        return to_pil(images) if output_type == "pil" else images
 
     def close(self) -> None:
         """Releases sessions and buffers; safe to call twice."""

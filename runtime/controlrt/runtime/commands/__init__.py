@@ -6,12 +6,14 @@ A command is a module with a docstring (its summary), ``add_arguments(parser)`` 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
+import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from controlrt.runtime.errors import ControlRTError, UnknownNameError, UserError
@@ -57,15 +59,15 @@ def run_command(command: ModuleType, argv: Sequence[str], program: str) -> int:
     command.add_arguments(parser)
     arguments = parser.parse_args(argv)
     warnings.showwarning = _show_warning
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        return int(command.run(arguments))
+        with _interruptible():
+            return int(command.run(arguments))
     except ControlRTError as error:
         return _report(error, arguments.verbose)
     except ModuleNotFoundError as error:
         return _report(missing_extra(error), arguments.verbose)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader is gone; Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing half-written is left", file=sys.stderr)
@@ -113,5 +115,18 @@ def _show_warning(
     print(f"warning: {message}", file=sys.stderr)
 
 
-def _terminate(*_: object) -> None:
-    raise KeyboardInterrupt
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Makes the first SIGINT or SIGTERM a KeyboardInterrupt; later ones must not disturb the clearing up."""
+
+    def interrupt(*_: object) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
