@@ -10,11 +10,11 @@ export CONTROLRT_CACHE ?= $(CURDIR)/.cache
 .PHONY: demo test check train evaluate clean
 .DELETE_ON_ERROR:
 
-# torch first and by itself: with it in place nothing asks for a build with CUDA
+# torch first and by itself, so that TORCH_INDEX can name where its CPU build lies
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "controlrt needs Python 3.11 or newer; name one with: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_FLAGS) torch
+	$(BIN)/python -m pip install $(PIP_FLAGS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.[dev]'
 	touch $@
 

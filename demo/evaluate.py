@@ -2,8 +2,8 @@
 
     python demo/evaluate.py bundles/demo-512x512            # prints a table, writes demo/evaluation.json
 
-Shape IoU compares the scene's filled silhouette with the picture's foreground: the pixels closer to the shape's
-colour, as the picture paints it, than to the background's. Colours are right when the median colour over the shapes,
+Shape IoU compares the scene's filled silhouette with the picture's foreground: the pixels closer to the named
+colour than to the colour of the picture's border. Colours are right when the median colour over the shapes,
 and over the background, is nearest to the named colour among the palette.
 """
 
@@ -97,12 +97,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--scenes", type=int, default=SCENES)
+    parser.add_argument("--threads", type=int, help="CPU threads; all cores where not given")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "evaluation.json")
     parser.add_argument("--pictures", type=Path, help="write a sheet of the first pictures of each run here")
     arguments = parser.parse_args()
     results: dict[str, dict[str, float]] = {}
     started = time.monotonic()
-    with ControlNetPipeline.load(arguments.bundle) as pipeline:
+    with ControlNetPipeline.load(arguments.bundle, threads=arguments.threads) as pipeline:
         runs = [
             (f"{control}, {label}, scale {scale:g}", control, kinds, scale)
             for control in pipeline.controls

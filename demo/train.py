@@ -32,7 +32,6 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-CONTROLS = tuple(CONTROLNETS)
 CACHED_SCENES = {128: 8000, 256: 8000, 512: 1500}
 PROMPT_DROPOUT = 0.1
 CHECKPOINT_SECONDS = 60
@@ -41,8 +40,8 @@ CHECKPOINT_SECONDS = 60
 VAE_STEPS = 900
 UNET_CLIMB = ((128, 64, 1100), (256, 32, 450), (512, 16, 400))
 CONTROLNET_CLIMB = {
-    "mask": ((256, 32, 110), (512, 8, 80)),
-    "canny": ((256, 16, 600), (512, 8, 200)),
+    "mask": ((256, 32, 110), (512, 8, 280)),
+    "canny": ((256, 16, 600), (512, 8, 420)),
 }
 
 

@@ -51,7 +51,7 @@ def test_a_damaged_bundle_is_built_again(demo_bundle: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_build_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
-    """SIGINT goes to the whole process group, as a terminal sends it; the others to the parent alone."""
+    """SIGINT goes to the whole process group, as a terminal sends it, SIGTERM to the parent alone."""
     process = subprocess.Popen(
         [*BUILD, *DEMO, "--output", str(tmp_path / "out" / "bundle")],
         stderr=subprocess.PIPE,
@@ -131,7 +131,7 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 
 def test_the_manifest_tells_where_it_came_from(demo_bundle: Path) -> None:
     manifest = json.loads((demo_bundle / "manifest.json").read_text())
-    assert set(manifest["provenance"]["sources"]) == {"model", "canny", "mask"}
+    assert set(manifest["provenance"]["sources"]) == {"model", "controlnet.canny", "controlnet.mask"}
     assert manifest["provenance"]["versions"].keys() >= {"torch", "diffusers", "onnxruntime", "controlrt"}
     listed = {str(path.relative_to(demo_bundle)) for path in demo_bundle.rglob("*") if path.is_file()}
     assert listed == {*manifest["files"], "manifest.json"}

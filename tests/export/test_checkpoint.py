@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +26,6 @@ one_family = pytest.mark.parametrize("family", ["sd15"], indirect=True, scope="m
 @pytest.mark.parametrize("family", list(FAMILIES), indirect=True, scope="module")
 def test_residuals_are_those_of_diffusers(family: Family) -> None:
     loaded = checkpoint.load(family.model, family.controlnets)
-    channels = loaded.unet.config.block_out_channels
     controlnet = loaded.controlnets["first"]
     added = {}
     if loaded.time_ids:
@@ -39,7 +40,7 @@ def test_residuals_are_those_of_diffusers(family: Family) -> None:
     )
     found = [(residual.shape[1], 16 // residual.shape[2]) for residual in (*down, middle)]
     assert residual_shapes(loaded.unet) == found
-    assert len(found) == (13 if len(channels) == 4 else 10)
+    assert len(found) == {"sd15": 13, "sd21": 9, "sdxl": 10}[family.name]
 
 
 @one_family
@@ -53,6 +54,50 @@ def test_half_precision_files_are_found(family: Family, tmp_path: Path) -> None:
     assert loaded.unet.dtype == torch.float32
     for half, full in zip(loaded.unet.parameters(), exact.unet.parameters(), strict=True):
         assert torch.equal(half, full.half().float())
+
+
+@one_family
+def test_parts_that_a_download_leaves_out(copy: Path) -> None:
+    """SD 1.5 on the hub names a safety checker and a feature extractor; neither is downloaded or needed."""
+    index = json.loads((copy / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    assert checkpoint.load(copy, {}).text_encoders[0].max_length == 77
+
+
+@one_family
+@pytest.mark.parametrize(
+    ("part", "change", "says"),
+    [
+        ("model/unet", {"time_cond_proj_dim": 32}, "time_cond_proj_dim is 32"),
+        ("first", {"global_pool_conditions": True}, "global_pool_conditions is True"),
+        ("first", {"_class_name": "ControlNetUnionModel"}, "is a ControlNetUnionModel; supported: ControlNetModel"),
+        ("first", {"layers_per_block": 1}, "layers_per_block is 1, the UNet has 2"),
+        ("model", {"_class_name": "FluxPipeline"}, "is a FluxPipeline"),
+    ],
+)
+def test_what_would_draw_another_picture_is_refused(
+    family: Family, tmp_path: Path, part: str, change: dict[str, Any], says: str
+) -> None:
+    copy = Path(shutil.copytree(family.model.parent, tmp_path / "copy"))
+    config = copy / part / ("model_index.json" if part == "model" else "config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    with pytest.raises(SourceError, match=says):
+        checkpoint.load(copy / "model", {"edges": copy / "first"})
+
+
+@one_family
+def test_a_controlnet_that_lacks_tensors(family: Family, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copy = Path(shutil.copytree(family.controlnets["first"], tmp_path / "copy"))
+    weights = copy / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    del tensors["controlnet_mid_block.bias"]
+    save_file(tensors, weights)
+    with pytest.raises(SourceError, match=r"lacks 1 tensors, such as controlnet_mid_block\.bias"):
+        checkpoint.load(family.model, {"edges": copy})
 
 
 @one_family

@@ -7,7 +7,9 @@ pictures within 50 dB; rounding alone gives about 1e-6 and 100 dB.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -60,24 +62,34 @@ every_family = pytest.mark.parametrize("family", list(FAMILIES), indirect=True, 
 def test_same_picture(
     compiled: ControlNetPipeline, family: Family, controls: tuple[str, ...], scale: float, guidance_scale: float
 ) -> None:
-    pictures = hints(SIDE, len(controls))
-    shared = {"negative_prompt": NEGATIVE, "num_inference_steps": 6, "guidance_scale": guidance_scale}
-    reference = family.reference(*controls)
+    check_same_picture(
+        compiled, family.reference(*controls), controls, hints(SIDE, len(controls)), scale, guidance_scale, steps=6
+    )
 
-    def expected(output_type: str) -> NDArray[np.float32]:
-        single = len(controls) == 1
-        images = reference(
-            PROMPT,
-            image=pictures[0] if single else pictures,
-            controlnet_conditioning_scale=scale if single else [scale] * len(controls),
-            generator=torch.Generator("cpu").manual_seed(7),
-            output_type=output_type,
-            **shared,
-        ).images
-        return np.asarray(images)
 
-    def found(output_type: str) -> NDArray[np.float32]:
-        return compiled(
+def check_same_picture(
+    compiled: ControlNetPipeline,
+    reference: Any,
+    controls: tuple[str, ...],
+    pictures: list[Image.Image],
+    scale: float,
+    guidance_scale: float,
+    steps: int,
+) -> None:
+    shared = {"negative_prompt": NEGATIVE, "num_inference_steps": steps, "guidance_scale": guidance_scale}
+    single = len(controls) == 1
+    expected = reference(
+        PROMPT,
+        image=pictures[0] if single else pictures,
+        controlnet_conditioning_scale=scale if single else [scale] * len(controls),
+        generator=torch.Generator("cpu").manual_seed(7),
+        output_type="latent",
+        **shared,
+    ).images
+    decoded = reference.vae.decode(expected / reference.vae.config.scaling_factor, return_dict=False)[0]
+    picture = reference.image_processor.postprocess(decoded, output_type="np")
+    latents, image = (
+        compiled(
             PROMPT,
             dict(zip(controls, pictures, strict=True)),
             controlnet_conditioning_scale=scale,
@@ -85,9 +97,30 @@ def test_same_picture(
             output_type=output_type,
             **shared,
         ).images
+        for output_type in ("latent", "np")
+    )
+    assert relative(latents, expected.numpy()) < LATENTS_BOUND
+    assert psnr(image, picture) > PSNR_BOUND
 
-    assert relative(found("latent"), expected("latent")) < LATENTS_BOUND
-    assert psnr(found("np"), expected("np")) > PSNR_BOUND
+
+@pytest.mark.parametrize("controls", [("canny",), ("mask",), ("canny", "mask")])
+@pytest.mark.parametrize("scale", [0.0, 0.7, 1.3])
+@pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
+def test_same_picture_of_the_demo_model(
+    demo: ControlNetPipeline, controls: tuple[str, ...], scale: float, guidance_scale: float
+) -> None:
+    scene = sample_scene(np.random.default_rng(22))
+    pictures = [Image.fromarray(scene.control(name, 512)) for name in controls]
+    check_same_picture(demo, demo_reference(*controls), controls, pictures, scale, guidance_scale, steps=3)
+
+
+def demo_reference(*controls: str) -> Any:
+    loaded = [diffusers.ControlNetModel.from_pretrained(CONTROLNETS[name]).float() for name in controls]
+    pipeline = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
+        MODEL_DIR, controlnet=loaded if len(loaded) > 1 else loaded[0], safety_checker=None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(torch.float32)
 
 
 @every_family
@@ -151,43 +184,17 @@ def test_batches_follow_diffusers(compiled: ControlNetPipeline, family: Family) 
 
 
 @pytest.mark.parametrize("scheduler", ["DDIM", "Euler"])
-@pytest.mark.parametrize("control", ["canny", "mask"])
-def test_demo_model(demo: ControlNetPipeline, control: str, scheduler: str) -> None:
-    """The demo model over a whole run at 512x512, with the sampler switched at run time."""
-    import diffusers
-
+def test_a_whole_run_with_the_sampler_switched(demo: ControlNetPipeline, scheduler: str) -> None:
     scene = sample_scene(np.random.default_rng(21))
-    hint = Image.fromarray(scene.control(control, 512))
-    controlnet = diffusers.ControlNetModel.from_pretrained(CONTROLNETS[control])
-    reference = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
-        MODEL_DIR, controlnet=controlnet, safety_checker=None
-    ).to(torch.float32)
-    reference.set_progress_bar_config(disable=True)
+    hint = Image.fromarray(scene.control("canny", 512))
+    reference = demo_reference("canny")
     cls = {"DDIM": diffusers.DDIMScheduler, "Euler": diffusers.EulerDiscreteScheduler}[scheduler]
     reference.scheduler = cls.from_config(reference.scheduler.config)
     shared = {"num_inference_steps": 20, "guidance_scale": 7.5, "controlnet_conditioning_scale": 0.7}
     generator = torch.Generator().manual_seed(7)
     expected = reference(scene.prompt, image=hint, generator=generator, output_type="np", **shared).images
-    found = demo(scene.prompt, {control: hint}, seed=7, scheduler=scheduler, output_type="np", **shared).images
+    found = demo(scene.prompt, {"canny": hint}, seed=7, scheduler=scheduler, output_type="np", **shared).images
     assert psnr(found, expected) > PSNR_BOUND
-
-
-def test_demo_model_two_controls(demo: ControlNetPipeline) -> None:
-    import diffusers
-
-    scene = sample_scene(np.random.default_rng(22))
-    pictures = {name: Image.fromarray(scene.control(name, 512)) for name in ("canny", "mask")}
-    controlnets = [diffusers.ControlNetModel.from_pretrained(CONTROLNETS[name]) for name in pictures]
-    reference = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
-        MODEL_DIR, controlnet=controlnets, safety_checker=None
-    ).to(torch.float32)
-    reference.set_progress_bar_config(disable=True)
-    scales = [1.3, 0.7]
-    shared = {"num_inference_steps": 10, "output_type": "latent", "controlnet_conditioning_scale": scales}
-    generator = torch.Generator().manual_seed(1)
-    expected = reference(scene.prompt, image=list(pictures.values()), generator=generator, **shared).images
-    found = demo(scene.prompt, pictures, seed=1, **{**shared, "guidance_scale": 7.5}).images
-    assert relative(found, expected.numpy()) < LATENTS_BOUND
 
 
 def test_scale_changes_the_picture_smoothly(demo: ControlNetPipeline) -> None:

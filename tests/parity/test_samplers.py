@@ -7,18 +7,38 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from controlrt.export.checkpoint import stored_scheduler_config
 from controlrt.runtime.samplers import compile_sampler
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 SAMPLERS = {"DDIMScheduler": DDIMScheduler, "EulerDiscreteScheduler": EulerDiscreteScheduler}
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_a_switch_falls_back_to_the_other_samplers_defaults(name: str) -> None:
+    """The scheduler of SD 1.5, which says nothing of timestep spacing, as each sampler's ``from_config`` reads it."""
+    pndm = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    config = {**stored_scheduler_config(pndm), "clip_sample": False}
+    assert "timestep_spacing" not in config
+    reference = SAMPLERS[name].from_config({**pndm.config, "clip_sample": False})
+    reference.set_timesteps(20)
+    table = compile_sampler(name, config, 20)
+    np.testing.assert_allclose(table.timesteps, reference.timesteps.numpy(), atol=1e-3)
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     name=st.sampled_from(list(SAMPLERS)),
-    steps=st.integers(1, 1000),
+    steps=st.integers(1, 60) | st.sampled_from([100, 333, 1000]),
     config=st.fixed_dictionaries(
         {
             "beta_schedule": st.sampled_from(["linear", "scaled_linear", "squaredcos_cap_v2"]),

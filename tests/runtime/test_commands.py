@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from controlrt.runtime.commands import main, named_values
+from controlrt.runtime.commands import guarded, main, named_values
 from controlrt.runtime.commands.generate import numbered, parse_control, parse_size
 from controlrt.runtime.errors import UserError
 from PIL import Image
@@ -140,5 +141,16 @@ def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
     )
-    assert "Traceback" not in process.stderr
+    assert process.stderr == ""
+
+
+def test_a_defect_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise ZeroDivisionError("first\nsecond")
+
+    assert guarded(fail, []) == 1
+    assert capsys.readouterr().err == "error: unexpected ZeroDivisionError: first (-v shows where)\n"
+    guarded(fail, ["-v"])
+    assert "Traceback" in capsys.readouterr().err

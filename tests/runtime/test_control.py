@@ -8,10 +8,7 @@ from controlrt.runtime.control import ControlUse, resolve_controls
 from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError
 from controlrt.runtime.manifest import Control
 
-KNOWN = tuple(
-    Control(name=name, program=f"controlnet.{name}", source=name, layers=13, hint_channels=3)
-    for name in ("canny", "mask")
-)
+KNOWN = tuple(Control(name=name, program=f"controlnet.{name}", source=name, layers=13) for name in ("canny", "mask"))
 HINT = np.zeros((64, 64, 3), np.uint8)
 
 
@@ -33,7 +30,7 @@ def test_none_and_both() -> None:
     assert resolve(None) == []
     assert resolve({}) == []
     both = resolve({"mask": HINT, "canny": HINT}, scale=[0.5, 2], start={"canny": 0.1, "mask": 0.2})
-    assert [(use.control.name, use.scale, use.start) for use in both] == [("mask", 0.5, 0.2), ("canny", 2.0, 0.1)]
+    assert [(use.control.name, use.scale, use.start) for use in both] == [("canny", 2.0, 0.1), ("mask", 0.5, 0.2)]
 
 
 def test_hints_repeat_as_diffusers_repeats_them() -> None:

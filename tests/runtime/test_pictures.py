@@ -87,6 +87,8 @@ def test_hints_from_arrays_and_pictures_agree() -> None:
     for picture in (array, Image.fromarray(array), array.astype(np.float32) / 255):
         np.testing.assert_array_equal(to_hint(picture, 64, 64, "canny"), expected)
     assert to_hint(array[..., 0], 64, 64, "canny").shape == (3, 64, 64)
+    fine = np.random.default_rng(0).random((64, 64)).astype(np.float32)  # depth maps keep their precision
+    np.testing.assert_array_equal(to_hint(fine, 64, 64, "depth"), np.stack([fine] * 3))
     assert to_hint(array[..., :1], 64, 64, "canny").shape == (3, 64, 64)
 
 

@@ -41,15 +41,11 @@ def manifest() -> Manifest:
             source="",
             latent_channels=4,
             vae_scale_factor=8,
-            vae_scaling_factor=1.0,
-            vae_shift_factor=0.0,
             time_ids=False,
             zero_empty_negative=False,
         ),
         text_encoders=(),
-        controls=tuple(
-            Control(name=name, program=f"controlnet.{name}", source="", layers=LAYERS, hint_channels=3) for name in "ab"
-        ),
+        controls=tuple(Control(name=name, program=f"controlnet.{name}", source="", layers=LAYERS) for name in "ab"),
         programs=(unet, *controls),
         files={},
         provenance=Provenance(created="", command="", sources={}, versions={}),

@@ -43,6 +43,36 @@ def test_a_failed_block_leaves_what_was_there(tmp_path: Path, error: type[BaseEx
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_interrupted_between_the_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "bundle"
+    with atomic_directory(target) as partial:
+        (partial / "file").write_text("old")
+    rename = Path.rename
+
+    def interrupted(self: Path, other: Path) -> Path:
+        if ".partial-" in self.name and "-replaced" not in self.name:
+            raise KeyboardInterrupt
+        return rename(self, other)
+
+    def replace() -> None:
+        with atomic_directory(target):
+            monkeypatch.setattr(Path, "rename", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        replace()
+    assert (target / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with atomic_directory(tmp_path / "link") as partial:
+        (partial / "file").write_text("new")
+    assert (tmp_path / "real" / "file").read_text() == "new"
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_replacing(tmp_path: Path) -> None:
     target = tmp_path / "new" / "bundle"
     for text in ("one", "two"):
@@ -63,6 +93,18 @@ def test_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no space left"), atomic_directory(tmp_path / "bundle"):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_permission_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
+    with pytest.raises(OutputError, match=r"cannot write .*: Permission denied"):
+        check_writable(tmp_path / "bundle")
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(OutputError, match="Permission denied"):
+        refuse_foreign_directory(tmp_path / "bundle", "manifest.json")
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:

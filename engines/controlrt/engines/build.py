@@ -103,6 +103,10 @@ def _compile(
         key=key,
         backend=options.backend,
         precision=options.precision,
+        model=msgspec.structs.replace(exported.model, source=options.model),
+        controls=tuple(
+            msgspec.structs.replace(control, source=options.controlnets[control.name]) for control in exported.controls
+        ),
         programs=tuple(programs),
         files=files,
         provenance=msgspec.structs.replace(

@@ -14,7 +14,7 @@ from pathlib import Path
 import controlrt.engines.command
 from controlrt.engines.backends import BACKENDS
 from controlrt.engines.build import BuildOptions, build
-from controlrt.runtime.commands import named_values, run_command
+from controlrt.runtime.commands import guarded, named_values, run_command
 from controlrt.runtime.errors import UserError
 from controlrt.runtime.profile import ShapeProfile
 
@@ -52,8 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
         model, name = str(MODEL_DIR), "demo"
         controlnets = controlnets or {control: str(path) for control, path in CONTROLNETS.items()}
     else:
-        model, name = arguments.model, Path(arguments.model).stem
-    output = arguments.output or Path("bundles") / f"{name}-{profile}".replace(",", "+")
+        model, name = arguments.model, Path(arguments.model).resolve().name.removesuffix(".safetensors")
+    several = "" if str(profile.batch) == "1" else f"-batch{profile.batch}"
+    output = arguments.output or Path("bundles") / f"{name}-{profile}{several}".replace(",", "+")
     options = BuildOptions(
         model=model,
         controlnets=controlnets,
@@ -72,4 +73,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main() -> int:
     """Entry point of ``build-engines``."""
-    return run_command(controlrt.engines.command, sys.argv[1:], "build-engines")
+    arguments = sys.argv[1:]
+    return guarded(lambda: run_command(controlrt.engines.command, arguments, "build-engines"), arguments)

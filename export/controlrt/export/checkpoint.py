@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,17 @@ from controlrt.runtime.errors import SourceError
 from controlrt.runtime.storage import sha256_file
 
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
+PIPELINES: dict[str, dict[str, Any]] = {
+    "StableDiffusionPipeline": {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "image_encoder": None,
+        "requires_safety_checker": False,
+    },
+    "StableDiffusionXLPipeline": {"feature_extractor": None, "image_encoder": None},
+}
+"""Supported pipelines, and the parts of each that are not loaded."""
+
 SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 PIPELINE_PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
 # what a pipeline or a ControlNet on the hub is made of, without its doubles in other precisions and formats
@@ -80,7 +92,10 @@ def resolve(source: str, what: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:  # falls back to its local cache by itself, and asks nothing of the network with HF_HUB_OFFLINE=1
-        return Path(snapshot_download(source, allow_patterns=HUB_FILES, ignore_patterns=HUB_IGNORED))
+        path = Path(snapshot_download(source, allow_patterns=HUB_FILES, ignore_patterns=HUB_IGNORED))
+        if not any(path.rglob("*.safetensors")):  # only in another format or precision
+            path = Path(snapshot_download(source, allow_patterns=HUB_FILES))
+        return path
     except Exception as error:  # the hub client raises many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SourceError(f"{what} {source} is no path here, and the hub and its local cache say: {reason}") from error
@@ -111,37 +126,52 @@ def load(model: Path, controlnets: Mapping[str, Path]) -> Checkpoint:
         SourceError: damaged weights, an architecture that is not Stable Diffusion 1.x, 2.x or XL, or a ControlNet
             that was made for another architecture.
     """
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-
-    if model.is_dir() and not (model / "model_index.json").is_file():
-        raise SourceError(f"{model} has no model_index.json: it is not a whole pipeline")
-    with _loading(model):
-        if model.is_file():
-            pipeline = _from_single_file(model)
-        else:
-            pipeline = DiffusionPipeline.from_pretrained(model, **_options(model / "unet"))
-    if not isinstance(pipeline, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
-        raise SourceError(
-            f"{model} is a {type(pipeline).__name__}; supported: StableDiffusionPipeline, StableDiffusionXLPipeline"
-        )
-    unet = _prepared(pipeline.unet)
-    return Checkpoint(
+    pipeline = _from_single_file(model) if model.is_file() else _from_folder(model)
+    unet, vae = _prepared(pipeline.unet), _prepared(pipeline.vae)
+    loaded = Checkpoint(
         unet=unet,
-        vae=_prepared(pipeline.vae),
+        vae=vae,
         text_encoders=_text_encoders(pipeline),
-        scheduler_config={**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__},
+        scheduler_config=stored_scheduler_config(pipeline.scheduler),
         controlnets={name: _load_controlnet(name, path, unet) for name, path in controlnets.items()},
         zero_empty_negative=bool(pipeline.config.get("force_zeros_for_empty_prompt", False)),
     )
+    _refuse_unsupported(model, loaded)
+    return loaded
+
+
+def stored_scheduler_config(scheduler: Any) -> dict[str, Any]:
+    """What the checkpoint itself says of its scheduler, without the class's defaults.
+
+    So another sampler falls back to its own defaults, as diffusers' ``from_config`` does.
+    """
+    defaults = set(scheduler.config.get("_use_default_values", ()))
+    said = {key: value for key, value in scheduler.config.items() if not key.startswith("_") and key not in defaults}
+    return {"_class_name": type(scheduler).__name__, **said}
+
+
+def _from_folder(path: Path) -> Any:
+    import diffusers
+
+    if not (path / "model_index.json").is_file():
+        raise SourceError(f"{path} has no model_index.json: it is not a whole pipeline")
+    with _loading(path):
+        name = json.loads((path / "model_index.json").read_text())["_class_name"]
+    if name not in PIPELINES:
+        raise SourceError(f"{path} is a {name}; supported: {', '.join(PIPELINES)}")
+    with _loading(path):
+        return getattr(diffusers, name).from_pretrained(path, **PIPELINES[name], **_options(path / "unet"))
 
 
 def _from_single_file(path: Path) -> Any:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
 
-    kind = infer_diffusers_model_type(load_single_file_checkpoint(str(path)))
-    pipeline = StableDiffusionXLPipeline if kind.startswith("xl") else StableDiffusionPipeline
-    return pipeline.from_single_file(str(path), safety_checker=None)
+    with _loading(path):
+        kind = infer_diffusers_model_type(load_single_file_checkpoint(str(path)))
+        if kind.startswith("xl"):
+            return StableDiffusionXLPipeline.from_single_file(str(path))
+        return StableDiffusionPipeline.from_single_file(str(path), safety_checker=None)
 
 
 def _load_controlnet(name: str, path: Path, unet: Any) -> Any:
@@ -150,21 +180,54 @@ def _load_controlnet(name: str, path: Path, unet: Any) -> Any:
     with _loading(path):
         if path.is_file():
             controlnet = ControlNetModel.from_single_file(str(path))
-        else:
-            controlnet = ControlNetModel.from_pretrained(path, **_options(path))
-    for field in (
-        "in_channels",
-        "block_out_channels",
-        "layers_per_block",
-        "cross_attention_dim",
-        "addition_embed_type",
-    ):
-        ours, theirs = controlnet.config[field], unet.config[field]
+            _refuse_foreign(name, path, controlnet.config, unet)
+            return _prepared(controlnet)
+        config = json.loads((path / "config.json").read_text())
+        if config.get("_class_name") != "ControlNetModel":
+            raise SourceError(
+                f"ControlNet {name} ({path}) is a {config.get('_class_name')}; supported: ControlNetModel"
+            )
+        _refuse_foreign(name, path, config, unet)
+        controlnet, info = ControlNetModel.from_pretrained(path, output_loading_info=True, **_options(path))
+        if info["missing_keys"]:
+            first = sorted(info["missing_keys"])[0]
+            raise SourceError(f"ControlNet {name} ({path}) lacks {len(info['missing_keys'])} tensors, such as {first}")
+        return _prepared(controlnet)
+
+
+def _refuse_foreign(name: str, path: Path, config: Mapping[str, Any], unet: Any) -> None:
+    """Raises SourceError for a ControlNet whose residuals would not fit the UNet."""
+    fields = ("cross_attention_dim", "in_channels", "block_out_channels", "layers_per_block", "addition_embed_type")
+    for field in fields:
+        theirs = unet.config[field]
+        ours = config.get(field, theirs)
         if ours != theirs and not (isinstance(ours, (list, tuple)) and list(ours) == list(theirs)):
             raise SourceError(
                 f"ControlNet {name} ({path}) was made for another model: {field} is {ours}, the UNet has {theirs}"
             )
-    return _prepared(controlnet)
+
+
+def _refuse_unsupported(path: Path, loaded: Checkpoint) -> None:
+    """Raises SourceError for what would draw another picture than diffusers, rather than draw it."""
+    unet, vae = loaded.unet.config, loaded.vae.config
+    allowed: list[tuple[str, Any, tuple[Any, ...]]] = [
+        ("the UNet's in_channels", unet.in_channels, (loaded.latent_channels,)),
+        ("the UNet's time_cond_proj_dim", unet.time_cond_proj_dim, (None,)),
+        ("the UNet's addition_embed_type", unet.addition_embed_type, (None, "text_time")),
+        ("the UNet's class_embed_type", unet.class_embed_type, (None,)),
+        ("the UNet's encoder_hid_dim_type", unet.encoder_hid_dim_type, (None,)),
+        ("the VAE's latents_mean", vae.get("latents_mean"), (None,)),
+    ]
+    for name, controlnet in loaded.controlnets.items():
+        config = controlnet.config
+        allowed += [
+            (f"ControlNet {name}'s conditioning_channels", config.conditioning_channels, (3,)),
+            (f"ControlNet {name}'s global_pool_conditions", config.global_pool_conditions, (False,)),
+        ]
+    for what, found, supported in allowed:
+        if found not in supported:
+            listed = " or ".join(str(value) for value in supported)
+            raise SourceError(f"{path}: {what} is {found}, which is not supported yet; supported: {listed}")
 
 
 def _text_encoders(pipeline: Any) -> tuple[TextEncoderParts, ...]:
@@ -213,6 +276,8 @@ def _loading(path: Path) -> Iterator[None]:
         library.logging.disable_progress_bar()
     try:
         yield
+    except SourceError:
+        raise
     except Exception as error:  # every loader has exceptions of its own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SourceError(f"cannot load {path}: {reason}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -14,9 +15,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from controlrt.export import checkpoint as checkpoints
 from controlrt.runtime import bundle
-from controlrt.runtime.errors import ParameterError
+from controlrt.runtime.errors import BundleError, ParameterError
 from controlrt.runtime.manifest import (
-    MANIFEST_NAME,
     SCHEMA_VERSION,
     Control,
     Manifest,
@@ -73,7 +73,8 @@ def export(options: ExportOptions, command: str) -> Exported:
     """
     model = checkpoints.resolve(options.model, "model")
     controlnets = {name: checkpoints.resolve(source, "ControlNet") for name, source in options.controlnets.items()}
-    sources = {name: _digest(checkpoints.digest_files(path)) for name, path in {"model": model, **controlnets}.items()}
+    resolved = {"model": model} | {f"controlnet.{name}": path for name, path in controlnets.items()}
+    sources = {name: _digest(checkpoints.digest_files(path)) for name, path in resolved.items()}
     versions = {tool: importlib.metadata.version(tool) for tool in TOOLS}
     inputs = {
         "sources": sources,
@@ -86,7 +87,8 @@ def export(options: ExportOptions, command: str) -> Exported:
     key = _digest(inputs)
     target = cache_root() / "exports" / key
     with lock(target):
-        if (target / MANIFEST_NAME).is_file():
+        with contextlib.suppress(BundleError):  # absent or damaged: it is made anew
+            bundle.Bundle.open(target)
             return Exported(path=target, cached=True)
         with atomic_directory(target) as partial:
             provenance = Provenance(
@@ -137,8 +139,6 @@ def _export_into(
             source=options.model,
             latent_channels=loaded.latent_channels,
             vae_scale_factor=factor,
-            vae_scaling_factor=loaded.vae.config.scaling_factor,
-            vae_shift_factor=loaded.vae.config.shift_factor or 0.0,
             time_ids=loaded.time_ids,
             zero_empty_negative=loaded.zero_empty_negative,
         ),
@@ -160,7 +160,6 @@ def _export_into(
                 program=f"controlnet.{name}",
                 source=options.controlnets[name],
                 layers=len(by_name[f"controlnet.{name}"].outputs),
-                hint_channels=loaded.controlnets[name].config.conditioning_channels,
             )
             for name in controlnets
         ),

@@ -7,7 +7,6 @@ of the UNet program, so a step is program launches and nothing else.
 
 from __future__ import annotations
 
-import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -158,9 +157,3 @@ def residual_shapes(unet: UNet2DConditionModel) -> list[tuple[int, int]]:
             scale *= 2
             shapes.append((width, scale))
     return [*shapes, (channels[-1], scale)]
-
-
-@torch.no_grad()
-def float32(module: nn.Module) -> nn.Module:
-    """The module in float32, in evaluation mode, without gradients."""
-    return module.float().eval().requires_grad_(False)

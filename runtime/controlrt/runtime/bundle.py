@@ -23,7 +23,7 @@ class Bundle:
         """Reads the manifest and, with ``verify``, compares every file with its SHA-256.
 
         Raises:
-            BundleError: no bundle, another schema version, or a file that is missing, edited or foreign.
+            BundleError: no bundle, another schema version, or a listed file that is missing or edited.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -59,10 +59,15 @@ def read_manifest(path: Path) -> Manifest:
         BundleError: it is missing, is not valid, or has another schema version.
     """
     file = path / MANIFEST_NAME
-    if not file.is_file():
+    try:
+        text = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         problem = f"has no {MANIFEST_NAME}" if path.exists() else "does not exist"
-        raise BundleError(f"{path} is not a bundle: it {problem}; make one with: build-engines --output {path}")
-    text = file.read_bytes()
+        raise BundleError(
+            f"{path} is not a bundle: it {problem}; make one with: build-engines --output {path}"
+        ) from None
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read: {error.strerror}") from error
     try:
         version = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("schema_version")
         found = msgspec.json.decode(version) if version is not None else None

@@ -104,7 +104,7 @@ def resolve_controls(
                 end=window[1],
             )
         )
-    return uses
+    return sorted(uses, key=lambda use: list(by_name).index(use.control.name))  # one plan, whatever the order
 
 
 def _pick(value: PerControl, parameter: str, controls: Mapping[str, Pictures], position: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
+from controlrt.runtime.errors import BundleError
 from controlrt.runtime.profile import ShapeProfile
 
 SCHEMA_VERSION = 1
@@ -61,7 +62,6 @@ class Control(_Record, frozen=True, kw_only=True):
     source: str
     layers: int
     """How many residuals it makes: one per skip connection and one for the middle block."""
-    hint_channels: int
 
 
 class Model(_Record, frozen=True, kw_only=True):
@@ -70,8 +70,6 @@ class Model(_Record, frozen=True, kw_only=True):
     source: str
     latent_channels: int
     vae_scale_factor: int
-    vae_scaling_factor: float
-    vae_shift_factor: float
     time_ids: bool
     """Whether the UNet takes SDXL's size and crop conditioning."""
     zero_empty_negative: bool
@@ -106,5 +104,12 @@ class Manifest(_Record, frozen=True, kw_only=True):
     provenance: Provenance
 
     def program(self, name: str) -> Program:
-        """The program called ``name``."""
-        return next(program for program in self.programs if program.name == name)
+        """The program called ``name``.
+
+        Raises:
+            BundleError: the manifest lists none.
+        """
+        for program in self.programs:
+            if program.name == name:
+                return program
+        raise BundleError(f"the bundle has no program {name!r}; build it again with build-engines")

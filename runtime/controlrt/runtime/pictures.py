@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from controlrt.runtime.errors import OutputError, ParameterError, PictureError
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
+WRITTEN = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff")
 Resize = Literal["stretch", "crop", "pad"]
 RESIZES: tuple[Resize, ...] = ("stretch", "crop", "pad")
 Picture = Image.Image | NDArray[np.uint8] | NDArray[np.float32]
@@ -45,7 +46,7 @@ def open_picture(path: str | Path) -> Image.Image:
         raise PictureError(f"{path} is not a picture that can be read (PNG, JPEG, WebP, ...)") from None
     except Image.DecompressionBombError:
         raise PictureError(f"{path} unpacks to far more than {MAX_PIXELS:,} pixels; make it smaller first") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except Exception as error:  # every decoder has exceptions of its own
         raise PictureError(f"{path} is damaged or cut short ({error}); save it again") from error
 
 
@@ -54,8 +55,8 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     upright = ImageOps.exif_transpose(picture)
     if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
         values = np.asarray(upright, np.float64)
-        if upright.mode != "F" and values.max(initial=0) > 255:
-            values = values / 257
+        if upright.mode.startswith("I;16") or (upright.mode == "I" and values.max(initial=0) > 255):
+            values = values / 257  # 65535 is white
         upright = Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
     if "A" in upright.getbands() or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
@@ -73,6 +74,9 @@ def to_hint(picture: Picture, width: int, height: int, name: str, resize: Resize
     Raises:
         PictureError: another kind of object or value, or another size while ``resize`` is None.
     """
+    exact = _exact_hint(picture, width, height)
+    if exact is not None:
+        return exact
     rgb = _as_rgb(picture, name)
     if rgb.size != (width, height):
         if resize is None:
@@ -82,6 +86,16 @@ def to_hint(picture: Picture, width: int, height: int, name: str, resize: Resize
             )
         rgb = _fit(rgb, width, height, resize)
     return np.asarray(rgb, np.float32).transpose(2, 0, 1) / np.float32(255)
+
+
+def _exact_hint(picture: Picture, width: int, height: int) -> NDArray[np.float32] | None:
+    """A float array that fits as it is, without rounding to 8 bits; None where it must be converted or refused."""
+    if not isinstance(picture, np.ndarray) or not np.issubdtype(picture.dtype, np.floating):
+        return None
+    planes: NDArray[Any] = picture[..., None] if picture.ndim == 2 else picture
+    if planes.shape not in ((height, width, 1), (height, width, 3)) or not ((planes >= 0) & (planes <= 1)).all():
+        return None
+    return np.broadcast_to(planes, (height, width, 3)).transpose(2, 0, 1).astype(np.float32)
 
 
 def _as_rgb(picture: Picture, name: str) -> Image.Image:
@@ -131,11 +145,10 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 def check_picture_path(path: Path) -> None:
     """Raises OutputError where ``save_picture`` could not write, before any work is done for it."""
-    endings = Image.registered_extensions()
-    if endings.get(path.suffix.lower()) not in Image.SAVE:
-        raise OutputError(f"{path} has no ending that names a picture format; use .png, .jpg or .webp")
+    if path.suffix.lower() not in WRITTEN:
+        raise OutputError(f"{path} has no ending that names a picture format; use one of {', '.join(WRITTEN)}")
+    check_writable(path)
     if path.is_dir():
         raise OutputError(f"{path} is a directory; name a file")
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent} does not exist; make it with: mkdir -p {path.parent}")
-    check_writable(path)

@@ -51,8 +51,8 @@ class PipelineOutput:
 
     images: Any
     """PIL pictures, or (batch, height, width, 3) float32 in [0, 1] for "np", or latents for "latent"."""
-    seed: int | tuple[int, ...]
-    """What the noise was drawn from."""
+    seed: int | tuple[int, ...] | None
+    """What the noise was drawn from; None where latents were given instead."""
     timings: Timings
 
 
@@ -169,7 +169,8 @@ class ControlNetPipeline:
             resize=resize,
         )
         negatives = self._negatives(negative_prompt, len(prompts))
-        seed = secrets.randbits(32) if seed is None else seed
+        if seed is None and latents is None:
+            seed = secrets.randbits(32)
         noise = self._starting_noise(seed, latents, batch, width, height)
         layout = Layout(
             width=width,
@@ -244,26 +245,27 @@ class ControlNetPipeline:
     def _negatives(self, negative_prompt: str | Sequence[str] | None, prompts: int) -> list[str] | None:
         if negative_prompt is None:
             return None
-        negatives = [negative_prompt] * prompts if isinstance(negative_prompt, str) else list(negative_prompt)
-        if len(negatives) != prompts:
-            raise ParameterError("negative_prompt", negatives, f"one string or {prompts}, one for each prompt")
-        return negatives
+        negatives = [negative_prompt] * prompts if isinstance(negative_prompt, str) else negative_prompt
+        listed = isinstance(negatives, Sequence) and all(isinstance(text, str) for text in negatives)
+        if not listed or len(negatives) != prompts:
+            raise ParameterError("negative_prompt", negative_prompt, f"one string or {prompts}, one for each prompt")
+        return list(negatives)
 
     def _starting_noise(
-        self, seed: int | Sequence[int], latents: NDArray[np.float32] | None, batch: int, width: int, height: int
+        self, seed: int | Sequence[int] | None, latents: NDArray[np.float32] | None, batch: int, width: int, height: int
     ) -> NDArray[np.float32]:
         model = self.bundle.manifest.model
         shape = (batch, model.latent_channels, height // model.vae_scale_factor, width // model.vae_scale_factor)
         if latents is not None:
-            given = np.asarray(latents, np.float32)
-            if given.shape != shape or not np.isfinite(given).all():
-                raise ParameterError("latents", f"shape {given.shape}", f"finite values of shape {shape}")
-            return given
+            if not isinstance(latents, np.ndarray) or latents.shape != shape or not np.isfinite(latents).all():
+                found = f"shape {latents.shape}" if isinstance(latents, np.ndarray) else type(latents).__name__
+                raise ParameterError("latents", found, f"an array of finite values of shape {shape}")
+            return latents.astype(np.float32)
         if isinstance(seed, Sequence) and not isinstance(seed, str):
             if len(seed) != batch:
                 raise ParameterError("seed", list(seed), f"one number or {batch}, one for each picture")
             return np.concatenate([TorchGenerator(one).randn((1, *shape[1:])) for one in seed])
-        return TorchGenerator(seed).randn(shape)
+        return TorchGenerator(0 if seed is None else seed).randn(shape)
 
     def _bind(self, layout: Layout) -> BoundPlan:
         """The bound plan of ``layout``; the last few are kept."""

@@ -22,7 +22,7 @@ class Layout:
     guided: bool
     """Whether each picture takes two rows, unconditional then conditional, for classifier-free guidance."""
     active: tuple[tuple[str, ...], ...]
-    """For each step, the controls that run, in bundle order."""
+    """For each step, the controls that run."""
 
     @property
     def steps(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 
 import msgspec
@@ -73,9 +74,12 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def check(self, width: int, height: int, batch: int) -> None:
         """Raises ProfileError or ParameterError unless the bundle serves this size and batch."""
         for name, side in (("width", width), ("height", height)):
-            if not isinstance(side, int) or side % SIDE_STEP or side < MIN_SIDE:
-                nearest = f"; nearest: {_nearest(side)}" if isinstance(side, int) else ""
-                raise ProfileError(f"{name} {side} is not a multiple of {SIDE_STEP}{nearest}")
+            try:
+                whole = operator.index(side)
+            except TypeError:
+                raise ParameterError(name, side, f"a multiple of {SIDE_STEP}") from None
+            if whole % SIDE_STEP or whole < MIN_SIDE:
+                raise ProfileError(f"{name} {side} is not a multiple of {SIDE_STEP}; nearest: {_nearest(whole)}")
         if not any(width in size.width and height in size.height for size in self.sizes):
             raise ProfileError(
                 f"{width}x{height} is not in the bundle's profile {self}; "

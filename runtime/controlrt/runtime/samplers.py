@@ -110,6 +110,11 @@ def _split(config: Config, alpha: NDArray[np.float64], sigma: NDArray[np.float64
     zeros, ones = np.zeros_like(alpha), np.ones_like(alpha)
     prediction = config.get("prediction_type", "epsilon")
     if prediction == "epsilon":
+        if alpha.min() < 1e-6:
+            raise UserError(
+                "the model predicts epsilon, and this schedule starts without any signal (rescale_betas_zero_snr), "
+                "where epsilon tells nothing; use timestep_spacing leading, or rescale_betas_zero_snr False"
+            )
         return 1 / alpha, -sigma / alpha, zeros, ones
     if prediction == "sample":
         return zeros, ones, 1 / sigma, -alpha / sigma
@@ -123,8 +128,8 @@ def _ddim(config: Config, steps: int) -> SamplerTable:
     _refuse(config, "DDIMScheduler", {"thresholding": False})
     if config.get("clip_sample", True):
         raise UserError(
-            "sampler DDIMScheduler does not support clip_sample=True of this checkpoint's scheduler config yet; "
-            "Stable Diffusion uses clip_sample=False: set it in the checkpoint's scheduler_config.json"
+            "sampler DDIMScheduler does not support clip_sample=True yet, which is its default; Stable Diffusion uses "
+            "False: set it in the bundle's checkpoint (scheduler_config.json) and build again, or use another sampler"
         )
     product = alphas_cumprod(config)
     timesteps = np.round(_spaced(config, steps, "leading"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -71,35 +72,31 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     Raises:
         OutputError: the place cannot be written.
     """
-    target = target.absolute()
+    target = target.resolve()
     with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        for stale in target.parent.glob(f"{target.name}{PARTIAL}*"):
+        for stale in target.parent.glob(f"{glob.escape(target.name)}{PARTIAL}*"):
             shutil.rmtree(stale)
         partial = Path(tempfile.mkdtemp(prefix=f"{target.name}{PARTIAL}", dir=target.parent))
         partial.chmod(0o777 & ~_umask())
+    replaced = partial.with_name(f"{partial.name}-replaced")
     try:
         with _writing(target):
             yield partial
             if target.exists():
-                replaced = partial.with_name(f"{partial.name}-replaced")
                 target.rename(replaced)
-                partial.rename(target)
-                shutil.rmtree(replaced)
-            else:
-                partial.rename(target)
+            partial.rename(target)
     finally:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)  # interrupted between the two renames
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """Yields a path beside ``target``, of the same ending, that takes its place when the block ends well."""
-    if target.is_dir():
-        raise OutputError(f"{target} is a directory; name a file")
     with _writing(target):
-        if not target.parent.is_dir():
-            raise OutputError(f"{target.parent} does not exist; make it with: mkdir -p {target.parent}")
         handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix=target.suffix, dir=target.parent)
         os.close(handle)
         partial = Path(name)
@@ -119,9 +116,7 @@ def _writing(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise OutputError(f"no space left while writing {target}; free some or choose another place") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise OutputError(f"cannot write {target}: {error.strerror}; choose another place") from error
-        raise
+        raise OutputError(f"cannot write {target}: {error.strerror or error}; choose another place") from error
 
 
 def _umask() -> int:
@@ -132,18 +127,20 @@ def _umask() -> int:
 
 def refuse_foreign_directory(target: Path, marker: str) -> None:
     """Raises OutputError unless ``target`` is absent, empty, or was written by controlrt (holds ``marker``)."""
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"{target} is a file; name a directory")
-    if target.is_dir() and any(target.iterdir()) and not (target / marker).is_file():
-        raise OutputError(f"{target} exists and holds other files (no {marker}); name another directory")
+    with _writing(target):
+        if target.exists() and not target.is_dir():
+            raise OutputError(f"{target} is a file; name a directory")
+        if target.is_dir() and any(target.iterdir()) and not (target / marker).is_file():
+            raise OutputError(f"{target} exists and holds other files (no {marker}); name another directory")
 
 
 def check_writable(target: Path) -> None:
     """Raises OutputError where ``target`` could not be made, before any work is done for it."""
-    existing = target.absolute().parent
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir():
-        raise OutputError(f"cannot write {target}: {existing} is a file; choose another place")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write {target}: no permission in {existing}; choose another place")
+    with _writing(target):
+        existing = target.absolute().parent
+        while not existing.exists():
+            existing = existing.parent
+        if not existing.is_dir():
+            raise OutputError(f"cannot write {target}: {existing} is a file; choose another place")
+        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=existing):
+            pass  # permissions do not tell all: read-only and special file systems refuse only when asked

@@ -13,13 +13,14 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
 from controlrt.runtime.errors import ControlRTError, UnknownNameError, UserError
 
 GROUP = "controlrt.commands"
 INTERRUPTED = 130
+RUNTIME_PACKAGES = ("cv2", "filelock", "msgspec", "numpy", "onnxruntime", "PIL", "tokenizers", "tqdm")
 SUMMARIES = {
     "annotate": "make a control picture from an ordinary one",
     "build": "compile a checkpoint and its ControlNets into a bundle (build-engines)",
@@ -33,6 +34,10 @@ SUMMARIES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``controlrt``."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _dispatch(arguments), arguments)
+
+
+def _dispatch(arguments: list[str]) -> int:
     known = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: controlrt COMMAND [options]; controlrt COMMAND --help tells more\n")
@@ -43,35 +48,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"controlrt {importlib.metadata.version('controlrt')}")
         return 0
     if arguments[0] not in known:
-        return _report(UnknownNameError("command", arguments[0], sorted(known)), verbose=False)
-    try:
-        command = known[arguments[0]].load()
-    except ModuleNotFoundError as error:
-        return _report(missing_extra(error), verbose="-v" in arguments)
-    return run_command(command, arguments[1:], f"controlrt {arguments[0]}")
+        raise UnknownNameError("command", arguments[0], sorted(known))
+    return run_command(known[arguments[0]].load(), arguments[1:], f"controlrt {arguments[0]}")
 
 
 def run_command(command: ModuleType, argv: Sequence[str], program: str) -> int:
-    """Parses ``argv`` for one command, runs it, and turns errors into one line and an exit code."""
+    """Parses ``argv`` for one command and runs it."""
     summary = (command.__doc__ or "").strip().splitlines()[0]
     parser = argparse.ArgumentParser(prog=program, description=summary)
     parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
     command.add_arguments(parser)
-    arguments = parser.parse_args(argv)
+    return int(command.run(parser.parse_args(argv)))
+
+
+def guarded(function: Callable[[], int], argv: Sequence[str]) -> int:
+    """Runs ``function`` and turns whatever it raises into one line on stderr and an exit code."""
+    verbose = "-v" in argv or "--verbose" in argv
     warnings.showwarning = _show_warning
     try:
         with _interruptible():
-            return int(command.run(arguments))
+            code = function()
+            sys.stdout.flush()
+            return code
     except ControlRTError as error:
-        return _report(error, arguments.verbose)
+        if not error.reported:
+            _report(error, f"error: {error}", verbose)
+        return error.exit_code
     except ModuleNotFoundError as error:
-        return _report(missing_extra(error), arguments.verbose)
+        extra = "" if error.name in RUNTIME_PACKAGES else "[export]"
+        _report(error, f"error: this needs {error.name}: pip install 'controlrt{extra}'", verbose)
+        return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing half-written is left", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:  # a defect of ours, or a machine that fails under us
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        _report(error, f"error: unexpected {reason} (-v shows where)", verbose)
+        return 1
 
 
 def named_values(pairs: Sequence[str], option: str, form: str) -> dict[str, str]:
@@ -91,17 +107,11 @@ def named_values(pairs: Sequence[str], option: str, form: str) -> dict[str, str]
     return named
 
 
-def missing_extra(error: ModuleNotFoundError) -> UserError:
-    """Names the extra that brings a missing package."""
-    return UserError(f"this command needs {error.name}, which is not installed: pip install 'controlrt[export]'")
-
-
-def _report(error: ControlRTError, verbose: bool) -> int:
+def _report(error: Exception, line: str, verbose: bool) -> None:
     if verbose:
         traceback.print_exception(error)
-    elif not error.reported:
-        print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
+    else:
+        print(line, file=sys.stderr)
 
 
 def _show_warning(

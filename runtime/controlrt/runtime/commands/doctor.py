@@ -11,8 +11,17 @@ import sys
 
 from controlrt.runtime.storage import cache_root
 
-RUNTIME = ("numpy", "onnxruntime", "tokenizers", "pillow", "opencv-python-headless", "msgspec")
-EXPORT = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
+RUNTIME = (
+    "filelock",
+    "msgspec",
+    "numpy",
+    "onnxruntime",
+    "opencv-python-headless",
+    "pillow",
+    "tokenizers",
+    "tqdm",
+)
+EXPORT = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

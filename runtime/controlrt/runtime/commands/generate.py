@@ -125,7 +125,7 @@ def parse_size(text: str | None) -> tuple[int | None, int | None]:
     if text is None:
         return None, None
     width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit()):
+    if not (text.isascii() and width.isdigit() and height.isdigit()):
         raise UserError(f"--size {text!r} is not WIDTHxHEIGHT, such as 512x512")
     return int(width), int(height)
 
