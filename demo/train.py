@@ -1,10 +1,10 @@
 """Trains the demo model from a seed: VAE, then UNet with its text encoder, then the two ControlNets.
 
-    python demo/train.py --work build/demo            # a few hours on two CPU cores, minutes on a GPU
+    python demo/train.py --work build/demo            # about an hour and a half on two CPU cores
 
-Every stage keeps a checkpoint in ``--work`` and resumes from it, so the command can be interrupted and
-repeated. The last stage writes the diffusers folders that ship with the package. Each stage climbs
-through picture sizes, cheap ones first, and ends at 512x512:
+Every stage keeps a checkpoint in ``--work`` and resumes from it, so the command can be interrupted and repeated; a
+stage whose steps are raised below goes on from where it ended. The last stage writes the diffusers folders that ship
+with the package. Each stage climbs through picture sizes, cheap ones first, and ends at 512x512:
 
 * VAE: L1 + L2 + a small KL term (Kingma & Welling 2014; Rombach et al. 2022, arXiv 2112.10752).
 * UNet: v-prediction (Salimans & Ho 2022, arXiv 2202.00512), 10% prompt dropout for classifier-free guidance.
@@ -284,7 +284,9 @@ def cache_latents(work: Path, vae: AutoencoderKL, size: int, device: torch.devic
             means = vae.encode(to_tensor([scene.render(size) for scene in scenes], device)).latent_dist.mean
             parts.append((means * vae.config.scaling_factor).half().cpu())
     latents = torch.cat(parts)
-    torch.save(latents, path)
+    partial = path.with_suffix(".partial")
+    torch.save(latents, partial)
+    partial.replace(path)
     print(f"cached {len(latents)} latents at {size}x{size}", flush=True)
     return latents
 
@@ -434,13 +436,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
     device, seed = torch.device(arguments.device), arguments.seed
-    vae = train_vae(arguments.work, device, seed).requires_grad_(False)
-    unet, text_encoder = train_unet(arguments.work, vae, device, seed)
+    work = arguments.work / f"seed-{seed}"
+    work.mkdir(parents=True, exist_ok=True)
+    vae = train_vae(work, device, seed).requires_grad_(False)
+    unet, text_encoder = train_unet(work, vae, device, seed)
     save_model(vae, unet, text_encoder)
     for control in ("mask", "canny"):
-        controlnet = train_controlnet(control, arguments.work, vae, unet, text_encoder, device, seed)
+        controlnet = train_controlnet(control, work, vae, unet, text_encoder, device, seed)
         copy.deepcopy(controlnet).half().save_pretrained(CONTROLNETS[control])
         print(f"wrote {CONTROLNETS[control].name}", flush=True)
 
