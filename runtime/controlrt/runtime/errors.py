@@ -38,7 +38,8 @@ class UnknownNameError(UserError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         self.kind, self.name, self.known = kind, name, tuple(known)
-        nearest = difflib.get_close_matches(name, self.known, n=1)
+        folded = {one.lower(): one for one in self.known}
+        nearest = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=1)]
         listed = ", ".join(self.known) if self.known else "none"
         message = f"unknown {kind} {name!r}; known: {listed}"
         if nearest:

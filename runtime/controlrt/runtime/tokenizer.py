@@ -40,7 +40,7 @@ class PromptTokenizer:
             kept = [encoder.bos_token_id, *encoding.ids[:room], encoder.eos_token_id]
             row[: len(kept)] = kept
             if len(encoding.ids) > room:
-                dropped = self._tokenizer.decode(encoding.ids[room:])
+                dropped = prompt[encoding.offsets[room][0] :].strip()
                 warnings.warn(
                     f"the prompt has {len(encoding.ids)} tokens, {room} are read; left out: {dropped!r}",
                     PromptTruncatedWarning,
