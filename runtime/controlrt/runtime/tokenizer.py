@@ -34,9 +34,8 @@ class PromptTokenizer:
         encoder = self._encoder
         ids = np.full((len(prompts), encoder.max_length), encoder.pad_token_id, np.int64)
         room = encoder.max_length - 2
-        for row, encoding in zip(
-            ids, self._tokenizer.encode_batch(list(prompts), add_special_tokens=False), strict=True
-        ):
+        encodings = self._tokenizer.encode_batch(list(prompts), add_special_tokens=False)
+        for row, prompt, encoding in zip(ids, prompts, encodings, strict=True):
             kept = [encoder.bos_token_id, *encoding.ids[:room], encoder.eos_token_id]
             row[: len(kept)] = kept
             if len(encoding.ids) > room:
