@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -46,6 +47,10 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_annotate(tmp_path: Path, mask: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "edges.png"
+    if importlib.util.find_spec("cv2") is None:
+        assert main(["annotate", "canny", str(mask), "-o", str(output)]) == 2
+        assert "pip install 'controlrt[annotate]'" in capsys.readouterr().err
+        return
     assert main(["annotate", "canny", str(mask), "-o", str(output)]) == 0
     assert np.asarray(Image.open(output)).any()
     for arguments, says in [

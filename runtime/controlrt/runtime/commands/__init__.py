@@ -20,7 +20,7 @@ from controlrt.runtime.errors import ControlRTError, UnknownNameError, UserError
 
 GROUP = "controlrt.commands"
 INTERRUPTED = 130
-RUNTIME_PACKAGES = ("cv2", "filelock", "msgspec", "numpy", "onnxruntime", "PIL", "tokenizers", "tqdm")
+RUNTIME_PACKAGES = ("filelock", "msgspec", "numpy", "onnxruntime", "PIL", "tokenizers", "tqdm")
 SUMMARIES = {
     "annotate": "make a control picture from an ordinary one",
     "build": "compile a checkpoint and its ControlNets into a bundle (build-engines)",
@@ -75,7 +75,7 @@ def guarded(function: Callable[[], int], argv: Sequence[str]) -> int:
             _report(error, f"error: {error}", verbose)
         return error.exit_code
     except ModuleNotFoundError as error:
-        extra = "" if error.name in RUNTIME_PACKAGES else "[export]"
+        extra = "[annotate]" if error.name == "cv2" else "" if error.name in RUNTIME_PACKAGES else "[export]"
         _report(error, f"error: this needs {error.name}: pip install 'controlrt{extra}'", verbose)
         return 2
     except BrokenPipeError:

@@ -16,11 +16,11 @@ RUNTIME = (
     "msgspec",
     "numpy",
     "onnxruntime",
-    "opencv-python-headless",
     "pillow",
     "tokenizers",
     "tqdm",
 )
+ANNOTATE = ("opencv-python-headless",)
 EXPORT = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in RUNTIME:
         print(f"  {'ok' if _version(name) else 'MISSING':<8}{name} {_version(name) or ''}".rstrip())
     can_export = all(_version(name) for name in EXPORT)
-    for name in EXPORT:
+    for name in (*ANNOTATE, *EXPORT):
         print(f"  {'ok' if _version(name) else 'absent':<8}{name} {_version(name) or ''}".rstrip())
     if not missing:
         import onnxruntime
