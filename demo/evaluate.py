@@ -16,11 +16,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from controlrt.demo.scenes import HELD_OUT_SHAPES, PALETTE, TRAINED_SHAPES, Scene, sample_scene
-from controlrt.runtime import ControlNetPipeline
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
+
+from controlrt.demo.scenes import HELD_OUT_SHAPES, PALETTE, TRAINED_SHAPES, Scene, sample_scene
+from controlrt.runtime import ControlNetPipeline
 
 SEED = 2024  # training scenes use other streams of random numbers
 SCENES, STEPS, GUIDANCE = 64, 20, 7.5

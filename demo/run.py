@@ -16,8 +16,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from controlrt.demo import CONTROLNETS, MODEL_DIR
 from PIL import Image, ImageDraw
+
+from controlrt.demo import CONTROLNETS, MODEL_DIR
 
 SCENE = Path(__file__).parent / "pictures" / "scene.png"
 PROMPT = "a red star on a light blue background"

@@ -25,12 +25,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from controlrt.demo import CONTROLNETS, MODEL_DIR
-from controlrt.demo.scenes import HELD_OUT_SHAPES, Scene, sample_scene
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from controlrt.demo import CONTROLNETS, MODEL_DIR
+from controlrt.demo.scenes import HELD_OUT_SHAPES, Scene, sample_scene
 
 CACHED_SCENES = {128: 8000, 256: 8000, 512: 1500}
 PROMPT_DROPOUT = 0.1

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from controlrt.demo import MODEL_DIR
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
@@ -21,6 +20,8 @@ from diffusers import (
 )
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from controlrt.demo import MODEL_DIR
 
 CONTROLS = ("first", "second")
 SIDE = 128

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import controlrt.demo
 import numpy as np
 import pytest
+from PIL import Image
+
+import controlrt.demo
 from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.demo.scenes import HELD_OUT_SHAPES, PALETTE, TRAINED_SHAPES, Scene, sample_scene
 from controlrt.runtime import ControlNetPipeline
-from PIL import Image
 
 
 def files() -> list[Path]:

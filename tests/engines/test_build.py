@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.engines.command import main
 from controlrt.runtime.bundle import Bundle

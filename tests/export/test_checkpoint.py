@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from controlrt.export import checkpoint
 from controlrt.export.modules import residual_shapes
 from controlrt.runtime.errors import SourceError

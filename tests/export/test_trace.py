@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from controlrt.export import trace
 from controlrt.export.programs import ProgramSpec
 from controlrt.runtime.errors import BuildError
 from controlrt.runtime.executor import open_session
 from controlrt.runtime.manifest import TensorSpec
 from controlrt.runtime.profile import ShapeProfile
-from torch import Tensor, nn
 
 
 class Halve(nn.Module):

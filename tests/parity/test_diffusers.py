@@ -13,14 +13,15 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
+
 from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.demo.scenes import sample_scene
 from controlrt.engines.build import BuildOptions, build
 from controlrt.runtime import ControlNetPipeline
 from controlrt.runtime.profile import ShapeProfile
 from families import CONTROLS, FAMILIES, SIDE, Family
-from numpy.typing import NDArray
-from PIL import Image
 
 LATENTS_BOUND, PSNR_BOUND = 1e-3, 50.0
 PROMPT, NEGATIVE = "a red star on a light blue background", "a green moon"

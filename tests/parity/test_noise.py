@@ -1,8 +1,9 @@
 import numpy as np
 import torch
-from controlrt.runtime.noise import TorchGenerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from controlrt.runtime.noise import TorchGenerator
 
 shapes = st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple)
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from controlrt.export.checkpoint import stored_scheduler_config
-from controlrt.runtime.samplers import compile_sampler
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
+from controlrt.export.checkpoint import stored_scheduler_config
+from controlrt.runtime.samplers import compile_sampler
 
 SAMPLERS = {"DDIMScheduler": DDIMScheduler, "EulerDiscreteScheduler": EulerDiscreteScheduler}
 

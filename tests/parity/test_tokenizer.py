@@ -3,11 +3,12 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from controlrt.demo import MODEL_DIR
-from controlrt.runtime import ControlNetPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
+
+from controlrt.demo import MODEL_DIR
+from controlrt.runtime import ControlNetPipeline
 
 
 @settings(max_examples=150, deadline=None)

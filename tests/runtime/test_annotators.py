@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from PIL import Image
+
 from controlrt.runtime.annotators import canny
 from controlrt.runtime.errors import ParameterError
-from PIL import Image
 
 
 def test_edges_lie_on_the_outline() -> None:

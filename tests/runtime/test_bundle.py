@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import BundleError
 

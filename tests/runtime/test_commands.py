@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from controlrt.runtime.commands import guarded, main, named_values
 from controlrt.runtime.commands.generate import numbered, parse_control, parse_size
 from controlrt.runtime.errors import UserError
-from PIL import Image
 
 COMMAND = [sys.executable, "-m", "controlrt.runtime.commands"]
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from controlrt.runtime.control import ControlUse, resolve_controls
 from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError
 from controlrt.runtime.manifest import Control

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from controlrt.runtime.errors import ParameterError
 from controlrt.runtime.noise import TorchGenerator
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from controlrt.runtime.errors import OutputError, PictureError
 from controlrt.runtime.pictures import open_picture, save_picture, to_hint
-from PIL import Image
 
 
 def gradient(width: int = 12, height: int = 8) -> np.ndarray:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from controlrt.runtime import ControlNetPipeline
-from controlrt.runtime.errors import ControlRTError, ParameterError, ProfileError, UnknownNameError
 from numpy.typing import NDArray
 from PIL import Image
+
+from controlrt.runtime import ControlNetPipeline
+from controlrt.runtime.errors import ControlRTError, ParameterError, ProfileError, UnknownNameError
 
 pytestmark = pytest.mark.bundle
 PROMPT = "a red star on a light blue background"

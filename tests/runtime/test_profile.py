@@ -1,8 +1,9 @@
 import pytest
-from controlrt.runtime.errors import ParameterError, ProfileError
-from controlrt.runtime.profile import ShapeProfile
 from hypothesis import given
 from hypothesis import strategies as st
+
+from controlrt.runtime.errors import ParameterError, ProfileError
+from controlrt.runtime.profile import ShapeProfile
 
 sides = st.integers(1, 64).map(lambda n: 64 * n)
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from controlrt.runtime.errors import ParameterError, UnknownNameError, UserError
 from controlrt.runtime.samplers import alphas_cumprod, compile_sampler
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from controlrt.runtime.errors import OutputError
 from controlrt.runtime.storage import (
     atomic_directory,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.tokenizer import PromptTokenizer, PromptTruncatedWarning
 

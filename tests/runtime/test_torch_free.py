@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import controlrt.runtime
 import pytest
+
+import controlrt.runtime
 
 MODULES = sorted(
     module.name

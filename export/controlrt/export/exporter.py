@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+
 from controlrt.export import checkpoint as checkpoints
 from controlrt.runtime import bundle
 from controlrt.runtime.errors import BundleError, ParameterError

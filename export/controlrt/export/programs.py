@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor, nn
+
 from controlrt.export.checkpoint import Checkpoint, TextEncoderParts
 from controlrt.export.modules import (
     ControlNetStep,
@@ -17,8 +20,6 @@ from controlrt.export.modules import (
     residual_shapes,
 )
 from controlrt.runtime.manifest import TensorSpec
-from diffusers import ControlNetModel, UNet2DConditionModel
-from torch import Tensor, nn
 
 Sizes = dict[str, int]
 """Values of the named dimensions: batch, rows, height, width."""

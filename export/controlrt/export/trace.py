@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
 from controlrt.export.programs import ProgramSpec, Sizes
 from controlrt.runtime.errors import BuildError
 from controlrt.runtime.executor import open_session
 from controlrt.runtime.manifest import Program, TensorSpec
 from controlrt.runtime.profile import MAX_BATCH, SIDE_STEP, ShapeProfile
-from torch import Tensor
-from torch.export import Dim
-from torch.utils import _pytree as pytree
 
 OPSET = 20
 MAX_RELATIVE_ERROR = 1e-4

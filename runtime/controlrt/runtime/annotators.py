@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from controlrt.runtime.errors import ParameterError
 from PIL import Image
+
+from controlrt.runtime.errors import ParameterError
 
 
 def canny(picture: Image.Image, low_threshold: float = 100, high_threshold: float = 200) -> Image.Image:

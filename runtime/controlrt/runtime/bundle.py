@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from controlrt.runtime.storage import sha256_file

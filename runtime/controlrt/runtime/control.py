@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError
 from controlrt.runtime.manifest import Control
 from controlrt.runtime.pictures import Picture, Resize, to_hint
-from numpy.typing import NDArray
 
 Pictures = Picture | Sequence[Picture]
 PerControl = float | Sequence[float] | Mapping[str, float]

@@ -7,10 +7,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
+
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.plan import Plan, View
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import onnxruntime as ort

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
+
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.profile import ShapeProfile
 

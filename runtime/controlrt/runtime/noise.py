@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from controlrt.runtime.errors import ParameterError
 from numpy.typing import NDArray
+
+from controlrt.runtime.errors import ParameterError
 
 _BLOCK = 16
 

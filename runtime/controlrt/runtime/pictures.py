@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from controlrt.runtime.errors import OutputError, ParameterError, PictureError
-from controlrt.runtime.storage import atomic_file, check_writable
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from controlrt.runtime.errors import OutputError, ParameterError, PictureError
+from controlrt.runtime.storage import atomic_file, check_writable
 
 MAX_PIXELS = 64_000_000
 WRITTEN = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff")

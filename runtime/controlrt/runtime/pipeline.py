@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
+
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.control import ControlUse, PerControl, Pictures, resolve_controls
 from controlrt.runtime.errors import ParameterError
@@ -24,7 +26,6 @@ from controlrt.runtime.pictures import Resize, to_pil
 from controlrt.runtime.plan import Layout, plan_denoising
 from controlrt.runtime.prompts import Conditioning, PromptEncoder
 from controlrt.runtime.samplers import SamplerTable, compile_sampler
-from numpy.typing import NDArray
 
 StepCallback = Callable[["ControlNetPipeline", int, float, dict[str, NDArray[np.float32]]], Mapping[str, Any] | None]
 _KEPT_PLANS = 4

@@ -6,6 +6,7 @@ import operator
 import re
 
 import msgspec
+
 from controlrt.runtime.errors import ParameterError, ProfileError
 
 SIDE_STEP = 64

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.executor import OnnxRuntimeExecutor
 from controlrt.runtime.tokenizer import PromptTokenizer
-from numpy.typing import NDArray
 
 Conditioning = dict[str, NDArray[np.float32]]
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from controlrt.runtime.errors import ParameterError, UnknownNameError, UserError
 from numpy.typing import NDArray
+
+from controlrt.runtime.errors import ParameterError, UnknownNameError, UserError
 
 Config = Mapping[str, Any]
 MAX_STEPS = 1000

@@ -13,8 +13,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from controlrt.runtime.errors import OutputError
 from filelock import FileLock, Timeout
+
+from controlrt.runtime.errors import OutputError
 
 PARTIAL = ".partial-"
 

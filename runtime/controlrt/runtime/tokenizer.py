@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from controlrt.runtime.manifest import TextEncoder
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+
+from controlrt.runtime.manifest import TextEncoder
 
 
 class PromptTruncatedWarning(UserWarning):

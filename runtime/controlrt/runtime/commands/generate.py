@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
 from controlrt.runtime.commands import named_values
 from controlrt.runtime.errors import UnknownNameError, UserError
 from controlrt.runtime.pictures import RESIZES, check_picture_path, open_picture, save_picture
 from controlrt.runtime.pipeline import ControlNetPipeline
-from numpy.typing import NDArray
-from tqdm import tqdm
 
 CONTROL_OPTIONS = {"scale": 1.0, "start": 0.0, "end": 1.0}
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 import msgspec
+
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.manifest import TensorSpec
 
