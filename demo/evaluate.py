@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -130,7 +132,7 @@ def main() -> None:
         "steps": STEPS,
         "guidance_scale": GUIDANCE,
         "seed": SEED,
-        "command": "python demo/evaluate.py bundles/demo-512x512",
+        "command": shlex.join(["python", *sys.argv]),
         "seconds": round(time.monotonic() - started),
         "results": results,
     }
