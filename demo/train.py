@@ -1,6 +1,7 @@
 """Trains the demo model from a seed: VAE, then UNet with its text encoder, then the two ControlNets.
 
     python demo/train.py --work build/demo            # about an hour and a half on two CPU cores
+    python demo/train.py --work build/demo --polish   # goes on from the weights that ship, at 512x512; an hour more
 
 Every stage keeps a checkpoint in ``--work`` and resumes from it, so the command can be interrupted and repeated; a
 stage whose steps are raised below goes on from where it ended. The last stage writes the diffusers folders that ship
@@ -8,7 +9,11 @@ with the package. Each stage climbs through picture sizes, cheap ones first, and
 
 * VAE: L1 + L2 + a small KL term (Kingma & Welling 2014; Rombach et al. 2022, arXiv 2112.10752).
 * UNet: v-prediction (Salimans & Ho 2022, arXiv 2202.00512), 10% prompt dropout for classifier-free guidance.
-* ControlNets: copied encoder, zero convolutions, frozen UNet (Zhang et al. 2023, arXiv 2302.05543).
+* ControlNets: copied encoder, zero convolutions, frozen UNet, 50% prompt dropout (Zhang et al. 2023, arXiv 2302.05543).
+
+Polishing drops prompts in pairs: a scene is seen with its prompt and, under the same noise, without. Once a noisy
+picture shows its own colours the prompt tells nothing more, and both should be predicted alike; what differs is error,
+and guidance multiplies it. So the difference is a term of the loss, weighted by how much signal the picture has.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.demo.scenes import HELD_OUT_SHAPES, Scene, sample_scene
 
 CACHED_SCENES = {128: 8000, 256: 8000, 512: 1500}
-PROMPT_DROPOUT = 0.1
+PROMPT_DROPOUT = {"unet": 0.1, "controlnet": 0.5}
 CHECKPOINT_SECONDS = 60
 
 # (picture side, batch, steps) of each climb
@@ -44,6 +49,10 @@ CONTROLNET_CLIMB = {
     "mask": ((256, 32, 110), (512, 8, 280)),
     "canny": ((256, 16, 600), (512, 8, 420)),
 }
+# polishing: pairs are twice the batch
+UNET_POLISH = ((512, 4, 500),)
+CONTROLNET_POLISH = {"mask": ((512, 4, 1200),), "canny": ((512, 4, 1400),)}
+GAP_WEIGHT = 5.0
 
 
 # ---------------------------------------------------------------------------------------------- models
@@ -155,10 +164,8 @@ def build_scheduler() -> DDIMScheduler:
 class Stage:
     """Steps through one training stage: one-cycle rate, moving average, resumable checkpoints."""
 
-    def __init__(
-        self, name: str, work: Path, modules: nn.ModuleDict, groups: list[dict], steps: int, clip: float = 1.0
-    ):
-        self.name, self.path, self.modules, self.steps, self.clip = name, work / f"{name}.pt", modules, steps, clip
+    def __init__(self, name: str, work: Path, modules: nn.ModuleDict, groups: list[dict], steps: int):
+        self.name, self.path, self.modules, self.steps = name, work / f"{name}.pt", modules, steps
         self.optimizer = torch.optim.AdamW(groups, weight_decay=1e-2, betas=(0.9, 0.99))
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
@@ -200,7 +207,7 @@ class Stage:
             loss = loss_at(self.step)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.clip)
+            nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
             self.optimizer.step()
             self.schedule.step()
             self.step += 1
@@ -332,9 +339,26 @@ class Batches:
         return scenes, size, channels_last, timesteps.to(self.device), target.to(self.device)
 
 
-def drop_prompts(scenes: list[Scene], step: int, seed: int) -> list[str]:
+def drop_prompts(scenes: list[Scene], step: int, seed: int, dropout: float) -> list[str]:
     rng = np.random.default_rng([seed, 5, step])
-    return ["" if rng.random() < PROMPT_DROPOUT else scene.prompt for scene in scenes]
+    return ["" if rng.random() < dropout else scene.prompt for scene in scenes]
+
+
+def paired_loss(
+    predict: Callable[[Tensor, Tensor, list[str]], Tensor],
+    scenes: list[Scene],
+    noisy: Tensor,
+    timesteps: Tensor,
+    target: Tensor,
+    scheduler: DDIMScheduler,
+) -> Tensor:
+    """Squared error with and without prompts, and of one against the other by the share of signal."""
+    prompts = [scene.prompt for scene in scenes] + [""] * len(scenes)
+    predicted = predict(torch.cat([noisy] * 2), torch.cat([timesteps] * 2), prompts)
+    with_prompt, without = predicted.chunk(2)
+    signal = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    gap = (signal * (with_prompt - without).square().mean((1, 2, 3))).mean()
+    return F.mse_loss(predicted, torch.cat([target] * 2)) + GAP_WEIGHT * gap
 
 
 def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: list[str]) -> Tensor:
@@ -343,24 +367,35 @@ def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompt
 
 
 def train_unet(
-    work: Path, vae: AutoencoderKL, device: torch.device, seed: int
+    work: Path, vae: AutoencoderKL, device: torch.device, seed: int, polish: bool
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     torch.manual_seed(seed + 10)
     tokenizer = build_tokenizer()
-    unet = build_unet().to(device, memory_format=torch.channels_last)
-    text_encoder = build_text_encoder(tokenizer).to(device)
-    batches = Batches(UNET_CLIMB, work, vae, device, seed)
+    if polish:
+        unet = UNet2DConditionModel.from_pretrained(MODEL_DIR, subfolder="unet").float().train()
+        text_encoder = CLIPTextModel.from_pretrained(MODEL_DIR / "text_encoder").float().train()
+    else:
+        unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
+    unet = unet.to(device, memory_format=torch.channels_last)
+    text_encoder = text_encoder.to(device)
+    batches = Batches(UNET_POLISH if polish else UNET_CLIMB, work, vae, device, seed)
+    rate = 4e-4 if polish else 1.5e-3
     groups = [
-        {"params": list(unet.parameters()), "lr": 1.5e-3},
-        {"params": list(text_encoder.parameters()), "lr": 1.5e-3},
+        {"params": list(unet.parameters()), "lr": rate},
+        {"params": list(text_encoder.parameters()), "lr": rate},
     ]
     modules = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    stage = Stage("unet", work, modules, groups, batches.steps)
+    stage = Stage("unet-polish" if polish else "unet", work, modules, groups, batches.steps)
+
+    def predict(noisy: Tensor, timesteps: Tensor, prompts: list[str]) -> Tensor:
+        return unet(noisy, timesteps, encode_prompts(tokenizer, text_encoder, prompts)).sample
 
     def loss_at(step: int) -> Tensor:
         scenes, _, noisy, timesteps, target = batches.draw(step)
-        context = encode_prompts(tokenizer, text_encoder, drop_prompts(scenes, step, seed))
-        return F.mse_loss(unet(noisy, timesteps, context).sample, target)
+        if polish:
+            return paired_loss(predict, scenes, noisy, timesteps, target, batches.scheduler)
+        prompts = drop_prompts(scenes, step, seed, PROMPT_DROPOUT["unet"])
+        return F.mse_loss(predict(noisy, timesteps, prompts), target)
 
     trained = stage.run(loss_at)
     return trained["unet"], trained["text_encoder"]
@@ -374,32 +409,45 @@ def train_controlnet(
     text_encoder: CLIPTextModel,
     device: torch.device,
     seed: int,
+    polish: bool,
 ) -> ControlNetModel:
     torch.manual_seed(seed + 20)
     tokenizer = build_tokenizer()
     unet = unet.requires_grad_(False)
-    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 32, 64))
+    if polish:
+        controlnet = ControlNetModel.from_pretrained(CONTROLNETS[control]).float()
+    else:
+        controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 32, 64))
     controlnet = controlnet.train().requires_grad_(True).to(device, memory_format=torch.channels_last)
-    batches = Batches(CONTROLNET_CLIMB[control], work, vae, device, seed)
+    batches = Batches((CONTROLNET_POLISH if polish else CONTROLNET_CLIMB)[control], work, vae, device, seed)
     fresh = [
         p
         for name, p in controlnet.named_parameters()
         if name.startswith(("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block"))
     ]
     copied = [p for p in controlnet.parameters() if all(p is not other for other in fresh)]
-    groups = [{"params": fresh, "lr": 2e-3}, {"params": copied, "lr": 1e-3}]
-    stage = Stage(f"controlnet-{control}", work, nn.ModuleDict({"controlnet": controlnet}), groups, batches.steps)
+    rate = 4e-4 if polish else 1e-3
+    groups = [{"params": fresh, "lr": 2 * rate}, {"params": copied, "lr": rate}]
+    name = f"controlnet-{control}" + ("-polish" if polish else "")
+    stage = Stage(name, work, nn.ModuleDict({"controlnet": controlnet}), groups, batches.steps)
 
     def loss_at(step: int) -> Tensor:
         scenes, size, noisy, timesteps, target = batches.draw(step)
         hint = (to_tensor([scene.control(control, size) for scene in scenes], device) + 1) / 2
-        with torch.no_grad():
-            context = encode_prompts(tokenizer, text_encoder, drop_prompts(scenes, step, seed))
-        down, mid = controlnet(noisy, timesteps, context, controlnet_cond=hint, return_dict=False)
-        predicted = unet(
-            noisy, timesteps, context, down_block_additional_residuals=down, mid_block_additional_residual=mid
-        ).sample
-        return F.mse_loss(predicted, target)
+
+        def predict(noisy: Tensor, timesteps: Tensor, prompts: list[str]) -> Tensor:
+            with torch.no_grad():
+                context = encode_prompts(tokenizer, text_encoder, prompts)
+            hints = torch.cat([hint] * (len(noisy) // len(hint)))
+            down, mid = controlnet(noisy, timesteps, context, controlnet_cond=hints, return_dict=False)
+            return unet(
+                noisy, timesteps, context, down_block_additional_residuals=down, mid_block_additional_residual=mid
+            ).sample
+
+        if polish:
+            return paired_loss(predict, scenes, noisy, timesteps, target, batches.scheduler)
+        prompts = drop_prompts(scenes, step, seed, PROMPT_DROPOUT["controlnet"])
+        return F.mse_loss(predict(noisy, timesteps, prompts), target)
 
     return stage.run(loss_at)["controlnet"]
 
@@ -435,16 +483,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/demo"), help="checkpoints and caches")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--polish", action="store_true", help="go on from the weights that ship, at 512x512")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     device, seed = torch.device(arguments.device), arguments.seed
-    work = arguments.work / f"seed-{seed}"
+    polish: bool = arguments.polish
+    work = arguments.work / (f"polish-{seed}" if polish else f"seed-{seed}")
     work.mkdir(parents=True, exist_ok=True)
-    vae = train_vae(work, device, seed).requires_grad_(False)
-    unet, text_encoder = train_unet(work, vae, device, seed)
+    if polish:
+        vae = AutoencoderKL.from_pretrained(MODEL_DIR, subfolder="vae").float().to(device)
+    else:
+        vae = train_vae(work, device, seed)
+    vae = vae.requires_grad_(False)
+    unet, text_encoder = train_unet(work, vae, device, seed, polish)
     save_model(vae, unet, text_encoder)
     for control in ("mask", "canny"):
-        controlnet = train_controlnet(control, work, vae, unet, text_encoder, device, seed)
+        controlnet = train_controlnet(control, work, vae, unet, text_encoder, device, seed, polish)
         copy.deepcopy(controlnet).half().save_pretrained(CONTROLNETS[control])
         print(f"wrote {CONTROLNETS[control].name}", flush=True)
 

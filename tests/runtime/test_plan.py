@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controlrt.runtime.manifest import Control, Manifest, Model, Program, Provenance, TensorSpec
+from controlrt.runtime.manifest import SCHEMA_VERSION, Control, Manifest, Model, Program, Provenance, TensorSpec
 from controlrt.runtime.plan import Layout, View, plan_denoising
 from controlrt.runtime.profile import ShapeProfile
 
@@ -24,15 +24,19 @@ def manifest() -> Manifest:
     rows = tensor("rows", "rows", dtype="int64")
     residuals = tuple(tensor(f"residual_{i}_in", "rows", 8, "height/8", "width/8") for i in range(LAYERS))
     written = tuple(tensor(f"residual_{i}", "rows", 8, "height/8", "width/8") for i in range(LAYERS))
-    coefficients = tensor("coefficients", "batch", 2)
+    state = {name: tensor(name, "batch", 5, 4, "height/8", "width/8") for name in ("history", "next_history")}
+    noise = tensor("noise", "batch", 4, "height/8", "width/8")
+    update = tensor("update", "batch", 6, 9)
     unet = program(
-        "unet", (latents, rows, *residuals, coefficients), (tensor("next_latents", "batch", 4, "height/8", "width/8"),)
+        "unet",
+        (latents, rows, *residuals, state["history"], noise, update),
+        (tensor("next_latents", "batch", 4, "height/8", "width/8"), state["next_history"]),
     )
     hint = tensor("hint", "batch", 3, "height", "width")
     scale = tensor("conditioning_scale", "rows", LAYERS)
     controls = [program(f"controlnet.{name}", (latents, rows, hint, scale, *residuals), written) for name in "ab"]
     return Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         key="0" * 64,
         backend="onnxruntime",
         precision="fp32",
@@ -52,15 +56,16 @@ def manifest() -> Manifest:
     )
 
 
-def layout(*active: tuple[str, ...], guided: bool = True) -> Layout:
-    return Layout(width=128, height=64, batch=2, guided=guided, active=active)
+def layout(*active: tuple[str, ...], guided: bool = True, draws: bool = False) -> Layout:
+    return Layout(width=128, height=64, batch=2, guided=guided, draws=draws, active=active)
 
 
 def test_shapes_follow_the_layout() -> None:
     buffers = plan_denoising(manifest(), layout(("a",), ())).buffers
     assert buffers["latents.0"] == ((2, 4, 8, 16), "float32")
     assert buffers["rows"] == ((4,), "int64")
-    assert buffers["coefficients"] == ((2, 2, 2), "float32")
+    assert buffers["history.0"] == ((2, 5, 4, 8, 16), "float32")
+    assert buffers["update"] == ((2, 2, 6, 9), "float32")
     assert buffers["hint.a"] == ((2, 3, 64, 128), "float32")
     assert buffers["conditioning_scale.a"] == ((2, 4, LAYERS), "float32")
     assert plan_denoising(manifest(), layout((), guided=False)).buffers["rows"] == ((2,), "int64")
@@ -91,5 +96,15 @@ def test_latents_alternate_and_tables_advance() -> None:
     for step, (call,) in enumerate(plan.steps):
         assert call.inputs["latents"] == View(plan.latents(step))
         assert call.outputs["next_latents"] == View(plan.latents(step + 1))
-        assert call.inputs["coefficients"] == View("coefficients", step)
+        assert call.inputs["history"] == View(f"history.{step % 2}")
+        assert call.outputs["next_history"] == View(f"history.{(step + 1) % 2}")
+        assert call.inputs["update"] == View("update", step)
     assert plan.result == plan.latents(3) == "latents.1"
+
+
+def test_noise_is_a_table_only_where_the_sampler_draws() -> None:
+    still, drawing = (plan_denoising(manifest(), layout((), (), draws=draws)) for draws in (False, True))
+    assert still.buffers["noise"] == ((2, 4, 8, 16), "float32")
+    assert drawing.buffers["noise"] == ((2, 2, 4, 8, 16), "float32")
+    assert [call.inputs["noise"] for (call,) in still.steps] == [View("noise")] * 2
+    assert [call.inputs["noise"] for (call,) in drawing.steps] == [View("noise", 0), View("noise", 1)]

@@ -7,12 +7,17 @@ of the UNet program, so a step is program launches and nothing else.
 
 from __future__ import annotations
 
+import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 
 class UNetStep(nn.Module):
-    """One denoising step after the ControlNets: scaled UNet, guidance, sampler update."""
+    """One denoising step after the ControlNets: scaled UNet, guidance, sampler update.
+
+    The update is the sampler table's row (``controlrt.runtime.samplers``): any sampler is one matrix over the latents,
+    a short history, the guided output, noise, and the predicted picture clamped to a range.
+    """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
@@ -28,9 +33,12 @@ class UNetStep(nn.Module):
         added: dict[str, Tensor],
         residuals: list[Tensor],
         guidance: Tensor,
-        coefficients: Tensor,
-    ) -> Tensor:
-        """Latents after the step.
+        history: Tensor,
+        noise: Tensor,
+        update: Tensor,
+        clip: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Latents and history after the step.
 
         Args:
             latents: (batch, channels, height/8, width/8).
@@ -40,7 +48,10 @@ class UNetStep(nn.Module):
             added: SDXL's ``text_embeds`` (rows, channels) and ``time_ids`` (rows, 6); empty otherwise.
             residuals: one per skip connection and one for the middle block, added where ControlNet adds them.
             guidance: (batch, rows); the guided output is this matrix times the model's output.
-            coefficients: (batch, 2); next latents = c[0] * latents + c[1] * guided output.
+            history: (batch, slots, channels, height/8, width/8); what the sampler keeps from step to step.
+            noise: as latents; standard normal, or zero.
+            update: (batch, 1 + slots, columns); next latents and history from latents, history, output, noise, clipped.
+            clip: (batch, 3); clipped = clamp(c[0] * latents + c[1] * output, -c[2], c[2]).
         """
         sample = (latents * _per_picture(input_scale)).index_select(0, rows)
         output = self.unet(
@@ -53,7 +64,12 @@ class UNetStep(nn.Module):
             return_dict=False,
         )[0]
         guided = (guidance @ output.flatten(1)).view_as(latents)
-        return _per_picture(coefficients[:, 0]) * latents + _per_picture(coefficients[:, 1]) * guided
+        predicted = _per_picture(clip[:, 0]) * latents + _per_picture(clip[:, 1]) * guided
+        limit = _per_picture(clip[:, 2])
+        clipped = torch.minimum(torch.maximum(predicted, -limit), limit)
+        seen = torch.cat([latents[:, None], history, guided[:, None], noise[:, None], clipped[:, None]], dim=1)
+        following = (update @ seen.flatten(2)).unflatten(2, latents.shape[1:])
+        return following[:, 0], following[:, 1:]
 
 
 class ControlNetStep(nn.Module):

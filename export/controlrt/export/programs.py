@@ -20,6 +20,7 @@ from controlrt.export.modules import (
     residual_shapes,
 )
 from controlrt.runtime.manifest import TensorSpec
+from controlrt.runtime.samplers import COLUMNS, HISTORY
 
 Sizes = dict[str, int]
 """Values of the named dimensions: batch, rows, height, width."""
@@ -43,15 +44,22 @@ def unet_program(checkpoint: Checkpoint) -> ProgramSpec:
     """The UNet step."""
     unet = checkpoint.unet
     latents = _latents("latents", checkpoint)
+    history = TensorSpec(name="history", dtype=FLOAT, shape=("batch", HISTORY, *latents.shape[1:]))
     inputs = {
         **_step_inputs(checkpoint, unet),
         "residuals": [
             _residual(f"residual_{i}_in", *shape, checkpoint) for i, shape in enumerate(residual_shapes(unet))
         ],
         "guidance": TensorSpec(name="guidance", dtype=FLOAT, shape=("batch", "rows")),
-        "coefficients": TensorSpec(name="coefficients", dtype=FLOAT, shape=("batch", 2)),
+        "history": history,
+        "noise": TensorSpec(name="noise", dtype=FLOAT, shape=latents.shape),
+        "update": TensorSpec(name="update", dtype=FLOAT, shape=("batch", 1 + HISTORY, COLUMNS)),
+        "clip": TensorSpec(name="clip", dtype=FLOAT, shape=("batch", 3)),
     }
-    outputs = (TensorSpec(name="next_latents", dtype=FLOAT, shape=latents.shape),)
+    outputs = (
+        TensorSpec(name="next_latents", dtype=FLOAT, shape=latents.shape),
+        TensorSpec(name="next_history", dtype=FLOAT, shape=history.shape),
+    )
     return ProgramSpec(name="unet", module=UNetStep(unet), inputs=inputs, outputs=outputs, example=_step_example)
 
 
@@ -166,6 +174,6 @@ def _step_example(spec: TensorSpec, shape: tuple[int, ...], sizes: Sizes, genera
         return (torch.rand(shape, generator=generator) * 999).round()
     if spec.name == "time_ids":
         return torch.rand(shape, generator=generator) * 1024
-    if spec.name in ("input_scale", "hint", "conditioning_scale", "coefficients"):
+    if spec.name in ("input_scale", "hint", "conditioning_scale", "update", "clip"):
         return torch.rand(shape, generator=generator)
     return torch.randn(shape, generator=generator)

@@ -36,11 +36,12 @@ class UserError(ControlRTError):
 class UnknownNameError(UserError):
     """A name that is not among the known ones."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "", show: Iterable[str] = ()) -> None:
+        """``known`` is searched for the nearest name; ``show`` is what the message lists where that is too long."""
         self.kind, self.name, self.known = kind, name, tuple(known)
         folded = {one.lower(): one for one in self.known}
         nearest = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=1)]
-        listed = ", ".join(self.known) if self.known else "none"
+        listed = ", ".join(show or self.known) if self.known else "none"
         message = f"unknown {kind} {name!r}; known: {listed}"
         if nearest:
             message += f" (did you mean {nearest[0]!r}?)"

@@ -9,7 +9,7 @@ import msgspec
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.profile import ShapeProfile
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 DType = Literal["float32", "float16", "int64", "int32", "uint8"]

@@ -21,13 +21,14 @@ from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.control import ControlUse, PerControl, Pictures, resolve_controls
 from controlrt.runtime.errors import ParameterError
 from controlrt.runtime.executor import BoundPlan, OnnxRuntimeExecutor
-from controlrt.runtime.noise import TorchGenerator
+from controlrt.runtime.noise import Draws
 from controlrt.runtime.pictures import Resize, to_pil
 from controlrt.runtime.plan import Layout, plan_denoising
 from controlrt.runtime.prompts import Conditioning, PromptEncoder
-from controlrt.runtime.samplers import SamplerTable, compile_sampler
+from controlrt.runtime.samplers import SamplerTable, SchedulerChoice, compile_sampler
 
 StepCallback = Callable[["ControlNetPipeline", int, float, dict[str, NDArray[np.float32]]], Mapping[str, Any] | None]
+DEFAULT_STEPS = 50
 _KEPT_PLANS = 4
 
 
@@ -53,7 +54,7 @@ class PipelineOutput:
     images: Any
     """PIL pictures, or (batch, height, width, 3) float32 in [0, 1] for "np", or latents for "latent"."""
     seed: int | tuple[int, ...] | None
-    """What the noise was drawn from; None where latents were given instead."""
+    """What the noise was drawn from; None where latents were given and the sampler drew none."""
     timings: Timings
 
 
@@ -102,16 +103,20 @@ class ControlNetPipeline:
         negative_prompt: str | Sequence[str] | None = None,
         width: int | None = None,
         height: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float = 7.5,
         controlnet_conditioning_scale: PerControl = 1.0,
         control_guidance_start: PerControl = 0.0,
         control_guidance_end: PerControl = 1.0,
         guess_mode: bool = False,
+        eta: float = 0.0,
         seed: int | Sequence[int] | None = None,
+        noise: Literal["cpu", "gpu"] = "cpu",
         num_images_per_prompt: int = 1,
         latents: NDArray[np.float32] | None = None,
-        scheduler: str | None = None,
+        scheduler: SchedulerChoice | None = None,
         resize: Resize | None = None,
         callback_on_step_end: StepCallback | None = None,
         output_type: Literal["pil", "np", "latent"] = "pil",
@@ -124,15 +129,21 @@ class ControlNetPipeline:
                 control. A list gives one picture per prompt. PIL, uint8 or float arrays (height, width[, channels]).
             negative_prompt: what to steer away from, one or one per prompt.
             width, height: pixels, within the bundle's profile; its default size where not given.
-            num_inference_steps: denoising steps, 1 to 1000.
+            num_inference_steps: denoising steps, 1 to 1000; 50 where not given. Second-order samplers call the model
+                twice a step.
+            timesteps, sigmas: custom ones, descending, in place of a number of steps, for samplers that take them.
             guidance_scale: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); 1 or less turns it off.
             controlnet_conditioning_scale, control_guidance_start, control_guidance_end: one number for all controls,
                 a list in the order of ``image``, or a mapping by name. The window is in fractions of the steps.
             guess_mode: diffusers' guess mode: control rises over the layers and acts on the conditional half only.
-            seed: draws the noise that diffusers draws from ``torch.Generator("cpu").manual_seed(seed)``; a list gives
-                each picture its own generator. None picks one; it is in the output.
-            latents: (batch, channels, height/8, width/8) float32 standard normal noise, instead of a seed.
-            scheduler: sampler by diffusers class name or alias; by default the one of the checkpoint.
+            eta: how much noise DDIM and TCD add at each step, 0 to 1.
+            seed: draws the noise that diffusers draws from ``torch.Generator("cpu").manual_seed(seed)``, at the start
+                and at every step; a list gives each picture its own generator. None picks one; it is in the output.
+            noise: whose generator the seed is for: "cpu", or "gpu" for CUDA's.
+            latents: (batch, channels, height/8, width/8) float32 standard normal noise to start from, instead of the
+                seed's.
+            scheduler: the sampler, by a name ("DPM++ 2M Karras", "Euler a", "UniPC", a diffusers class, ...) or as a
+                mapping of scheduler options, ``_class_name`` among them; by default the checkpoint's.
             resize: how to fit control pictures of another size: "stretch", "crop" or "pad"; refused by default.
             callback_on_step_end: called as in diffusers with (pipeline, step, timestep, {"latents": array}); may return
                 a mapping with new "latents".
@@ -156,7 +167,11 @@ class ControlNetPipeline:
         height = default_height if height is None else height
         batch = len(prompts) * num_images_per_prompt
         manifest.profile.check(width, height, batch)
-        table = compile_sampler(scheduler or self._scheduler["_class_name"], self._scheduler, num_inference_steps)
+        if num_inference_steps is None and timesteps is None and sigmas is None:
+            num_inference_steps = DEFAULT_STEPS
+        table = compile_sampler(
+            scheduler, self._scheduler, num_inference_steps, timesteps=timesteps, sigmas=sigmas, eta=eta
+        )
         uses = resolve_controls(
             manifest.controls,
             image,
@@ -170,14 +185,17 @@ class ControlNetPipeline:
             resize=resize,
         )
         negatives = self._negatives(negative_prompt, len(prompts))
-        if seed is None and latents is None:
+        draws_later = bool(table.draws.any())
+        if seed is None and (latents is None or draws_later):
             seed = secrets.randbits(32)
-        noise = self._starting_noise(seed, latents, batch, width, height)
+        draws = Draws(0 if seed is None else seed, batch, noise)
+        start = self._starting_noise(draws, latents, batch, width, height)
         layout = Layout(
             width=width,
             height=height,
             batch=batch,
             guided=guidance_scale > 1,
+            draws=draws_later,
             active=tuple(
                 tuple(use.control.name for use in uses if use.active(step, len(table))) for step in range(len(table))
             ),
@@ -195,7 +213,7 @@ class ControlNetPipeline:
             )
             encoded = time.perf_counter()
             bound = self._bind(layout)
-            _fill(bound, layout, table, uses, conditioning, noise, guidance_scale, guess_mode)
+            _fill(bound, layout, table, uses, conditioning, start, draws, guidance_scale, guess_mode)
             prepared = time.perf_counter()
             step_seconds = self._denoise(bound, table, callback_on_step_end)
             denoised = time.perf_counter()
@@ -253,20 +271,16 @@ class ControlNetPipeline:
         return list(negatives)
 
     def _starting_noise(
-        self, seed: int | Sequence[int] | None, latents: NDArray[np.float32] | None, batch: int, width: int, height: int
+        self, draws: Draws, latents: NDArray[np.float32] | None, batch: int, width: int, height: int
     ) -> NDArray[np.float32]:
         model = self.bundle.manifest.model
         shape = (batch, model.latent_channels, height // model.vae_scale_factor, width // model.vae_scale_factor)
-        if latents is not None:
-            if not isinstance(latents, np.ndarray) or latents.shape != shape or not np.isfinite(latents).all():
-                found = f"shape {latents.shape}" if isinstance(latents, np.ndarray) else type(latents).__name__
-                raise ParameterError("latents", found, f"an array of finite values of shape {shape}")
-            return latents.astype(np.float32)
-        if isinstance(seed, Sequence) and not isinstance(seed, str):
-            if len(seed) != batch:
-                raise ParameterError("seed", list(seed), f"one number or {batch}, one for each picture")
-            return np.concatenate([TorchGenerator(one).randn((1, *shape[1:])) for one in seed])
-        return TorchGenerator(0 if seed is None else seed).randn(shape)
+        if latents is None:
+            return draws.randn(shape)
+        if not isinstance(latents, np.ndarray) or latents.shape != shape or not np.isfinite(latents).all():
+            found = f"shape {latents.shape}" if isinstance(latents, np.ndarray) else type(latents).__name__
+            raise ParameterError("latents", found, f"an array of finite values of shape {shape}")
+        return latents.astype(np.float32)
 
     def _bind(self, layout: Layout) -> BoundPlan:
         """The bound plan of ``layout``; the last few are kept."""
@@ -284,7 +298,8 @@ def _fill(
     table: SamplerTable,
     uses: Sequence[ControlUse],
     conditioning: Conditioning,
-    noise: NDArray[np.float32],
+    start: NDArray[np.float32],
+    draws: Draws,
     guidance_scale: float,
     guess_mode: bool,
 ) -> None:
@@ -295,11 +310,13 @@ def _fill(
     if layout.guided:
         guidance[pictures, layout.batch + pictures] = guidance_scale
     values = {
-        "latents.0": noise * np.float32(table.initial_scale),
+        "latents.0": start * np.float32(table.initial[1]),
+        "history.0": np.float32(0),
         "rows": np.tile(pictures, layout.rows // layout.batch),
         "timestep": table.timesteps[:, None],
         "input_scale": table.input_scale[:, None],
-        "coefficients": table.coefficients[:, None, :],
+        "update": table.update[:, None],
+        "clip": table.clip[:, None],
         "guidance": guidance,
         **conditioning,
     }
@@ -308,6 +325,9 @@ def _fill(
         values[f"conditioning_scale.{use.control.name}"] = use.conditioning_scale(
             layout.batch, layout.guided, guess_mode
         )
+    if layout.draws:
+        for step in range(len(table)):
+            bound.buffers["noise"][step] = draws.randn(start.shape) if table.draws[step] else 0
     for name, value in values.items():
         if name in bound.buffers:  # a control that never runs has no buffers
             bound.buffers[name][...] = value

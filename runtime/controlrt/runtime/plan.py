@@ -21,6 +21,8 @@ class Layout:
     batch: int
     guided: bool
     """Whether each picture takes two rows, unconditional then conditional, for classifier-free guidance."""
+    draws: bool
+    """Whether the sampler draws noise; without, one zero buffer serves every step."""
     active: tuple[tuple[str, ...], ...]
     """For each step, the controls that run."""
 
@@ -63,11 +65,13 @@ class Plan:
 
     def latents(self, step: int) -> str:
         """The buffer that holds the latents before ``step``."""
-        return _latents(step)
+        return _turn("latents", step)
 
 
-PER_STEP = ("timestep", "input_scale", "guidance", "coefficients", "conditioning_scale")
-"""Inputs that are tables over steps."""
+PER_STEP = ("timestep", "input_scale", "guidance", "update", "clip", "conditioning_scale")
+"""Inputs that are tables over steps; noise is one too where the sampler draws it."""
+STATE = ("latents", "history")
+"""What a step passes on to the next, in two buffers that take turns."""
 
 
 def plan_denoising(manifest: Manifest, layout: Layout) -> Plan:
@@ -79,11 +83,11 @@ def plan_denoising(manifest: Manifest, layout: Layout) -> Plan:
     planner = _Planner(manifest, layout)
     for step, active in enumerate(layout.active):
         planner.add_step(step, active)
-    return Plan(buffers=planner.buffers, steps=tuple(planner.steps), result=_latents(layout.steps))
+    return Plan(buffers=planner.buffers, steps=tuple(planner.steps), result=_turn("latents", layout.steps))
 
 
-def _latents(step: int) -> str:
-    return f"latents.{step % 2}"
+def _turn(state: str, step: int) -> str:
+    return f"{state}.{step % 2}"
 
 
 class _Planner:
@@ -115,14 +119,15 @@ class _Planner:
     def _input(self, spec: TensorSpec, step: int, residuals: str, control: str) -> View:
         if spec.name.startswith("residual_"):
             return self._view(f"{spec.name.removesuffix('_in')}.{residuals}", spec)
-        if spec.name == "latents":
-            return self._view(_latents(step), spec)
+        if spec.name in STATE:
+            return self._view(_turn(spec.name, step), spec)
         name = f"{spec.name}.{control}" if spec.name in ("hint", "conditioning_scale") else spec.name
-        return self._view(name, spec, step if spec.name in PER_STEP else None)
+        tabled = spec.name in PER_STEP or (spec.name == "noise" and self.layout.draws)
+        return self._view(name, spec, step if tabled else None)
 
     def _output(self, spec: TensorSpec, step: int, residuals: str) -> View:
-        if spec.name == "next_latents":
-            return self._view(_latents(step + 1), spec)
+        if spec.name.removeprefix("next_") in STATE:
+            return self._view(_turn(spec.name.removeprefix("next_"), step + 1), spec)
         return self._view(f"{spec.name}.{residuals}", spec)
 
     def _view(self, buffer: str, spec: TensorSpec, step: int | None = None) -> View:
