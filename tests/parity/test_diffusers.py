@@ -6,51 +6,21 @@ pictures within 50 dB; rounding alone gives about 1e-6 and 100 dB.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from parity.eager import PROMPT, demo_reference, hints, psnr, relative
 from PIL import Image
 
-from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.demo.scenes import sample_scene
-from controlrt.engines.build import BuildOptions, build
 from controlrt.runtime import ControlNetPipeline
-from controlrt.runtime.profile import ShapeProfile
 from families import CONTROLS, FAMILIES, SIDE, Family
 
 LATENTS_BOUND, PSNR_BOUND = 1e-3, 50.0
-PROMPT, NEGATIVE = "a red star on a light blue background", "a green moon"
-
-
-def relative(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-
-
-def psnr(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    return float(-10 * np.log10(np.mean((found.astype(np.float64) - expected) ** 2) + 1e-20))
-
-
-def hints(side: int, count: int) -> list[Image.Image]:
-    rng = np.random.default_rng(11)
-    return [Image.fromarray(sample_scene(rng).control("canny", side)) for _ in range(count)]
-
-
-@pytest.fixture(scope="module")
-def compiled(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlNetPipeline]:
-    options = BuildOptions(
-        model=str(family.model),
-        controlnets={name: str(path) for name, path in family.controlnets.items()},
-        profile=ShapeProfile.parse(f"{SIDE}x{SIDE}", "1-4"),
-        output=tmp_path_factory.mktemp("bundles") / family.name,
-    )
-    build(options, "pytest")
-    with ControlNetPipeline.load(options.output) as pipeline:
-        yield pipeline
+NEGATIVE = "a green moon"
 
 
 every_family = pytest.mark.parametrize("family", list(FAMILIES), indirect=True, scope="module")
@@ -115,15 +85,6 @@ def test_same_picture_of_the_demo_model(
     check_same_picture(demo, demo_reference(*controls), controls, pictures, scale, guidance_scale, steps=3)
 
 
-def demo_reference(*controls: str) -> Any:
-    loaded = [diffusers.ControlNetModel.from_pretrained(CONTROLNETS[name]).float() for name in controls]
-    pipeline = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
-        MODEL_DIR, controlnet=loaded if len(loaded) > 1 else loaded[0], safety_checker=None
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(torch.float32)
-
-
 @every_family
 def test_without_control(compiled: ControlNetPipeline, family: Family) -> None:
     reference = family.reference()
@@ -182,20 +143,6 @@ def test_batches_follow_diffusers(compiled: ControlNetPipeline, family: Family) 
         found = compiled(prompts, {"first": pictures}, seed=seed, guidance_scale=6.0, **shared).images
         assert found.shape[0] == 4
         assert relative(found, np.asarray(expected)) < LATENTS_BOUND
-
-
-@pytest.mark.parametrize("scheduler", ["DDIM", "Euler"])
-def test_a_whole_run_with_the_sampler_switched(demo: ControlNetPipeline, scheduler: str) -> None:
-    scene = sample_scene(np.random.default_rng(21))
-    hint = Image.fromarray(scene.control("canny", 512))
-    reference = demo_reference("canny")
-    cls = {"DDIM": diffusers.DDIMScheduler, "Euler": diffusers.EulerDiscreteScheduler}[scheduler]
-    reference.scheduler = cls.from_config(reference.scheduler.config)
-    shared = {"num_inference_steps": 20, "guidance_scale": 7.5, "controlnet_conditioning_scale": 0.7}
-    generator = torch.Generator().manual_seed(7)
-    expected = reference(scene.prompt, image=hint, generator=generator, output_type="np", **shared).images
-    found = demo(scene.prompt, {"canny": hint}, seed=7, scheduler=scheduler, output_type="np", **shared).images
-    assert psnr(found, expected) > PSNR_BOUND
 
 
 def test_scale_changes_the_picture_smoothly(demo: ControlNetPipeline) -> None:

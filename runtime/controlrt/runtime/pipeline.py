@@ -95,6 +95,22 @@ class ControlNetPipeline:
         """Names of the bundle's ControlNets."""
         return tuple(control.name for control in self.bundle.manifest.controls)
 
+    def sampler_table(
+        self,
+        scheduler: SchedulerChoice | None = None,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        eta: float = 0.0,
+    ) -> SamplerTable:
+        """The table that a call with these arguments runs; one row per model call. See ``compile_sampler``."""
+        if num_inference_steps is None and timesteps is None and sigmas is None:
+            num_inference_steps = DEFAULT_STEPS
+        return compile_sampler(
+            scheduler, self._scheduler, num_inference_steps, timesteps=timesteps, sigmas=sigmas, eta=eta
+        )
+
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -167,11 +183,7 @@ class ControlNetPipeline:
         height = default_height if height is None else height
         batch = len(prompts) * num_images_per_prompt
         manifest.profile.check(width, height, batch)
-        if num_inference_steps is None and timesteps is None and sigmas is None:
-            num_inference_steps = DEFAULT_STEPS
-        table = compile_sampler(
-            scheduler, self._scheduler, num_inference_steps, timesteps=timesteps, sigmas=sigmas, eta=eta
-        )
+        table = self.sampler_table(scheduler, num_inference_steps, timesteps=timesteps, sigmas=sigmas, eta=eta)
         uses = resolve_controls(
             manifest.controls,
             image,

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from controlrt.runtime.commands import named_values
 from controlrt.runtime.errors import UnknownNameError, UserError
+from controlrt.runtime.noise import KINDS as NOISE_KINDS
 from controlrt.runtime.pictures import RESIZES, check_picture_path, open_picture, save_picture
 from controlrt.runtime.pipeline import ControlNetPipeline
 
@@ -38,9 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-scale", type=float, default=7.5)
     parser.add_argument("--guess-mode", action="store_true")
     parser.add_argument(
-        "--scheduler", help="sampler: DDIM, Euler or a diffusers class name; the checkpoint's by default"
+        "--scheduler",
+        metavar="NAME",
+        help="sampler, such as 'DPM++ 2M Karras' or UniPC (list them: controlrt samplers); the checkpoint's by default",
     )
+    parser.add_argument("--eta", type=float, default=0.0, help="noise that DDIM and TCD add at each step, 0 to 1")
     parser.add_argument("--seed", type=int, help="random where not given, and printed")
+    parser.add_argument("--noise", choices=NOISE_KINDS, default="cpu", help="PyTorch's generator that the seed is for")
     parser.add_argument("--images", type=int, default=1, help="pictures to draw, numbered where more than one")
     parser.add_argument("--threads", type=int, help="CPU threads; all cores where not given")
     parser.add_argument("-o", "--output", type=Path, default=Path("out.png"))
@@ -59,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
                 raise UnknownNameError("control", name, pipeline.controls, "add it with: build-engines --controlnet")
         images = {name: open_picture(path) for name, path in sources.items()}
         loaded = time.perf_counter()
-        with tqdm(total=arguments.steps, desc="draw", unit="step", leave=False, disable=not sys.stderr.isatty()) as bar:
+        calls = len(pipeline.sampler_table(arguments.scheduler, arguments.steps, eta=arguments.eta))
+        with tqdm(total=calls, desc="draw", unit="step", leave=False, disable=not sys.stderr.isatty()) as bar:
 
             def advance(_: object, __: int, ___: float, ____: dict[str, NDArray[np.float32]]) -> None:
                 bar.update()
@@ -73,7 +79,9 @@ def run(arguments: argparse.Namespace) -> int:
                 num_inference_steps=arguments.steps,
                 guidance_scale=arguments.guidance_scale,
                 guess_mode=arguments.guess_mode,
+                eta=arguments.eta,
                 seed=arguments.seed,
+                noise=arguments.noise,
                 num_images_per_prompt=arguments.images,
                 scheduler=arguments.scheduler,
                 resize=arguments.resize,

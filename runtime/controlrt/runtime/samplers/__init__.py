@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from controlrt.runtime.errors import ParameterError, UnknownNameError
-from controlrt.runtime.samplers.names import ALIASES, SAMPLERS, find_sampler, known_names
+from controlrt.runtime.samplers.names import ALIASES, SAMPLERS, SUFFIXES, find_sampler, known_names
 from controlrt.runtime.samplers.sampler import REFUSED, Request, Sampler
 from controlrt.runtime.samplers.table import COLUMNS, HISTORY, Array, SamplerTable, assemble
 
-__all__ = ["ALIASES", "COLUMNS", "HISTORY", "SAMPLERS", "SamplerTable", "compile_sampler", "known_names"]
+__all__ = ["ALIASES", "COLUMNS", "HISTORY", "SAMPLERS", "SUFFIXES", "SamplerTable", "compile_sampler", "known_names"]
 
 MAX_STEPS = 1000
 

@@ -207,10 +207,9 @@ _ALPHA = {
     **BETAS,
     "clip_sample": True,
     "clip_sample_range": 1.0,
-    "steps_offset": 0,
-    "timestep_spacing": "leading",
     "rescale_betas_zero_snr": False,
 }
+_SPACED = {"steps_offset": 0, "timestep_spacing": "leading"}
 _CONSISTENCY = {
     **_ALPHA,
     "beta_start": 0.00085,
@@ -223,11 +222,14 @@ _CONSISTENCY = {
 
 SAMPLERS = (
     Sampler(
-        name="DDIMScheduler", options={**_ALPHA, "set_alpha_to_one": True}, compile=_ddim, takes=frozenset({"eta"})
+        name="DDIMScheduler",
+        options={**_ALPHA, **_SPACED, "set_alpha_to_one": True},
+        compile=_ddim,
+        takes=frozenset({"eta"}),
     ),
     Sampler(
         name="DDPMScheduler",
-        options={**_ALPHA, "variance_type": "fixed_small"},
+        options={**_ALPHA, **_SPACED, "variance_type": "fixed_small"},
         compile=_ddpm,
         takes=frozenset({"timesteps"}),
     ),
@@ -235,10 +237,9 @@ SAMPLERS = (
         name="PNDMScheduler",
         options={
             **BETAS,
+            **_SPACED,
             "skip_prk_steps": False,
             "set_alpha_to_one": False,
-            "steps_offset": 0,
-            "timestep_spacing": "leading",
         },
         compile=_pndm,
     ),

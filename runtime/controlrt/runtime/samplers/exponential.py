@@ -366,7 +366,7 @@ def _rhos(ratios: list[Array], z: Array, b_h: Array) -> list[Array]:
     vector = np.stack(right, axis=-1)
     weights = np.full((len(z), size), np.nan)
     finite = np.isfinite(powers).all((1, 2)) & np.isfinite(vector).all(1)
-    solvable = np.flatnonzero(np.linalg.det(np.where(finite[:, None, None], powers, 0)))
+    solvable = np.nonzero(np.linalg.det(np.where(np.reshape(finite, (-1, 1, 1)), powers, 0)))[0]
     weights[solvable] = np.linalg.solve(powers[solvable], vector[solvable, :, None])[..., 0]
     return list(weights.T)
 

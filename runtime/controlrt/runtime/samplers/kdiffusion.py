@@ -27,6 +27,11 @@ def _euler(request: Request) -> Steps:
     x_0, scale = predict_at(request.config["prediction_type"], sigma)
     if request.config["timestep_type"] == "continuous" and request.config["prediction_type"] == "v_prediction":
         timesteps = 0.25 * np.log(sigma)
+        if request.config["interpolation_type"] == "log_linear" and sigma_schedule(request.config) is None:
+            raise request.refuse(
+                "interpolation_type log_linear with continuous timesteps is one step too long in diffusers",
+                "set use_karras_sigmas True, or timestep_type discrete",
+            )
     return Steps(
         timesteps=timesteps,
         input_scale=scale,

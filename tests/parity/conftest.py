@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from controlrt.engines.build import BuildOptions, build
+from controlrt.runtime import ControlNetPipeline
+from controlrt.runtime.profile import ShapeProfile
+from families import SIDE, Family
+
+
+@pytest.fixture(scope="module")
+def compiled(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlNetPipeline]:
+    """The family's checkpoint, built and loaded."""
+    output: Path = tmp_path_factory.mktemp("bundles") / family.name
+    options = BuildOptions(
+        model=str(family.model),
+        controlnets={name: str(path) for name, path in family.controlnets.items()},
+        profile=ShapeProfile.parse(f"{SIDE}x{SIDE}", "1-4"),
+        output=output,
+    )
+    build(options, "pytest")
+    with ControlNetPipeline.load(output) as pipeline:
+        yield pipeline

@@ -1,0 +1,91 @@
+"""Whole pictures with every sampler against diffusers: same checkpoint, config, seed, prompt and hint, float32.
+
+The draws that samplers make on the way are diffusers' own here, from one generator in its order; only the Brownian tree
+of DPM++ SDE, which has a seed of its own in diffusers, is replaced by a path from that generator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from parity.eager import PROMPT, demo_reference, hints, psnr
+from parity.reference_samplers import reference, scheduler_class
+from PIL import Image
+
+from controlrt.demo.scenes import sample_scene
+from controlrt.runtime import ControlNetPipeline
+from controlrt.runtime.samplers import SAMPLERS
+from families import CONTROLS, SIDE, Family
+
+PSNR_BOUND = 45.0
+GUIDANCE = 3.0
+BROWNIAN = "DPMSolverSDEScheduler"
+
+
+def expected_picture(
+    pipeline: Any, prompt: str, hint: Image.Image, name: str, config: dict[str, Any], steps: int, seeds: list[int]
+) -> NDArray[np.float32]:
+    """diffusers' picture by sampler ``name``."""
+    cls = scheduler_class(name)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    side = hint.size[0] // 8
+
+    def draw() -> NDArray[np.float32]:
+        return torch.cat([torch.randn((1, 4, side, side), generator=one) for one in generators]).numpy()
+
+    patched = reference(cls, draw, wide=False) if name == BROWNIAN else contextlib.nullcontext()
+    with patched:
+        pipeline.scheduler = cls.from_config(config)
+        return pipeline(
+            [prompt] * len(seeds),
+            image=[hint] * len(seeds),
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE,
+            generator=generators if len(generators) > 1 else generators[0],
+            output_type="np",
+        ).images
+
+
+@pytest.mark.parametrize("family", ["sd15"], indirect=True, scope="module")
+@pytest.mark.parametrize("steps", [4, 20, 50])
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_small_model(compiled: ControlNetPipeline, family: Family, name: str, steps: int) -> None:
+    """Two pictures with a generator each, through the list-of-generators rule."""
+    pipeline, hint = family.reference(CONTROLS[0]), hints(SIDE, 1)[0]
+    expected = expected_picture(pipeline, PROMPT, hint, name, pipeline.scheduler.config, steps, [7, 8])
+    found = compiled(
+        [PROMPT] * 2,
+        {CONTROLS[0]: hint},
+        num_inference_steps=steps,
+        guidance_scale=GUIDANCE,
+        seed=[7, 8],
+        scheduler=name,
+        output_type="np",
+    ).images
+    assert psnr(found, expected) > PSNR_BOUND
+
+
+@pytest.mark.parametrize(
+    "steps", [4, pytest.param(20, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_demo_model(demo: ControlNetPipeline, name: str, steps: int) -> None:
+    scene = sample_scene(np.random.default_rng(21))
+    hint = Image.fromarray(scene.control("canny", 512))
+    pipeline = demo_reference("canny")
+    expected = expected_picture(pipeline, scene.prompt, hint, name, pipeline.scheduler.config, steps, [7])
+    found = demo(
+        scene.prompt,
+        {"canny": hint},
+        num_inference_steps=steps,
+        guidance_scale=GUIDANCE,
+        seed=7,
+        scheduler=name,
+        output_type="np",
+    ).images
+    assert psnr(found, expected) > PSNR_BOUND
