@@ -51,9 +51,7 @@ def draw_curves(target: Path) -> None:
         axis.legend(fontsize=7)
     for axis in axes[-1]:
         axis.set_xlabel("model call")
-    figure.suptitle(
-        "what makes up the next latents, 20 steps, the schedule of Stable Diffusion 1.5, epsilon prediction"
-    )
+    figure.suptitle("what makes up the next latents: 20 steps, the schedule of Stable Diffusion 1.5, epsilon")
     pyplot.rcParams["svg.hashsalt"] = "controlrt"
     figure.savefig(target, metadata={"Date": None})
 

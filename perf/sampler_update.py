@@ -44,9 +44,10 @@ def without_update(file: Path, target: Path) -> None:
     onnx.utils.extract_model(str(file), str(target), needed, [seen.input[2]])
 
 
-def seconds(
-    runs: dict[str, tuple[onnxruntime.InferenceSession, dict[str, np.ndarray]]], rounds: int
-) -> dict[str, list]:
+Run = tuple[onnxruntime.InferenceSession, dict[str, np.ndarray]]
+
+
+def seconds(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
     """Times of each run, taken in turns."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs)

@@ -32,7 +32,7 @@ def mask(tmp_path: Path) -> Path:
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     printed = capsys.readouterr().out
-    for command in ("annotate", "build", "doctor", "export", "generate", "inspect"):
+    for command in ("annotate", "build", "doctor", "export", "generate", "inspect", "samplers"):
         assert f"  {command} " in printed
 
 
@@ -44,6 +44,16 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     assert "run bundles:   yes" in capsys.readouterr().out
+
+
+def test_samplers_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["samplers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        "DPM++ 2M           DPMSolverMultistepScheduler      [Karras | Exponential | Beta | Lu | SGM Uniform]"
+        in lines[11]
+    )
+    assert all(line.split("  ")[0] for line in lines)
 
 
 def test_annotate(tmp_path: Path, mask: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,6 +93,7 @@ def test_generate_and_inspect(
 ) -> None:
     output = tmp_path / "out.png"
     drawn = ["generate", str(demo_bundle), "--prompt", "a red star", "--steps", "2", "--seed", "7", "-o", str(output)]
+    drawn += ["--scheduler", "DPM++ SDE", "--noise", "gpu"]
     assert main([*drawn, "--control", f"mask={mask},scale=0.8", "--images", "2"]) == 0
     printed = capsys.readouterr().out
     for word in ("seed 7", "ms per step", "s drawn", "peak memory"):
@@ -104,6 +115,9 @@ def test_generate_and_inspect(
         (["--size", "500x512"], "448 or 512"),
         (["--size", "big"], "not WIDTHxHEIGHT"),
         (["--scheduler", "magic"], "unknown sampler"),
+        (["--scheduler", "dpm++ 2m karas"], "did you mean 'DPM++ 2M Karras'"),
+        (["--scheduler", "LCM", "--steps", "60"], "at most original_inference_steps (50)"),
+        (["--scheduler", "Euler", "--eta", "0.5"], "takes no eta"),
         (["-o", "absent-folder/out.png"], "mkdir -p"),
         (["-o", "out.nothing"], "ending"),
     ],

@@ -119,6 +119,49 @@ def test_threads_wait_for_each_other(demo: ControlNetPipeline) -> None:
         np.testing.assert_array_equal(found[seed], value)
 
 
+@pytest.mark.parametrize(("scheduler", "calls"), [("Heun", 5), ("LMS Karras", 3), ("DPM++ SDE", 5), (None, 3)])
+def test_second_order_samplers_call_the_model_twice(
+    demo: ControlNetPipeline, scheduler: str | None, calls: int
+) -> None:
+    output = demo(PROMPT, num_inference_steps=3, seed=1, scheduler=scheduler, output_type="latent")
+    assert len(output.timings.steps) == calls
+
+
+def test_noise_on_the_way_follows_the_seed(demo: ControlNetPipeline) -> None:
+    """A sampler that draws: same seed, same picture, after others ran on the same buffers; other noise, another."""
+    euler_a = {"scheduler": "Euler a", "num_inference_steps": 3}
+    first = latents(demo, PROMPT, **euler_a)
+    latents(demo, PROMPT, scheduler="DPM++ 2M SDE", num_inference_steps=3, seed=8)
+    np.testing.assert_array_equal(latents(demo, PROMPT, **euler_a), first)
+    for other in ({"seed": 4}, {"noise": "gpu"}, {"scheduler": "Euler"}):
+        assert np.abs(latents(demo, PROMPT, **{**euler_a, **other}) - first).max() > 0.1
+    noise = np.random.default_rng(0).normal(size=(1, 4, 64, 64)).astype(np.float32)
+    drawn = demo(PROMPT, latents=noise, output_type="latent", **euler_a)
+    assert drawn.seed is not None  # latents were given, but the noise on the way has a seed
+    again = demo(PROMPT, latents=noise, seed=drawn.seed, output_type="latent", **euler_a).images
+    np.testing.assert_array_equal(again, drawn.images)
+
+
+def test_a_sampler_that_keeps_history_leaves_none_behind(demo: ControlNetPipeline) -> None:
+    first = latents(demo, PROMPT, scheduler="UniPC", num_inference_steps=4)
+    latents(demo, "a black moon", scheduler="LMS", num_inference_steps=4, seed=11)
+    np.testing.assert_array_equal(latents(demo, PROMPT, scheduler="UniPC", num_inference_steps=4), first)
+
+
+def test_custom_timesteps_and_options(demo: ControlNetPipeline) -> None:
+    by_steps = latents(demo, PROMPT, scheduler="Euler", num_inference_steps=4)
+    told = [int(t) for t in demo.sampler_table("Euler", 4).timesteps]
+    by_timesteps = latents(demo, PROMPT, scheduler="Euler", num_inference_steps=None, timesteps=told)
+    np.testing.assert_array_equal(by_timesteps, by_steps)
+    by_options = latents(
+        demo,
+        PROMPT,
+        scheduler={"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"},
+        num_inference_steps=4,
+    )
+    np.testing.assert_array_equal(by_options, by_steps)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
@@ -127,6 +170,10 @@ def test_threads_wait_for_each_other(demo: ControlNetPipeline) -> None:
         ({"controlnet_conditioning_scale": float("nan"), "image": {"mask": mask()}}, ParameterError, "finite"),
         ({"image": {"depth": mask()}}, UnknownNameError, "canny, mask"),
         ({"scheduler": "DDIMM"}, UnknownNameError, "did you mean"),
+        ({"scheduler": {"use_karras": True}}, UnknownNameError, "option of DDIMScheduler"),
+        ({"eta": 2}, ParameterError, "eta"),
+        ({"noise": "mps"}, ParameterError, "cpu or gpu"),
+        ({"sigmas": [3, 0]}, ParameterError, "EulerDiscreteScheduler"),
         ({"width": 500}, ProfileError, "448 or 512"),
         ({"width": 768}, ProfileError, "--profile 768x512"),
         ({"width": 0}, ProfileError, "64"),
