@@ -51,7 +51,7 @@ CONTROLNET_CLIMB = {
 }
 # polishing: pairs are twice the batch
 UNET_POLISH = ((512, 4, 500),)
-CONTROLNET_POLISH = {"mask": ((512, 4, 1200),), "canny": ((512, 4, 1400),)}
+CONTROLNET_POLISH = {"mask": ((512, 4, 1900),), "canny": ((512, 4, 1400),)}
 GAP_WEIGHT = 5.0
 
 
@@ -455,11 +455,19 @@ def train_controlnet(
 # ---------------------------------------------------------------------------------------------- output
 
 
+def save_half(module: nn.Module, folder: Path) -> None:
+    """Writes float16 weights and the config, which names no path of the machine that trained it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    copy.deepcopy(module).half().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def save_model(vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
     """Writes an ordinary diffusers folder in float16, without a safety checker."""
     for part, module in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
-        shutil.rmtree(MODEL_DIR / part, ignore_errors=True)
-        copy.deepcopy(module).half().save_pretrained(MODEL_DIR / part)
+        save_half(module, MODEL_DIR / part)
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(MODEL_DIR / "tokenizer")
     tokenizer.backend_tokenizer.model.save(str(MODEL_DIR / "tokenizer"))  # vocab.json and merges.txt, CLIP's own format
@@ -499,7 +507,7 @@ def main() -> None:
     save_model(vae, unet, text_encoder)
     for control in ("mask", "canny"):
         controlnet = train_controlnet(control, work, vae, unet, text_encoder, device, seed, polish)
-        copy.deepcopy(controlnet).half().save_pretrained(CONTROLNETS[control])
+        save_half(controlnet, CONTROLNETS[control])
         print(f"wrote {CONTROLNETS[control].name}", flush=True)
 
 
