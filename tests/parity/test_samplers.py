@@ -197,7 +197,7 @@ every_sampler = pytest.mark.parametrize("name", list(SAMPLERS))
 
 
 @every_sampler
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data(), steps=steps_drawn, model=st.sampled_from(list(MODELS)), seed=st.integers(0, 2**31))
 def test_whole_trajectory(name: str, data: st.DataObject, steps: int, model: str, seed: int) -> None:
     eta = data.draw(st.sampled_from([0.0, 0.3, 1.0])) if "eta" in SAMPLERS[name].takes else 0.0
@@ -205,7 +205,7 @@ def test_whole_trajectory(name: str, data: st.DataObject, steps: int, model: str
 
 
 @every_sampler
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     data=st.data(),
     steps=st.integers(2, 60),

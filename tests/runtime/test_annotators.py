@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from controlrt.runtime.annotators import canny
+from controlrt.runtime.annotators import annotator_named_in, canny
 from controlrt.runtime.errors import ParameterError
 
 
@@ -23,3 +23,16 @@ def test_edges_lie_on_the_outline() -> None:
 def test_bad_thresholds(thresholds: tuple[float, float]) -> None:
     with pytest.raises(ParameterError, match="LOW,HIGH"):
         canny(Image.new("RGB", (8, 8)), *thresholds)
+
+
+@pytest.mark.parametrize(
+    ("texts", "annotator"),
+    [
+        (("canny",), "canny"),
+        (("edges", "lllyasviel/control_v11p_sd15_canny"), "canny"),
+        (("Canny-2", "x"), "canny"),
+        (("uncanny", "models/mask"), None),
+    ],
+)
+def test_the_annotator_is_a_word_of_name_or_source(texts: tuple[str, ...], annotator: str | None) -> None:
+    assert annotator_named_in(*texts) == annotator

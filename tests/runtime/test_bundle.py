@@ -9,6 +9,7 @@ import pytest
 
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import BundleError
+from controlrt.runtime.manifest import Hint
 
 pytestmark = pytest.mark.bundle
 
@@ -43,7 +44,11 @@ def flip_one_bit(bundle: Path) -> None:
         (lambda bundle: (bundle / "manifest.json").write_text("{"), "damaged"),
         (lambda bundle: (bundle / "manifest.json").write_text("[]"), "damaged"),
         (lambda bundle: (bundle / "manifest.json").write_bytes(b"\xff\xfe"), "damaged"),
-        (edit(lambda manifest: manifest.update(schema_version=99)), "schema 99, this controlrt reads schema 1"),
+        (edit(lambda manifest: manifest.update(schema_version=99)), "schema 99, this controlrt reads schema 2"),
+        (
+            edit(lambda manifest: manifest.update(schema_version=1)),
+            "schema 1, this .* build it again with build-engines",
+        ),
         (edit(lambda manifest: manifest.pop("schema_version")), "schema None"),
         (edit(lambda manifest: manifest.update(surprise=1)), "surprise"),
         (edit(lambda manifest: manifest["files"].update({"../../etc/passwd": "0" * 64})), "not a file of the bundle"),
@@ -66,6 +71,14 @@ def test_a_whole_bundle_opens(demo_bundle: Path) -> None:
     manifest = Bundle.open(demo_bundle).manifest
     assert [control.name for control in manifest.controls] == ["canny", "mask"]
     assert max(program.max_relative_error for program in manifest.programs) < 1e-4
+
+
+def test_what_a_control_expects_to_see(demo_bundle: Path) -> None:
+    bundle = Bundle.open(demo_bundle)
+    assert bundle.hint("canny") == Hint(annotator="canny", channels=3)
+    assert bundle.hint("mask") == Hint(annotator=None, channels=3)
+    with pytest.raises(BundleError, match="not a file of the bundle"):
+        bundle.hint("depth")
 
 
 def test_nothing_there(tmp_path: Path) -> None:

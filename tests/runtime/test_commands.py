@@ -100,7 +100,10 @@ def test_generate_and_inspect(
         assert word in printed
     assert Image.open(tmp_path / "out-0.png").size == Image.open(tmp_path / "out-1.png").size == (512, 512)
     assert main(["inspect", str(demo_bundle), "--tensors"]) == 0
-    assert "conditioning_scale float32 (rows, 9)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "conditioning_scale float32 (rows, 9)" in printed
+    assert "canny (9 residuals; pictures by: controlrt annotate canny)" in printed
+    assert "mask (9 residuals; pictures of its own kind)" in printed
 
 
 @pytest.mark.bundle

@@ -168,6 +168,7 @@ def test_custom_timesteps_and_options(demo: ControlNetPipeline) -> None:
         ({"num_inference_steps": 0}, ParameterError, "from 1 to 1000"),
         ({"guidance_scale": float("nan")}, ParameterError, "guidance_scale"),
         ({"controlnet_conditioning_scale": float("nan"), "image": {"mask": mask()}}, ParameterError, "finite"),
+        ({"controlnet_conditioning_scale": float("nan")}, ParameterError, "finite"),
         ({"image": {"depth": mask()}}, UnknownNameError, "canny, mask"),
         ({"scheduler": "DDIMM"}, UnknownNameError, "did you mean"),
         ({"scheduler": {"use_karras": True}}, UnknownNameError, "option of DDIMScheduler"),

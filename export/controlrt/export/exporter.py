@@ -16,10 +16,12 @@ import msgspec
 
 from controlrt.export import checkpoint as checkpoints
 from controlrt.runtime import bundle
+from controlrt.runtime.annotators import annotator_named_in
 from controlrt.runtime.errors import BundleError, ParameterError
 from controlrt.runtime.manifest import (
     SCHEMA_VERSION,
     Control,
+    Hint,
     Manifest,
     Model,
     Name,
@@ -79,7 +81,7 @@ def export(options: ExportOptions, command: str) -> Exported:
     versions = {tool: importlib.metadata.version(tool) for tool in TOOLS}
     inputs = {
         "sources": sources,
-        "controls": list(controlnets),
+        "controls": [[name, annotator_named_in(name, source)] for name, source in options.controlnets.items()],
         "profile": msgspec.to_builtins(options.profile),
         "versions": versions,
         "schema": SCHEMA_VERSION,
@@ -129,6 +131,13 @@ def _export_into(
         folder.mkdir()
         parts.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     (directory / "scheduler.json").write_text(json.dumps(loaded.scheduler_config, indent=2, default=str) + "\n")
+    (directory / "hints").mkdir()
+    for name, controlnet in loaded.controlnets.items():
+        hint = Hint(
+            annotator=annotator_named_in(name, options.controlnets[name]),
+            channels=controlnet.config.conditioning_channels,
+        )
+        (directory / "hints" / f"{name}.json").write_bytes(msgspec.json.encode(hint) + b"\n")
     by_name = {program.name: program for program in programs}
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from PIL import Image
 
@@ -23,3 +25,13 @@ def canny(picture: Image.Image, low_threshold: float = 100, high_threshold: floa
 
     edges = cv2.Canny(np.asarray(picture.convert("RGB")), low_threshold, high_threshold)
     return Image.fromarray(np.repeat(edges[..., None], 3, axis=2))
+
+
+ANNOTATORS = {"canny": canny}
+"""Annotators by name."""
+
+
+def annotator_named_in(*texts: str) -> str | None:
+    """The annotator that one of the texts, such as a control's name or source, has as a word; None where none has."""
+    words = {word for text in texts for word in re.split(r"[^a-z0-9]+", text.lower())}
+    return next((name for name in ANNOTATORS if name in words), None)

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from controlrt.runtime.errors import BundleError
-from controlrt.runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
+from controlrt.runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION, Hint, Manifest
 from controlrt.runtime.storage import sha256_file
 
 
@@ -51,6 +51,18 @@ class Bundle:
         if name not in self.manifest.files or not file.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(f"{self.path}: manifest names {name!r}, which is not a file of the bundle")
         return file
+
+    def hint(self, control: str) -> Hint:
+        """What the ControlNet ``control`` expects to see.
+
+        Raises:
+            BundleError: the bundle says nothing of it, or nothing that can be read.
+        """
+        file = self.file(f"hints/{control}.json")
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=Hint)
+        except (OSError, msgspec.DecodeError) as error:
+            raise BundleError(f"{file} cannot be read: {error}; build the bundle again with build-engines") from error
 
 
 def read_manifest(path: Path) -> Manifest:

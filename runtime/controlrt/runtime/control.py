@@ -68,6 +68,13 @@ def resolve_controls(
         ParameterError: a scale, start or end that is not finite or out of range.
     """
     if image is None:
+        for parameter, value in (
+            ("controlnet_conditioning_scale", scale),
+            ("control_guidance_start", start),
+            ("control_guidance_end", end),
+        ):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ParameterError(parameter, value, "a finite number")
         return []
     if not isinstance(image, Mapping):
         if len(known) != 1:

@@ -65,6 +65,15 @@ class Control(_Record, frozen=True, kw_only=True):
     """How many residuals it makes: one per skip connection and one for the middle block."""
 
 
+class Hint(_Record, frozen=True, kw_only=True):
+    """What a ControlNet expects to see: the contents of ``hints/NAME.json``."""
+
+    annotator: str | None
+    """What makes its control pictures (``controlrt annotate``); None where the names do not tell."""
+    channels: int
+    """Channels of the control picture, each in [0, 1]."""
+
+
 class Model(_Record, frozen=True, kw_only=True):
     """What the runtime must know of the checkpoint."""
 

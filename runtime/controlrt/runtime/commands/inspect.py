@@ -28,7 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
     size = sum(bundle.file(name).stat().st_size for name in manifest.files)
     print(f"{bundle.path}: {len(manifest.files)} files, {size / 2**20:.1f} MiB, all as built")
     print(f"  model      {manifest.model.source}")
-    print(f"  controls   {', '.join(f'{c.name} ({c.layers} residuals)' for c in manifest.controls) or 'none'}")
+    for control in manifest.controls:
+        annotator = bundle.hint(control.name).annotator
+        made = f"pictures by: controlrt annotate {annotator}" if annotator else "pictures of its own kind"
+        print(f"  control    {control.name} ({control.layers} residuals; {made})")
     print(f"  profile    {manifest.profile}, batch {manifest.profile.batch}")
     print(f"  backend    {manifest.backend}, {manifest.precision}")
     print(f"  built      {manifest.provenance.created} by: {manifest.provenance.command}")
