@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from controlrt.runtime.errors import ParameterError, UnknownNameError, UserError
-from controlrt.runtime.samplers import COLUMNS, HISTORY, SAMPLERS, SamplerTable, compile_sampler, known_names
+from controlrt.runtime.samplers import COLUMNS, HISTORY, SamplerTable, compile_sampler, known_names
 from controlrt.runtime.samplers.schedule import alphas_cumprod
 from controlrt.runtime.samplers.table import LATENTS, OUTPUT, Form, Steps, assemble, kept, where
 
@@ -78,12 +78,16 @@ def test_a_perfect_model_is_recovered_exactly(name: str, prediction_type: str) -
     np.testing.assert_allclose(run(table, model, start, rng), picture, atol=1e-9)
 
 
+START = (np.ones(4), np.ones(4))
+
+
 def test_history_carries_named_tensors() -> None:
     """Hand-written: x' = x + m at even steps, x + the output before at odd ones."""
     odd = np.arange(4) % 2 == 1
     steps = Steps(
         timesteps=np.arange(4.0)[::-1].copy(),
         latents=LATENTS + where(odd, kept("output"), OUTPUT),
+        start=START,
         keep={"output": OUTPUT},
     )
     table = assemble(steps, 0, False)
@@ -95,10 +99,10 @@ def test_history_carries_named_tensors() -> None:
 
 def test_a_form_that_is_not_kept_is_a_mistake() -> None:
     with pytest.raises(KeyError, match="kept nothing"):
-        assemble(Steps(timesteps=np.zeros(1), latents=LATENTS + kept("nothing")), 0, False)
+        assemble(Steps(timesteps=np.zeros(1), latents=LATENTS + kept("nothing"), start=START), 0, False)
     many = {f"slot {i}": OUTPUT for i in range(HISTORY + 1)}
     with pytest.raises(ValueError, match="room"):
-        assemble(Steps(timesteps=np.zeros(1), latents=LATENTS, keep=many), 0, False)
+        assemble(Steps(timesteps=np.zeros(1), latents=LATENTS, start=START, keep=many), 0, False)
 
 
 def test_what_is_not_chosen_may_be_infinite() -> None:
@@ -183,8 +187,28 @@ REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("Euler", {"final_sigmas_type": "one"}, {}, "final_sigmas_type"),
     ("Euler", {"interpolation_type": "cubic"}, {}, "interpolation_type"),
     ("Euler", {"use_karras_sigmas": True, "use_beta_sigmas": True}, {}, "set one of them"),
-    ("DDIM", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, {}, "epsilon tells nothing"),
-    ("DPM++ 2M", {"solver_order": 4}, {"scheduler": {"solver_order": 4}}, "solver_order"),
+    ("DDIM", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, {}, "epsilon, which tells nothing"),
+    ("EDM Euler", {}, {"scheduler": {"sigma_min": 90.0}}, "sigma_min"),
+    ("Euler Karras", {"sigma_min": 20.0}, {}, "less than sigma_max"),
+    ("Euler Karras", {"sigma_min": -1.0}, {}, "above 0"),
+    ("EDM DPM++ 2M", {}, {"scheduler": {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}}, "its kinds"),
+    ("DPM++ 2M", {"timestep_spacing": "leading"}, {"steps": 1000}, "leading; or use trailing"),
+    ("DPM++ 2M", {"lambda_min_clipped": 100.0}, {}, "lambda_min_clipped"),
+    ("DPM++ 2M", {"lambda_min_clipped": "x"}, {}, "lambda_min_clipped"),
+    ("DDIM", {"trained_betas": [0.1] * 500}, {}, "trained_betas"),
+    ("DDIM", {"trained_betas": []}, {}, "trained_betas"),
+    ("DDIM", {"beta_start": "x"}, {}, "beta_start"),
+    ("DDIM", {"beta_end": 1.5}, {}, "beta_end"),
+    ("DDIM", {"steps_offset": "x"}, {}, "steps_offset"),
+    ("DDIM", {"num_train_timesteps": 1}, {}, "num_train_timesteps"),
+    ("DDIM", {"num_train_timesteps": float("inf")}, {}, "num_train_timesteps"),
+    ("DDIM", {"clip_sample": "false"}, {}, "True or False"),
+    ("DDIM", {"prediction_type": []}, {}, "a name"),
+    ("UniPC", {}, {"scheduler": {"solver_order": True}}, "solver_order"),
+    ("UniPC", {"disable_corrector": "x"}, {}, "disable_corrector"),
+    ("LCM", {"original_inference_steps": 2000}, {}, "at most num_train_timesteps"),
+    ("LCM", {"timestep_scaling": "1"}, {}, "timestep_scaling"),
+    ("DPM++ 2M", {}, {"scheduler": {"solver_order": 4}}, "solver_order"),
     ("DPM++ 2M", {}, {"scheduler": {"algorithm_type": "dpmsolver"}}, "sigma_min"),
     ("DPM++ 2M", {}, {"scheduler": {"algorithm_type": "euler"}}, "algorithm_type"),
     ("UniPC", {"predict_x0": False}, {}, "predict_x0"),
@@ -208,7 +232,7 @@ def test_what_cannot_be_is_refused_by_name(name: str, options: dict[str, Any], h
         compile_sampler(scheduler, {**CONFIG, **options}, how.get("steps", 10))
 
 
-CUSTOM: list[tuple[str, dict[str, Any], str]] = [
+CUSTOM: list[tuple[Any, dict[str, Any], str]] = [
     ("DDIM", {"sigmas": [3, 1, 0]}, "these take them: EulerDiscreteScheduler"),
     ("DDIM", {"timesteps": [900, 100]}, "these take them: DDPMScheduler, "),
     ("Euler", {"timesteps": [100, 900]}, "descending"),
@@ -217,6 +241,17 @@ CUSTOM: list[tuple[str, dict[str, Any], str]] = [
     ("Euler", {"timesteps": [900, 0.5]}, "whole numbers"),
     ("Euler", {"timesteps": []}, "at least 1"),
     ("Euler", {"timesteps": ["a"]}, "numbers"),
+    ("Euler", {"sigmas": [10**400, 1, 0]}, "numbers"),
+    ("DDIM", {"timesteps": 5}, "left out for DDIMScheduler"),
+    ("Euler", {"timesteps": 5}, "at least 1"),
+    ("Euler Karras", {"sigmas": [3, 1, 0]}, "together with use_karras_sigmas"),
+    (
+        {"_class_name": "Euler", "timestep_type": "continuous", "prediction_type": "v_prediction"},
+        {"timesteps": [900, 100]},
+        "timestep_type discrete",
+    ),
+    (None, {"num_inference_steps": 10}, "no _class_name"),
+    ({5: 1, "_class_name": "DDIM"}, {"num_inference_steps": 10}, "option of DDIMScheduler '5'"),
     ("Euler", {"sigmas": [3, float("nan"), 0]}, "finite"),
     ("Euler", {"sigmas": [3, 1, -1]}, "positive"),
     ("Euler", {"sigmas": [3, 1, 0], "timesteps": [900, 100]}, "left out where timesteps"),
@@ -235,7 +270,7 @@ CUSTOM: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "how", "message"), CUSTOM)
-def test_bad_calls(name: str, how: dict[str, Any], message: str) -> None:
+def test_bad_calls(name: Any, how: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         compile_sampler(name, CONFIG, **how)
 
@@ -266,6 +301,15 @@ def test_strength_runs_the_end_of_the_schedule() -> None:
     assert part.initial[0] == 1
 
 
-def test_every_sampler_says_what_it_does() -> None:
-    for sampler in SAMPLERS.values():
-        assert sampler.compile.__doc__
+def test_null_is_the_default_and_options_of_other_classes_have_no_effect() -> None:
+    """A config as another scheduler saved it: null where it has no value, and options that only it knows."""
+    expected = compile_sampler("DDPM", CONFIG, 10)
+    foreign = {"variance_type": None, "thresholding": None, "use_flow_sigmas": True, "sigma_min": None, "rho": "x"}
+    np.testing.assert_array_equal(compile_sampler("DDPM", {**CONFIG, **foreign}, 10).update, expected.update)
+    edm = compile_sampler("EDM Euler", {**CONFIG, "sigma_min": None, "sigma_max": None}, 10)
+    assert edm.initial[1] == pytest.approx((80**2 + 1) ** 0.5)
+
+
+def test_sgm_uniform_is_a_schedule_of_its_own() -> None:
+    table = compile_sampler("Euler SGM Uniform", {**CONFIG, "use_karras_sigmas": True}, 4)
+    np.testing.assert_array_equal(table.timesteps, [999, 749, 499, 249])

@@ -14,7 +14,7 @@ import numpy as np
 
 from controlrt.runtime.errors import ParameterError, UnknownNameError
 from controlrt.runtime.samplers.names import ALIASES, SAMPLERS, SUFFIXES, find_sampler, known_names
-from controlrt.runtime.samplers.sampler import REFUSED, Request, Sampler
+from controlrt.runtime.samplers.sampler import Request, Sampler, resolve_options
 from controlrt.runtime.samplers.table import COLUMNS, HISTORY, Array, SamplerTable, assemble
 
 __all__ = ["ALIASES", "COLUMNS", "HISTORY", "SAMPLERS", "SUFFIXES", "SamplerTable", "compile_sampler", "known_names"]
@@ -56,17 +56,14 @@ def compile_sampler(
     """
     options = dict(scheduler) if isinstance(scheduler, Mapping) else {}
     name = options.pop("_class_name", None) if isinstance(scheduler, Mapping) else scheduler
-    sampler, implied = find_sampler(config["_class_name"] if name is None else name)
+    name = config.get("_class_name") if name is None else name
+    if name is None:
+        raise ParameterError("scheduler", None, "named, since the scheduler config has no _class_name")
+    sampler, implied = find_sampler(name)
     for option in options:
         if option not in sampler.options:
-            raise UnknownNameError(f"option of {sampler.name}", option, sampler.options)
-    given = {**config, **implied, **options}
-    for option, neutral in REFUSED.items():
-        if given.get(option, neutral) not in (neutral, None):
-            raise ParameterError(f"{option} of the scheduler config", given[option], f"{neutral} for {sampler.name}")
-    resolved = {option: given.get(option, default) for option, default in sampler.options.items()}
-    if resolved.get("variance_type") in ("learned", "learned_range"):
-        raise ParameterError("variance_type of the scheduler config", resolved["variance_type"], "a fixed one")
+            raise UnknownNameError(f"option of {sampler.name}", str(option), sampler.options)
+    resolved = resolve_options(sampler, {**config, **implied, **options})
 
     custom_timesteps, custom_sigmas = (
         _descending("timesteps", timesteps, sampler),
@@ -77,7 +74,7 @@ def compile_sampler(
         custom_timesteps is not None
         and not 0 <= custom_timesteps[-1] <= custom_timesteps[0] < resolved["num_train_timesteps"]
     ):
-        raise ParameterError("timesteps", list(custom_timesteps), f"from 0 to {resolved['num_train_timesteps'] - 1}")
+        raise ParameterError("timesteps", custom_timesteps.tolist(), f"from 0 to {resolved['num_train_timesteps'] - 1}")
     request = Request(
         sampler=sampler.name,
         config=resolved,
@@ -89,10 +86,18 @@ def compile_sampler(
     )
     if request.eta and "eta" not in sampler.takes:
         raise request.refuse("takes no eta", f"leave it out, or use {_takers('eta')}")
-    with np.errstate(divide="ignore"):  # log of a final sigma of zero
+    with np.errstate(all="ignore"):  # the log of a final sigma of zero, rows that are never run
         compiled = sampler.compile(request)
+    if request.begin >= len(compiled.timesteps):
+        raise ParameterError("strength", strength, f"more: {steps} steps of {sampler.name} leave none to run")
     table = assemble(compiled, request.begin, strength is not None)
-    if not np.isfinite(table.update).all():
+    if not (np.isfinite(table.update).all() and np.isfinite(table.clip).all()):
+        if resolved.get("rescale_betas_zero_snr") and resolved["prediction_type"] == "epsilon":
+            raise request.refuse(
+                "the model predicts epsilon, which tells nothing at a first step without any signal "
+                "(rescale_betas_zero_snr)",
+                "set rescale_betas_zero_snr False",
+            )
         raise request.refuse(
             f"these options give no finite coefficients at {steps} steps (two equal sigmas, most likely)",
             "use fewer steps or another schedule",
@@ -102,7 +107,7 @@ def compile_sampler(
 
 def _steps(steps: int | None, timesteps: Array | None, sigmas: Array | None, train_steps: int) -> int:
     if timesteps is not None and sigmas is not None:
-        raise ParameterError("sigmas", list(sigmas), "left out where timesteps are given")
+        raise ParameterError("sigmas", sigmas.tolist(), "left out where timesteps are given")
     if timesteps is not None or sigmas is not None:
         implied = len(timesteps) if timesteps is not None else len(sigmas) - 1  # type: ignore[arg-type]
         if steps not in (None, implied):
@@ -122,20 +127,20 @@ def _descending(kind: str, values: Sequence[float] | None, sampler: Sampler) -> 
     if values is None:
         return None
     if kind not in sampler.takes:
-        raise ParameterError(kind, list(values), f"left out for {sampler.name}; these take them: {_takers(kind)}")
+        raise ParameterError(kind, values, f"left out for {sampler.name}; these take them: {_takers(kind)}")
     try:
         array = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ParameterError(kind, values, "a list of numbers") from None
     shortest = 1 if kind == "timesteps" else 2
     if array.ndim != 1 or len(array) < shortest or not np.isfinite(array).all():
         raise ParameterError(kind, values, f"a list of at least {shortest} finite numbers")
     if (np.diff(array) >= 0).any():
-        raise ParameterError(kind, list(values), "descending, each less than the one before")
+        raise ParameterError(kind, array.tolist(), "descending, each less than the one before")
     if kind == "timesteps" and (array != np.round(array)).any():
-        raise ParameterError(kind, list(values), "whole numbers")
+        raise ParameterError(kind, array.tolist(), "whole numbers")
     if kind == "sigmas" and (array[-1] < 0 or array[-2] <= 0):
-        raise ParameterError(kind, list(values), "positive, but for a final zero")
+        raise ParameterError(kind, array.tolist(), "positive, but for a final zero")
     return array
 
 

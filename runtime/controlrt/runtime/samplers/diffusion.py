@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.errors import ParameterError
-from controlrt.runtime.samplers.sampler import BETAS, Request, Sampler, predict
+from controlrt.runtime.samplers.sampler import BETAS, NO_THRESHOLD, Request, Sampler, predict
 from controlrt.runtime.samplers.schedule import NoiseSchedule, spaced
 from controlrt.runtime.samplers.table import CLIPPED, LATENTS, NOISE, OUTPUT, Array, Form, Steps, kept, select, where
 
@@ -50,11 +50,6 @@ def _ddpm(request: Request) -> Steps:
     variance = np.maximum((1 - then) / (1 - now) * beta, 1e-20)
     if config["variance_type"] == "fixed_large":
         variance = beta
-    elif config["variance_type"] not in ("fixed_small", "fixed_small_log"):
-        raise request.refuse(
-            f"variance_type {config['variance_type']!r} is not supported",
-            "use fixed_small, fixed_small_log or fixed_large",
-        )
     draws = timesteps > 0
     latents = mean + np.where(draws, np.sqrt(variance), 0) * NOISE
     return Steps(timesteps=timesteps, latents=latents, clip=clip, draws=draws, start=_start(now))
@@ -205,6 +200,7 @@ def _all_but_last(timesteps: Array) -> NDArray[np.bool_]:
 
 _ALPHA = {
     **BETAS,
+    **NO_THRESHOLD,
     "clip_sample": True,
     "clip_sample_range": 1.0,
     "rescale_betas_zero_snr": False,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from controlrt.runtime.errors import UnknownNameError
 from controlrt.runtime.samplers.kdiffusion import EDM, edm
-from controlrt.runtime.samplers.sampler import BETAS, SPREAD, Request, Sampler, predict
+from controlrt.runtime.samplers.sampler import BETAS, NO_FLOW, NO_THRESHOLD, SPREAD, Request, Sampler, predict
 from controlrt.runtime.samplers.schedule import NoiseSchedule, sigma_schedule, spaced_above_zero, spread_sigmas
 from controlrt.runtime.samplers.table import LATENTS, NOISE, Array, Form, Steps, kept, select, where
 
@@ -93,6 +93,10 @@ def _multistep(
 ) -> Steps:
     algorithm, order = _algorithm(request)
     data, sde = algorithm.endswith("++"), algorithm.startswith("sde-")
+    if not (data or path.variance_preserving):
+        raise request.refuse(
+            f"algorithm_type {algorithm} is not one of its kinds", "use dpmsolver++ or sde-dpmsolver++"
+        )
     if order == 3 and (algorithm == "sde-dpmsolver" or (sde and not path.variance_preserving)):
         raise request.refuse(f"solver_order 3 does not go with algorithm_type {algorithm}", "use solver_order 2")
     n, config = len(timesteps), request.config
@@ -225,7 +229,7 @@ def _deis(request: Request) -> Steps:
     path = Path(np.append(ratios, schedule.sigmas[0] if sigma_schedule(config) is None else ratios[-1]))
     x_0, _ = predict(config["prediction_type"], path.alpha[:-1], path.sigma[:-1])
     eps = (LATENTS - path.alpha[:-1] * x_0) / path.sigma[:-1]
-    order, n = _order(request), len(timesteps)
+    order, n = int(request.config["solver_order"]), len(timesteps)
     orders = np.minimum(request.age(n) + 1, order)
     if config["lower_order_final"] and n < FEW_STEPS:
         orders[-2:] = np.minimum(orders[-2:], [2, 1][-n:])
@@ -283,7 +287,7 @@ def _unipc(request: Request) -> Steps:
         raise request.refuse("predict_x0 False cannot end at sigma zero", "set final_sigmas_type sigma_min")
     if config["solver_type"] not in ("bh1", "bh2", "midpoint", "heun", "logrho"):
         raise UnknownNameError("solver_type", str(config["solver_type"]), ["bh1", "bh2"])
-    order, n = _order(request), len(timesteps)
+    order, n = int(request.config["solver_order"]), len(timesteps)
     age = request.age(n)
     orders = np.minimum(age + 1, order)
     if config["lower_order_final"]:
@@ -380,10 +384,16 @@ def _grid(
         return timesteps, schedule.sigma_at(timesteps)
     if request.timesteps is not None:
         raise request.refuse(f"timesteps cannot be given together with {spread}", "leave one of them out")
-    ratios = spread_sigmas(spread, request.config, schedule.sigmas[0], schedule.sigmas[-1], request.steps)
-    exact = schedule.timestep_of(ratios)
-    # diffusers cuts the fraction off, by the last bit of float32; what is whole but for rounding counts as whole here
-    return np.round(exact) if spread in rounded else np.floor(exact + 1e-4), ratios
+
+    def between(low: float, high: float) -> Array:
+        bounded = spread != "use_lu_lambdas"
+        return spread_sigmas(spread, request.config, low, high, request.steps, bounded=bounded)
+
+    ratios = between(schedule.sigmas[0], schedule.sigmas[-1])
+    if spread in rounded:
+        return np.round(schedule.timestep_of(ratios)), ratios
+    ends = schedule.single_sigmas[[0, -1]].astype(np.float64)
+    return schedule.cut_timestep_of(between(*ends)), ratios
 
 
 def _final(request: Request, schedule: NoiseSchedule) -> float:
@@ -394,16 +404,9 @@ def _final(request: Request, schedule: NoiseSchedule) -> float:
     return 0.0 if kind == "zero" else float(schedule.sigmas[0])
 
 
-def _order(request: Request) -> int:
-    order = request.config["solver_order"]
-    if order not in (1, 2, 3):
-        raise request.refuse(f"solver_order {order!r} is not supported", "use 1, 2 or 3")
-    return int(order)
-
-
 def _algorithm(request: Request) -> tuple[str, int]:
     """Algorithm and order; names of other samplers' algorithms stand for the usual one, as in diffusers."""
-    config, order = request.config, _order(request)
+    config = request.config
     algorithm = "dpmsolver++" if config["algorithm_type"] == "deis" else config["algorithm_type"]
     if algorithm not in ALGORITHMS:
         raise UnknownNameError("algorithm_type", str(algorithm), ALGORITHMS)
@@ -414,12 +417,14 @@ def _algorithm(request: Request) -> tuple[str, int]:
             f"algorithm_type {algorithm} cannot end at sigma zero",
             "set final_sigmas_type sigma_min, or use dpmsolver++",
         )
-    return algorithm, order
+    return algorithm, int(config["solver_order"])
 
 
 _LAMBDA = {
     **BETAS,
     **SPREAD,
+    **NO_THRESHOLD,
+    **NO_FLOW,
     "solver_order": 2,
     "lower_order_final": True,
 }
@@ -428,7 +433,6 @@ _DPM = {
     "algorithm_type": "dpmsolver++",
     "solver_type": "midpoint",
     "final_sigmas_type": "zero",
-    "variance_type": None,
     "lambda_min_clipped": -np.inf,
 }
 
@@ -458,6 +462,7 @@ SAMPLERS = (
         options={
             **_LAMBDA,
             **_SPACED,
+            "solver_p": None,
             "predict_x0": True,
             "solver_type": "bh2",
             "disable_corrector": (),
@@ -470,6 +475,7 @@ SAMPLERS = (
         name="EDMDPMSolverMultistepScheduler",
         options={
             **EDM,
+            **NO_THRESHOLD,
             "solver_order": 2,
             "algorithm_type": "dpmsolver++",
             "solver_type": "midpoint",

@@ -1,8 +1,8 @@
 """Samplers in sigma, after k-diffusion: Euler, Heun, LMS, KDPM2, the ancestral ones, DPM++ SDE, EDM Euler.
 
 Latents are x = x_0 + sigma eps, and a step follows dx/dsigma = (x - x_0) / sigma (Karras et al. 2022, arXiv 2206.00364,
-eq. 1 with s(t) = 1). The model sees x / sqrt(sigma^2 + 1). Second-order samplers call the model twice per step, but for
-the last step: their calls are numbered 0, 1, 1, 2, 2, ... by step.
+eq. 1 with s(t) = 1). The model sees x / sqrt(sigma^2 + 1), or x / sqrt(sigma^2 + sigma_data^2) with EDM. Second-order
+samplers call the model twice per step, but for the last step: their calls are numbered 0, 1, 1, 2, 2, ... by step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from controlrt.runtime.errors import UnknownNameError
+from controlrt.runtime.errors import ParameterError, UnknownNameError
 from controlrt.runtime.samplers.sampler import BETAS, SPREAD, Request, Sampler, predict_at
 from controlrt.runtime.samplers.schedule import NoiseSchedule, karras_sigmas, sigma_schedule, spaced, spread_sigmas
 from controlrt.runtime.samplers.table import CLIPPED, LATENTS, NOISE, OUTPUT, Array, Form, Steps, kept, where
@@ -27,7 +27,10 @@ def _euler(request: Request) -> Steps:
     x_0, scale = predict_at(request.config["prediction_type"], sigma)
     if request.config["timestep_type"] == "continuous" and request.config["prediction_type"] == "v_prediction":
         timesteps = 0.25 * np.log(sigma)
-        if request.config["interpolation_type"] == "log_linear" and sigma_schedule(request.config) is None:
+        if request.timesteps is not None:
+            raise request.refuse("timesteps cannot be given for continuous ones", "set timestep_type discrete")
+        plain = request.sigmas is None and sigma_schedule(request.config) is None
+        if request.config["interpolation_type"] == "log_linear" and plain:
             raise request.refuse(
                 "interpolation_type log_linear with continuous timesteps is one step too long in diffusers",
                 "set use_karras_sigmas True, or timestep_type discrete",
@@ -61,7 +64,7 @@ def _euler_ancestral(request: Request) -> Steps:
 def _lms(request: Request) -> Steps:
     """Linear multistep in sigma: the slope as a polynomial through the last four (k-diffusion's ``sample_lms``)."""
     schedule = NoiseSchedule(request.config)
-    timesteps, sigmas = _grid(request, schedule)
+    timesteps, sigmas = _grid(request, schedule, bounded_karras=False)
     n = len(timesteps)
     sigma, following = sigmas[:-1], sigmas[1:]
     x_0, scale = predict_at(request.config["prediction_type"], sigma)
@@ -173,7 +176,7 @@ def _dpmpp_sde(request: Request) -> Steps:
     a seed of its own; here it comes from the call's generator. Same law, other pictures.
     """
     schedule = NoiseSchedule(request.config)
-    timesteps, sigmas = _grid(request, schedule)
+    timesteps, sigmas = _grid(request, schedule, bounded_karras=False)
     step, second = _calls(len(timesteps))
     sigma, following = sigmas[step], sigmas[step + 1]
     middle = np.sqrt(sigma * following)
@@ -212,6 +215,8 @@ def edm(request: Request) -> tuple[Array, Array, Form, Array]:
     """EDM's timesteps (c_noise), sigmas with the final one, x_0 and input scale (c_in)."""
     config = request.config
     low, high, data = (float(config[key]) for key in ("sigma_min", "sigma_max", "sigma_data"))
+    if not low < high:
+        raise ParameterError("sigma_min", low, f"less than sigma_max ({high:g})")
     ramp = np.linspace(0, 1, request.steps)
     if config["sigma_schedule"] == "karras":
         sigma = karras_sigmas(ramp, low, high, float(config["rho"]))
@@ -229,10 +234,17 @@ def edm(request: Request) -> tuple[Array, Array, Form, Array]:
     return 0.25 * np.log(sigma), np.append(sigma, final), x_0, scale
 
 
-def _grid(request: Request, schedule: NoiseSchedule, *, rounded_karras: bool = False) -> tuple[Array, Array]:
-    """Timesteps (steps,) and sigmas (steps + 1,), the final one included."""
+def _grid(
+    request: Request, schedule: NoiseSchedule, *, rounded_karras: bool = False, bounded_karras: bool = True
+) -> tuple[Array, Array]:
+    """Timesteps (steps,) and sigmas (steps + 1,), the final one included.
+
+    Without ``bounded_karras`` Karras sigmas go from end to end of the grid, whatever sigma_min and sigma_max say.
+    """
     config, spread = request.config, sigma_schedule(request.config)
     if request.sigmas is not None:
+        if spread is not None:
+            raise request.refuse(f"sigmas cannot be given together with {spread}", "leave one of them out")
         return schedule.timestep_of(request.sigmas[:-1]), request.sigmas
     timesteps = spaced(config, request.steps) if request.timesteps is None else request.timesteps
     if request.timesteps is not None and spread is not None:
@@ -245,7 +257,8 @@ def _grid(request: Request, schedule: NoiseSchedule, *, rounded_karras: bool = F
     elif interpolation != "linear":
         raise UnknownNameError("interpolation_type", str(interpolation), ["linear", "log_linear"])
     if spread is not None:
-        sigmas = spread_sigmas(spread, config, sigmas[-1], sigmas[0], request.steps)
+        bounded = bounded_karras or spread != "use_karras_sigmas"
+        sigmas = spread_sigmas(spread, config, sigmas[-1], sigmas[0], request.steps, bounded=bounded)
         timesteps = schedule.timestep_of(sigmas)
         if rounded_karras and spread == "use_karras_sigmas":
             timesteps = np.round(timesteps)
@@ -331,6 +344,11 @@ SAMPLERS = (
         compile=_kdpm2_ancestral,
         order=2,
     ),
-    Sampler(name="DPMSolverSDEScheduler", options={**_GRID, **SPREAD, **_SD_BETAS}, compile=_dpmpp_sde, order=2),
+    Sampler(
+        name="DPMSolverSDEScheduler",
+        options={**_GRID, **SPREAD, **_SD_BETAS},
+        compile=_dpmpp_sde,
+        order=2,
+    ),
     Sampler(name="EDMEulerScheduler", options=EDM, compile=_edm_euler),
 )

@@ -8,6 +8,7 @@ from typing import Any
 from controlrt.runtime.errors import UnknownNameError
 from controlrt.runtime.samplers import diffusion, exponential, kdiffusion
 from controlrt.runtime.samplers.sampler import Sampler
+from controlrt.runtime.samplers.schedule import SIGMA_SCHEDULES
 
 SAMPLERS: Mapping[str, Sampler] = {
     sampler.name: sampler for sampler in (*diffusion.SAMPLERS, *kdiffusion.SAMPLERS, *exponential.SAMPLERS)
@@ -26,7 +27,7 @@ ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "Heun": ("HeunDiscreteScheduler", {}),
     "DPM2": ("KDPM2DiscreteScheduler", {}),
     "DPM2 a": ("KDPM2AncestralDiscreteScheduler", {}),
-    "DPM++ 2S": ("DPMSolverSinglestepScheduler", {}),
+    "DPM++ 2S": ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "DPM++ 2M": (_MULTISTEP, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "DPM++ 2M SDE": (_MULTISTEP, {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}),
     "DPM++ 2M SDE Heun": (
@@ -41,7 +42,7 @@ ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "LCM": ("LCMScheduler", {}),
     "TCD": ("TCDScheduler", {}),
     "EDM Euler": ("EDMEulerScheduler", {}),
-    "EDM DPM++ 2M": ("EDMDPMSolverMultistepScheduler", {}),
+    "EDM DPM++ 2M": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
 }
 """Familiar names: the class and the options that make it what is meant."""
 
@@ -53,8 +54,6 @@ SUFFIXES: Mapping[str, Mapping[str, Any]] = {
     "SGM Uniform": {"timestep_spacing": "trailing"},
 }
 """Schedules that may follow a familiar name, as in "DPM++ 2M Karras"; each where the sampler has the option."""
-
-_SPREADS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 
 
 def known_names() -> list[str]:
@@ -81,8 +80,7 @@ def find_sampler(name: str) -> tuple[Sampler, Mapping[str, Any]]:
             return SAMPLERS[cls], options
         for suffix, schedule in SUFFIXES.items():
             if wanted == f"{alias} {suffix}".lower() and _fits(SAMPLERS[cls], suffix):
-                others = {spread: False for spread in _SPREADS if suffix != "SGM Uniform"}
-                return SAMPLERS[cls], {**options, **others, **schedule}
+                return SAMPLERS[cls], {**options, **dict.fromkeys(SIGMA_SCHEDULES, False), **schedule}
     raise UnknownNameError(
         "sampler",
         str(name),

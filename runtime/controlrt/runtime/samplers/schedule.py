@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from controlrt.runtime.errors import UnknownNameError, UserError
+from controlrt.runtime.errors import ParameterError, UnknownNameError, UserError
 from controlrt.runtime.samplers.table import Array
 
 Config = Mapping[str, Any]
@@ -27,8 +27,9 @@ class NoiseSchedule:
 
     def __init__(self, config: Config, *, finite: bool = False) -> None:
         """``finite`` keeps the last alpha above zero where the schedule ends without signal."""
+        self._config, self._finite = config, finite and bool(config.get("rescale_betas_zero_snr", False))
         self.alphas_cumprod = alphas_cumprod(config)
-        if finite and config.get("rescale_betas_zero_snr", False):
+        if self._finite:
             self.alphas_cumprod[-1] = _ALMOST_ZERO_ALPHA
 
     def __len__(self) -> int:
@@ -44,19 +45,38 @@ class NoiseSchedule:
         """Logarithm of ``sigmas``."""
         return np.log(self.sigmas)
 
+    @cached_property
+    def single_sigmas(self) -> NDArray[np.float32]:
+        """``sigmas`` as diffusers' float32 arithmetic gives them, bit for bit."""
+        product = _single_alphas_cumprod(self._config)
+        if self._finite:
+            product[-1] = _ALMOST_ZERO_ALPHA
+        with np.errstate(divide="ignore"):
+            sigmas: NDArray[np.float32] = np.sqrt((np.float32(1) - product) / product)
+        return sigmas
+
     def sigma_at(self, timesteps: Array) -> Array:
         """Sigma at fractional timesteps, linear in between."""
         return np.interp(timesteps, np.arange(len(self)), self.sigmas)
 
     def timestep_of(self, sigmas: Array) -> Array:
         """Fractional timestep of each sigma, linear in log sigma (k-diffusion's ``sigma_to_t``)."""
-        wanted = np.log(np.maximum(sigmas, 1e-10))
-        # all but the last sigma ascend; the last one does not where it was kept finite
-        low = np.clip(np.searchsorted(self.log_sigmas[:-1], wanted, side="right") - 1, 0, len(self) - 2)
-        low = np.where(wanted >= self.log_sigmas[-1], len(self) - 2, low)
-        below, above = self.log_sigmas[low], self.log_sigmas[low + 1]
-        timesteps: Array = np.float64(low) + np.clip((below - wanted) / (below - above), 0, 1)
-        return timesteps
+        return _timestep_of(sigmas, self.log_sigmas)
+
+    def cut_timestep_of(self, sigmas: Array) -> Array:
+        """Whole timestep below each sigma, cut where diffusers cuts it: its float32 decides at whole numbers."""
+        return np.floor(_timestep_of(sigmas, np.log(self.single_sigmas).astype(np.float64)))
+
+
+def _timestep_of(sigmas: Array, log_sigmas: Array) -> Array:
+    wanted = np.log(np.maximum(sigmas, 1e-10))
+    # all but the last sigma ascend; the last one does not where it was kept finite
+    low = np.clip(np.searchsorted(log_sigmas[:-1], wanted, side="right") - 1, 0, len(log_sigmas) - 2)
+    low = np.where(wanted >= log_sigmas[-1], len(log_sigmas) - 2, low)
+    below, above = log_sigmas[low], log_sigmas[low + 1]
+    weight = np.clip((below - wanted) / (below - above), 0, 1)
+    timesteps: Array = (1 - weight) * low + weight * (low + 1)
+    return timesteps
 
 
 def alphas_cumprod(config: Config) -> Array:
@@ -68,10 +88,39 @@ def alphas_cumprod(config: Config) -> Array:
     return product
 
 
+def _single_alphas_cumprod(config: Config) -> NDArray[np.float32]:
+    """``alphas_cumprod`` in float32 as PyTorch computes it: linspace from both ends, products summed up in float64."""
+    single, schedule = np.float32, config["beta_schedule"]
+    betas = _betas(config).astype(single)
+    if config.get("trained_betas") is None and schedule in ("linear", "scaled_linear"):
+        power = 0.5 if schedule == "scaled_linear" else 1.0
+        start, end = single(config["beta_start"] ** power), single(config["beta_end"] ** power)
+        steps = int(config["num_train_timesteps"])
+        index, stride = np.arange(steps), np.float64((end - start) / single(steps - 1))
+        rising = np.float64(start) + stride * index
+        betas = np.where(index < steps // 2, rising, np.float64(end) - stride * (steps - 1 - index)).astype(single)
+        betas = betas * betas if schedule == "scaled_linear" else betas
+
+    def product(alphas: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.cumprod(alphas.astype(np.float64)).astype(single)
+
+    result = product(single(1) - betas)
+    if config.get("rescale_betas_zero_snr", False):
+        root = np.sqrt(result)
+        bar = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+        with np.errstate(invalid="ignore"):
+            alphas = np.append(bar[:1], bar[1:] / bar[:-1])
+        result = product(single(1) - (single(1) - alphas))
+    return result
+
+
 def _betas(config: Config) -> Array:
-    if config.get("trained_betas") is not None:
-        return np.asarray(config["trained_betas"], np.float64)
     steps, schedule = int(config["num_train_timesteps"]), config["beta_schedule"]
+    if config.get("trained_betas") is not None:
+        trained = np.asarray(config["trained_betas"], np.float64)
+        if trained.shape != (steps,):
+            raise ParameterError("trained_betas", f"of shape {trained.shape}", f"num_train_timesteps ({steps}) numbers")
+        return trained
     start, end = float(config["beta_start"]), float(config["beta_end"])
     if schedule == "linear":
         return np.linspace(start, end, steps)
@@ -111,9 +160,17 @@ def spaced_above_zero(config: Config, steps: int, last: int) -> Array:
     ``last`` is the number of timesteps used, fewer than trained ones where lambda is clipped.
     """
     spacing = config["timestep_spacing"]
+    if last < 2:
+        raise ParameterError("lambda_min_clipped", config["lambda_min_clipped"], "such that timesteps are left")
     if spacing == "linspace":
         return np.round(np.linspace(0, last - 1, steps + 1))[:0:-1]
     if spacing == "leading":
+        if last <= steps:
+            raise ParameterError(
+                "num_inference_steps",
+                steps,
+                f"less than {last} with timestep_spacing leading; or use trailing",
+            )
         return np.arange(1, steps + 1, dtype=np.float64)[::-1] * float(last // (steps + 1)) + int(
             config["steps_offset"]
         )
@@ -134,12 +191,17 @@ def sigma_schedule(config: Config) -> str | None:
     return asked[0] if asked else None
 
 
-def spread_sigmas(schedule: str, config: Config, low: float, high: float, steps: int) -> Array:
-    """Descending sigmas from ``high`` to ``low`` by one of ``SIGMA_SCHEDULES``: (steps,)."""
+def spread_sigmas(schedule: str, config: Config, low: float, high: float, steps: int, *, bounded: bool = True) -> Array:
+    """Descending sigmas from ``high`` to ``low`` by one of ``SIGMA_SCHEDULES``: (steps,).
+
+    With ``bounded`` the config's ``sigma_min`` and ``sigma_max`` come first.
+    """
     ramp = np.linspace(0, 1, steps)
-    if schedule != "use_lu_lambdas":
-        low = low if config.get("sigma_min") is None else float(config["sigma_min"])
-        high = high if config.get("sigma_max") is None else float(config["sigma_max"])
+    if bounded:
+        low = low if config["sigma_min"] is None else float(config["sigma_min"])
+        high = high if config["sigma_max"] is None else float(config["sigma_max"])
+    if not low < high:
+        raise ParameterError("sigma_min", low, f"less than sigma_max ({high:g})")
     if schedule == "use_karras_sigmas":
         return karras_sigmas(ramp, low, high)
     if schedule == "use_beta_sigmas":  # Lee et al. 2024, arXiv 2407.12173

@@ -89,6 +89,8 @@ class Steps:
     input_scale: Array | float = 1.0
     latents: Form
     """The next latents."""
+    start: tuple[Array, Array]
+    """Picture to picture starts call i from start[0][i] * picture + start[1][i] * noise."""
     keep: Mapping[str, Form] = field(default_factory=dict)
     """The next history, by name."""
     clip: tuple[Form, float] | None = None
@@ -97,8 +99,6 @@ class Steps:
     """At which steps noise is drawn."""
     noise_scale: float = 1.0
     """Text to picture starts from standard normal noise times this."""
-    start: tuple[Array, Array] | None = None
-    """Picture to picture starts step i from start[0][i] * picture + start[1][i] * noise; None where it cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def assemble(steps: Steps, begin: int, picture_to_picture: bool) -> SamplerTable
             clip[:, column] = np.broadcast_to(predicted.terms.get(name, 0.0), len(steps.timesteps))[rows]
         clip[:, 2] = limit
     initial = (0.0, float(steps.noise_scale))
-    if picture_to_picture and steps.start is not None:
+    if picture_to_picture:
         initial = (float(steps.start[0][begin]), float(steps.start[1][begin]))
     return SamplerTable(
         timesteps=np.asarray(steps.timesteps[rows], np.float64),
