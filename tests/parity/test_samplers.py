@@ -27,7 +27,7 @@ from controlrt.runtime.errors import UserError
 from controlrt.runtime.samplers import SAMPLERS, SamplerTable, compile_sampler, known_names
 from controlrt.runtime.samplers.schedule import beta_quantile
 
-WIDE_BOUND, SINGLE_BOUND = 1e-5, 2e-4
+WIDE_BOUND, SINGLE_BOUND, TIMESTEP_BOUND = 1e-5, 2e-4, 5e-3
 SHAPE = (1, 4, 2, 4)
 SPREADS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 # align-your-steps tables (Sabour et al. 2024), for SD 1.5
@@ -97,7 +97,7 @@ def configs(draw: st.DrawFn, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("spread", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
 def test_bounds_of_the_sigmas(name: str, spread: str) -> None:
     """A config saved from Euler that names sigma_min and sigma_max, as each class's ``from_config`` reads it."""
-    config = {**diffusers.EulerDiscreteScheduler(sigma_min=0.1, sigma_max=10.0).config, spread: True}
+    config = {**stored_scheduler_config(diffusers.EulerDiscreteScheduler(sigma_min=0.1, sigma_max=10.0)), spread: True}
     table = compile_sampler(name, config, 9)
     cls = scheduler_class(name)
     with reference(cls, lambda: draws.standard_normal(SHAPE).astype(np.float32), wide=True):
@@ -138,16 +138,14 @@ class Run:
         cls, kind = scheduler_class(self.name), np.float64 if wide else np.float32
         extra = {"eta": self.eta} if "eta" in SAMPLERS[self.name].takes else {}
         with reference(cls, self.draws(), wide=wide):
-            scheduler = cls(**self.config)
-            if "steps" in self.how:
-                scheduler.set_timesteps(self.how["steps"])
-            else:
-                scheduler.set_timesteps(**self.how)
+            scheduler = self.scheduler(cls)
             timesteps = self.cut(scheduler)
             try:
                 trajectory = their_trajectory(
                     scheduler, timesteps, model, self.table.timesteps, self.start.astype(kind), **extra
                 )
+            except torch.linalg.LinAlgError:
+                discard("diffusers: a repeated sigma leaves its equations singular")
             except NotImplementedError as error:
                 if str(error) != NO_SAMPLE:
                     raise
@@ -175,17 +173,25 @@ class Run:
         return timesteps
 
     def check_timesteps(self) -> None:
-        """Each is what diffusers has in float32 or in float64; they round or cut some of them to whole numbers."""
-        cls, apart = scheduler_class(self.name), []
-        for wide in (False, True):
-            with reference(cls, self.draws(), wide=wide):
-                scheduler = cls(**self.config)
-                if "steps" in self.how:
-                    scheduler.set_timesteps(self.how["steps"])
-                else:
-                    scheduler.set_timesteps(**self.how)
-                apart.append(np.abs(self.cut(scheduler).double().numpy() - self.table.timesteps))
-        assert np.minimum(*apart).max() <= 5e-3
+        """Each is what diffusers has in float64, or in float32: it rounds or cuts some of them to whole numbers."""
+        apart = np.abs(self.told(wide=True) - self.table.timesteps)
+        if apart.max() > TIMESTEP_BOUND:
+            apart = np.minimum(apart, np.abs(self.told(wide=False) - self.table.timesteps))
+        assert apart.max() <= TIMESTEP_BOUND
+
+    def told(self, *, wide: bool) -> NDArray[np.float64]:
+        """diffusers' timesteps."""
+        cls = scheduler_class(self.name)
+        with reference(cls, self.draws(), wide=wide):
+            return self.cut(self.scheduler(cls)).double().numpy()
+
+    def scheduler(self, cls: Any) -> Any:
+        scheduler = cls(**self.config)
+        if "steps" in self.how:
+            scheduler.set_timesteps(self.how["steps"])
+        else:
+            scheduler.set_timesteps(**self.how)
+        return scheduler
 
     def ours(self, model: Model, kind: Any) -> list[NDArray[Any]]:
         return our_trajectory(self.table, model, self.start.astype(kind), self.draws())
@@ -238,7 +244,7 @@ every_sampler = pytest.mark.parametrize("name", list(SAMPLERS))
 
 
 @every_sampler
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(data=st.data(), steps=steps_drawn, model=st.sampled_from(list(MODELS)), seed=st.integers(0, 2**31))
 def test_whole_trajectory(name: str, data: st.DataObject, steps: int, model: str, seed: int) -> None:
     eta = data.draw(st.sampled_from([0.0, 0.3, 1.0])) if "eta" in SAMPLERS[name].takes else 0.0
@@ -246,7 +252,7 @@ def test_whole_trajectory(name: str, data: st.DataObject, steps: int, model: str
 
 
 @every_sampler
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     data=st.data(),
     steps=st.integers(2, 60),
@@ -258,8 +264,7 @@ def test_picture_to_picture(name: str, data: st.DataObject, steps: int, strength
     run = compiled(name, data.draw(configs(name)), seed, steps=steps, strength=strength)
     cls = scheduler_class(name)
     with reference(cls, run.draws(), wide=True):
-        scheduler = cls(**run.config)
-        scheduler.set_timesteps(steps)
+        scheduler = run.scheduler(cls)
         first = run.cut(scheduler)[:1]
         expected = scheduler.add_noise(torch.from_numpy(run.clean), torch.from_numpy(run.noise), first).numpy()
     np.testing.assert_allclose(run.start, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
@@ -373,7 +378,7 @@ def test_a_familiar_name_is_from_config_of_its_class(alias: str) -> None:
     with reference(cls, lambda: noise.standard_normal(SHAPE).astype(np.float32), wide=False):
         scheduler = cls.from_config({**stable_diffusion_15().config, "clip_sample": False}, **options)
         scheduler.set_timesteps(20)
-        np.testing.assert_allclose(table.timesteps, scheduler.timesteps.numpy(), rtol=0, atol=5e-3)
+        np.testing.assert_allclose(table.timesteps, scheduler.timesteps.numpy(), rtol=0, atol=TIMESTEP_BOUND)
         assert table.initial == (0, pytest.approx(float(scheduler.init_noise_sigma), rel=1e-5))
         start = (np.random.default_rng(0).standard_normal(SHAPE) * table.initial[1]).astype(np.float32)
         noise, model = np.random.default_rng(1), MODELS["nonlinear"]

@@ -189,7 +189,7 @@ REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("Euler", {"use_karras_sigmas": True, "use_beta_sigmas": True}, {}, "set one of them"),
     ("DDIM", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, {}, "epsilon, which tells nothing"),
     ("EDM Euler", {}, {"scheduler": {"sigma_min": 90.0}}, "sigma_min"),
-    ("Euler Karras", {"sigma_min": 20.0}, {}, "less than sigma_max"),
+    ("Euler Karras", {"sigma_min": 20.0}, {}, "at most sigma_max"),
     ("Euler Karras", {"sigma_min": -1.0}, {}, "above 0"),
     ("EDM DPM++ 2M", {}, {"scheduler": {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}}, "its kinds"),
     ("DPM++ 2M", {"timestep_spacing": "leading"}, {"steps": 1000}, "leading; or use trailing"),

@@ -392,8 +392,12 @@ def _grid(
     ratios = between(schedule.sigmas[0], schedule.sigmas[-1])
     if spread in rounded:
         return np.round(schedule.timestep_of(ratios)), ratios
-    ends = schedule.single_sigmas[[0, -1]].astype(np.float64)
-    return schedule.cut_timestep_of(between(*ends)), ratios
+    if spread == "use_lu_lambdas":
+        low, high = np.log(schedule.single_sigmas[[0, -1]]).astype(np.float64)
+        single = np.exp(high + np.linspace(0, 1, request.steps) * (low - high))
+    else:
+        single = between(*schedule.single_sigmas[[0, -1]].astype(np.float64))
+    return schedule.cut_timestep_of(single), ratios
 
 
 def _final(request: Request, schedule: NoiseSchedule) -> float:

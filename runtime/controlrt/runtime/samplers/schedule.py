@@ -200,8 +200,8 @@ def spread_sigmas(schedule: str, config: Config, low: float, high: float, steps:
     if bounded:
         low = low if config["sigma_min"] is None else float(config["sigma_min"])
         high = high if config["sigma_max"] is None else float(config["sigma_max"])
-    if not low < high:
-        raise ParameterError("sigma_min", low, f"less than sigma_max ({high:g})")
+    if not low <= high:
+        raise ParameterError("sigma_min", float(low), f"at most sigma_max ({high:g})")
     if schedule == "use_karras_sigmas":
         return karras_sigmas(ramp, low, high)
     if schedule == "use_beta_sigmas":  # Lee et al. 2024, arXiv 2407.12173
