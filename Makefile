@@ -7,7 +7,7 @@ RUNTIME_BIN := $(RUNTIME_VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 export CONTROLRT_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: demo test check train evaluate clean
+.PHONY: demo test check parity train evaluate clean
 .DELETE_ON_ERROR:
 
 # torch first and by itself, so that TORCH_INDEX can name where its CPU build lies
@@ -44,6 +44,10 @@ check: $(VENV)/.installed
 test: check $(RUNTIME_VENV)/.installed-tests
 	$(BIN)/python -m pytest
 	$(RUNTIME_BIN)/python -m pytest tests/runtime
+
+# the comparisons with eager diffusers that take too long for every run
+parity: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/parity -m slow
 
 train: $(VENV)/.installed
 	$(BIN)/python demo/train.py

@@ -17,6 +17,7 @@ from PIL import Image
 from controlrt.runtime.commands import guarded, main, named_values
 from controlrt.runtime.commands.generate import numbered, parse_control, parse_size
 from controlrt.runtime.errors import UserError
+from controlrt.runtime.samplers import ALIASES
 
 COMMAND = [sys.executable, "-m", "controlrt.runtime.commands"]
 
@@ -48,12 +49,11 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_samplers_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["samplers"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert (
-        "DPM++ 2M           DPMSolverMultistepScheduler      [Karras | Exponential | Beta | Lu | SGM Uniform]"
-        in lines[11]
-    )
-    assert all(line.split("  ")[0] for line in lines)
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.startswith("name  ")
+    assert [line[:18].strip() for line in lines] == list(ALIASES)
+    (line,) = (line for line in lines if line.startswith("DPM++ 2M  "))
+    assert "DPMSolverMultistepScheduler      [Karras | Exponential | Beta | Lu | SGM Uniform]" in line
 
 
 def test_annotate(tmp_path: Path, mask: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,8 +46,8 @@ class Draws:
     """The draws of one call, in diffusers' order: one generator for the whole batch, or a list with one per picture."""
 
     def __init__(self, seed: int | Sequence[int], batch: int, kind: str = "cpu") -> None:
-        seeds = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, str) else [seed]
-        if len(seeds) not in (1, batch) or (seeds != [seed] and len(seeds) != batch):
+        seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed]
+        if isinstance(seed, (list, tuple)) and len(seeds) != batch:
             raise ParameterError("seed", seed, f"one number or {batch}, one for each picture")
         self._generators = [generator(kind, one) for one in seeds]
 

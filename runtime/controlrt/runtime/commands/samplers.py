@@ -15,6 +15,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints every familiar name, the schedules that may follow it, its diffusers class, and what a call may give."""
     del arguments
     names = known_names()
+    print(f"{'name':<18} {'diffusers class, a name too':<32} {'may be followed by':<52} a call may give")
     for alias, (cls, _) in ALIASES.items():
         schedules = " | ".join(suffix for suffix in SUFFIXES if f"{alias} {suffix}" in names)
         takes = ", ".join(sorted(SAMPLERS[cls].takes))
