@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,9 +46,9 @@ class Draws:
     """The draws of one call, in diffusers' order: one generator for the whole batch, or a list with one per picture."""
 
     def __init__(self, seed: int | Sequence[int], batch: int, kind: str = "cpu") -> None:
-        seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed]
-        if isinstance(seed, (list, tuple)) and len(seeds) != batch:
+        if isinstance(seed, (list, tuple)) and len(seed) != batch:
             raise ParameterError("seed", seed, f"one number or {batch}, one for each picture")
+        seeds: list[Any] = list(seed) if isinstance(seed, (list, tuple)) else [seed]
         self._generators = [generator(kind, one) for one in seeds]
 
     def randn(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
