@@ -1,6 +1,6 @@
 """Draws the pictures of samplers.md: coefficient curves, and one prompt by every sampler.
 
-pip install 'controlrt[docs]'
+pip install 'controlrt[annotate,docs]'
 python docs/samplers.py bundles/demo-512x512
 """
 

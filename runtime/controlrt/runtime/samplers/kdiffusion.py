@@ -125,33 +125,13 @@ def _heun(request: Request) -> Steps:
     )
 
 
-def _kdpm2(request: Request) -> Steps:
+def _kdpm2(request: Request, *, ancestral: bool = False) -> Steps:
     """DPM-Solver-2 with the midpoint in log sigma (Karras et al. 2022, algorithm 2's other choice)."""
     schedule = NoiseSchedule(request.config)
     timesteps, sigmas = _grid(request, schedule, rounded_karras=True)
     step, second = _calls(len(timesteps))
     sigma, following = sigmas[step], sigmas[step + 1]
-    middle = np.sqrt(sigma * following)
-    here = np.where(second, middle, sigma)
-    x_0, scale = predict_at(request.config["prediction_type"], here)
-    origin = where(second, kept("latents"), LATENTS)
-    return Steps(
-        timesteps=np.where(second, schedule.timestep_of(middle), timesteps[step]),
-        input_scale=scale,
-        latents=origin + np.where(second, following - sigma, middle - sigma) * _slope(x_0, here),
-        keep={"latents": origin},
-        noise_scale=_noise_scale(request, sigmas),
-        start=_start(sigma),
-    )
-
-
-def _kdpm2_ancestral(request: Request) -> Steps:
-    """As KDPM2, to sigma_down and noised up again."""
-    schedule = NoiseSchedule(request.config)
-    timesteps, sigmas = _grid(request, schedule, rounded_karras=True)
-    step, second = _calls(len(timesteps))
-    sigma, following = sigmas[step], sigmas[step + 1]
-    up, down = _ancestral(sigma, following)
+    up, down = _ancestral(sigma, following) if ancestral else (np.zeros_like(sigma), following)
     middle = np.sqrt(sigma * down)
     here = np.where(second, middle, sigma)
     x_0, scale = predict_at(request.config["prediction_type"], here)
@@ -162,10 +142,15 @@ def _kdpm2_ancestral(request: Request) -> Steps:
         input_scale=scale,
         latents=latents + np.where(second, up, 0) * NOISE,
         keep={"latents": origin},
-        draws=second,
+        draws=second & ancestral,
         noise_scale=_noise_scale(request, sigmas),
         start=_start(sigma),
     )
+
+
+def _kdpm2_ancestral(request: Request) -> Steps:
+    """As KDPM2, to sigma_down and noised up again."""
+    return _kdpm2(request, ancestral=True)
 
 
 def _dpmpp_sde(request: Request) -> Steps:
