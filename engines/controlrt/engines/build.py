@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -16,14 +17,19 @@ from typing import Literal
 
 import msgspec
 
+import controlrt.compiler
+from controlrt.compiler.compile import compile_program, one_picture
+from controlrt.compiler.verify import Verifier
+from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS, Backend
 from controlrt.runtime.bundle import Bundle, digest_files, read_manifest, write_manifest
 from controlrt.runtime.commands import INTERRUPTED
 from controlrt.runtime.errors import BundleError, ControlRTError, UnknownNameError
-from controlrt.runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
+from controlrt.runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest, PassCheck, Program
+from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.progress import Progress
-from controlrt.runtime.storage import atomic_directory, check_writable, lock, refuse_foreign_directory
+from controlrt.runtime.storage import atomic_directory, check_writable, lock, refuse_foreign_directory, sha256_tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +40,10 @@ class BuildOptions:
     controlnets: Mapping[str, str]
     profile: ShapeProfile
     output: Path
-    backend: Literal["onnxruntime"] = "onnxruntime"
+    backend: BackendName = "onnxruntime"
     precision: Literal["fp32"] = "fp32"
+    verify: bool = False
+    """Run every compiler pass before and after on seeded inputs, and record the difference."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -74,7 +82,12 @@ def build(options: BuildOptions, command: str) -> Built:
     with lock(options.output):
         source = _export(options)
         exported = read_manifest(source)
-        decisive = [exported.key, options.backend, options.precision, backend.versions(), SCHEMA_VERSION]
+        compiler = [sha256_tree(Path(folder), "*.py") for folder in controlrt.compiler.__path__]
+        passes = [type(each).__name__ for each in backend.passes]
+        decisive = [
+            *(exported.key, options.backend, options.precision, options.verify),
+            *(backend.versions(), compiler, passes, SCHEMA_VERSION),
+        ]
         key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         found = _whole_bundle(options.output, key)
         if found is not None:
@@ -88,17 +101,29 @@ def build(options: BuildOptions, command: str) -> Built:
 def _compile(
     options: BuildOptions, backend: Backend, source: Path, exported: Manifest, key: str, command: str, target: Path
 ) -> Manifest:
-    with Progress("build", len(exported.programs) + 1) as progress:
-        programs = []
+    programs: list[Program] = []
+    checks: list[PassCheck] = []
+    (target / "programs").mkdir()
+    verifying = _verifier(options) if options.verify else contextlib.nullcontext()
+    with (
+        Progress("build", len(exported.programs) + 1) as progress,
+        WeightStore(target / "programs") as weights,
+        verifying as verifier,
+    ):
         for program in exported.programs:
             progress.start(f"{options.backend} {program.name}")
-            programs.append(backend.compile(program, source, target))
+            for compiled in compile_program(program, source, exported.profile, backend.passes, verifier):
+                weights.save(compiled.model, Path(compiled.program.file).name)
+                backend.check(compiled.program, target / compiled.program.file)
+                programs.append(compiled.program)
+        if verifier is not None:
+            checks = verifier.checks
         progress.start("hash files")
         for name in exported.files:
             if not name.startswith("programs/"):
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, target / name)
-        files = digest_files(target)
+    files = digest_files(target)
     return msgspec.structs.replace(
         exported,
         key=key,
@@ -109,6 +134,7 @@ def _compile(
             msgspec.structs.replace(control, source=options.controlnets[control.name]) for control in exported.controls
         ),
         programs=tuple(programs),
+        checks=tuple(checks),
         files=files,
         provenance=msgspec.structs.replace(
             exported.provenance,
@@ -117,6 +143,14 @@ def _compile(
             versions={**exported.provenance.versions, **backend.versions()},
         ),
     )
+
+
+def _verifier(options: BuildOptions) -> Verifier:
+    """Two pictures where the profile allows them; what a failing pass did is kept beside the bundle."""
+    dims = one_picture(options.profile)
+    batch = min(2, options.profile.batch.high)
+    kept = options.output.parent / f"{options.output.name}-verify"
+    return Verifier(dims | {"batch": batch, "rows": 2 * batch}, kept)
 
 
 def _export(options: BuildOptions) -> Path:

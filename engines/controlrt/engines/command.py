@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import controlrt.engines.command
-from controlrt.engines.backends import BACKENDS
+from controlrt.engines.backends import BACKENDS, choose_backend
 from controlrt.engines.build import BuildOptions, build
 from controlrt.runtime.commands import guarded, named_values, run_command
 from controlrt.runtime.errors import UserError
@@ -35,8 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=SOURCE",
         help="a ControlNet and the name to call it by; may be repeated; the demo model brings canny and mask",
     )
-    parser.add_argument("--backend", default="onnxruntime", choices=sorted(BACKENDS))
+    parser.add_argument(
+        "--backend", choices=sorted(BACKENDS), help="what runs the programs; the fastest one installed where not given"
+    )
     parser.add_argument("--precision", default="fp32", choices=["fp32"])
+    parser.add_argument(
+        "--verify", action="store_true", help="check every compiler pass on seeded inputs and record the difference"
+    )
     parser.add_argument("--output", type=Path, help="bundle directory; bundles/MODEL-PROFILE where not given")
 
 
@@ -60,14 +65,15 @@ def run(arguments: argparse.Namespace) -> int:
         controlnets=controlnets,
         profile=profile,
         output=output,
-        backend=arguments.backend,
+        backend=choose_backend(arguments.backend),
         precision=arguments.precision,
+        verify=arguments.verify,
     )
     started = time.monotonic()
     built = build(options, shlex.join(["build-engines", *sys.argv[1:]]))
     controls = ", ".join(control.name for control in built.bundle.manifest.controls) or "none"
     what = "up to date, nothing to do" if built.cached else f"built in {time.monotonic() - started:.0f} s"
-    print(f"{built.bundle.path}: {what} (controls: {controls})")
+    print(f"{built.bundle.path}: {what} (controls: {controls}; backend: {options.backend})")
     return 0
 
 

@@ -167,13 +167,15 @@ def _export_into(
         controls=tuple(
             Control(
                 name=name,
-                program=f"controlnet.{name}",
+                part=f"controlnet.{name}",
                 source=options.controlnets[name],
                 layers=len(by_name[f"controlnet.{name}"].outputs),
             )
             for name in controlnets
         ),
+        fusion=None,
         programs=tuple(programs),
+        checks=(),
         files=bundle.digest_files(directory),
         provenance=provenance,
     )

@@ -20,11 +20,12 @@ from torch.utils import _pytree as pytree
 
 from controlrt.export.programs import ProgramSpec, Sizes
 from controlrt.runtime.errors import BuildError
-from controlrt.runtime.executor import open_session
+from controlrt.runtime.executors.onnxruntime import open_session
 from controlrt.runtime.manifest import Program, TensorSpec
 from controlrt.runtime.profile import MAX_BATCH, SIDE_STEP, ShapeProfile
 
-OPSET = 20
+OPSET = 23
+"""Attention and GroupNormalization are one node each from here on."""
 MAX_RELATIVE_ERROR = 1e-4
 """Float32 rounding through the deepest network stays an order of magnitude below this."""
 
@@ -72,6 +73,9 @@ def export_program(spec: ProgramSpec, profile: ShapeProfile, directory: Path) ->
         )
     return Program(
         name=spec.name,
+        part=spec.name,
+        stage=None,
+        cost=None,
         file=f"{directory.name}/{file.name}",
         inputs=tuple(_settled(tensor, profile) for tensor in flat),
         outputs=tuple(_settled(tensor, profile) for tensor in spec.outputs),

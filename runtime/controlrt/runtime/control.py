@@ -30,7 +30,7 @@ class ControlUse:
 
     def active(self, step: int, steps: int) -> bool:
         """Whether it runs at ``step`` of ``steps``: diffusers' window rule, and not at all with scale 0."""
-        return self.scale != 0 and not (step / steps < self.start or (step + 1) / steps > self.end)
+        return self.scale != 0 and in_window(step, steps, self.start, self.end)
 
     def conditioning_scale(self, batch: int, guided: bool, guess_mode: bool) -> NDArray[np.float32]:
         """Scale of each row and residual: (rows, layers).
@@ -45,6 +45,11 @@ class ControlUse:
             return conditional.astype(np.float32)
         unconditional = np.zeros_like(conditional) if guess_mode else conditional
         return np.concatenate([unconditional, conditional]).astype(np.float32)
+
+
+def in_window(step: int, steps: int, start: float, end: float) -> bool:
+    """Whether ``step`` of ``steps`` lies in a window given in fractions, by diffusers' rule."""
+    return not (step / steps < start or (step + 1) / steps > end)
 
 
 def resolve_controls(

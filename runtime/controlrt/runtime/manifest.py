@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -9,10 +10,11 @@ import msgspec
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.profile import ShapeProfile
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 
 DType = Literal["float32", "float16", "int64", "int32", "uint8"]
+Backend = Literal["onnxruntime", "openvino"]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 
@@ -29,11 +31,32 @@ class TensorSpec(_Record, frozen=True, kw_only=True):
     shape: tuple[int | str, ...]
 
 
+Stage = Literal["timestep", "prompt", "prompt_timestep", "hint", "step"]
+"""When a program runs: once per schedule, per prompt, per both, per control picture, or every step."""
+
+
+class Cost(_Record, frozen=True, kw_only=True):
+    """What a program is made of, and what one run of it takes."""
+
+    nodes: int
+    parameters: int
+    weight_bytes: int
+    """Bytes of its weights; programs may share them."""
+    flops: int
+    """Of its matrix products, a multiply-add being two: one guided picture of the default size, or one entry."""
+
+
 class Program(_Record, frozen=True, kw_only=True):
     """One compiled program."""
 
     name: str
+    part: str
+    """What it was cut from: ``unet``, ``controlnet.NAME``, or itself where it is whole."""
+    stage: Stage | None
+    """None for a program that is no part of the denoising loop."""
     file: str
+    cost: Cost | None
+    """None in an export, which is not compiled yet."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_relative_error: float
@@ -59,10 +82,18 @@ class Control(_Record, frozen=True, kw_only=True):
     """One ControlNet."""
 
     name: Name
-    program: str
+    part: str
+    """What its programs are cut from."""
     source: str
     layers: int
     """How many residuals it makes: one per skip connection and one for the middle block."""
+
+
+class Fusion(_Record, frozen=True, kw_only=True):
+    """ControlNets and the UNet in one program, for the steps at which exactly these are on."""
+
+    part: str
+    controls: tuple[str, ...]
 
 
 class Hint(_Record, frozen=True, kw_only=True):
@@ -86,6 +117,15 @@ class Model(_Record, frozen=True, kw_only=True):
     """Whether a missing negative prompt means zero embeddings (SDXL's force_zeros_for_empty_prompt)."""
 
 
+class PassCheck(_Record, frozen=True, kw_only=True):
+    """A compiler pass checked on seeded inputs, before against after (``build-engines --verify``)."""
+
+    program: str
+    compiler_pass: str
+    max_relative_error: float
+    """Largest difference, relative to the output's largest value."""
+
+
 class Provenance(_Record, frozen=True, kw_only=True):
     """Where the bundle came from."""
 
@@ -102,16 +142,29 @@ class Manifest(_Record, frozen=True, kw_only=True):
     schema_version: int
     key: Sha256
     """Digest of everything that decides the contents: checkpoints, options, builder versions."""
-    backend: Literal["onnxruntime"]
+    backend: Backend
     precision: Literal["fp32"]
     profile: ShapeProfile
     model: Model
     text_encoders: tuple[TextEncoder, ...]
     controls: tuple[Control, ...]
+    fusion: Fusion | None
+    """None unless built with --fuse."""
     programs: tuple[Program, ...]
+    checks: tuple[PassCheck, ...]
+    """Empty unless built with --verify."""
     files: dict[str, Sha256]
     """Every file of the bundle but the manifest, with its digest."""
     provenance: Provenance
+
+    def fused(self, controls: Sequence[str]) -> str | None:
+        """The part that is the UNet fused with exactly these controls, if the bundle has one."""
+        found = self.fusion is not None and len(controls) > 0 and set(self.fusion.controls) == set(controls)
+        return self.fusion.part if found and self.fusion is not None else None
+
+    def stage(self, part: str, stage: Stage) -> Program | None:
+        """The program of one stage of ``part``, if it has that stage."""
+        return next((program for program in self.programs if (program.part, program.stage) == (part, stage)), None)
 
     def program(self, name: str) -> Program:
         """The program called ``name``.

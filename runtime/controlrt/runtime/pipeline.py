@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.control import ControlUse, PerControl, Pictures, resolve_controls
+from controlrt.runtime.conditioning import Conditioner
+from controlrt.runtime.control import ControlUse, PerControl, Pictures, in_window, resolve_controls
 from controlrt.runtime.errors import ParameterError
-from controlrt.runtime.executor import BoundPlan, OnnxRuntimeExecutor
+from controlrt.runtime.executors import BoundPlan, open_executor
 from controlrt.runtime.noise import Draws
 from controlrt.runtime.pictures import Resize, to_pil
-from controlrt.runtime.plan import Layout, plan_denoising
-from controlrt.runtime.prompts import Conditioning, PromptEncoder
+from controlrt.runtime.plan import UNGUIDED, Layout, StepLayout, plan_denoising
 from controlrt.runtime.samplers import SamplerTable, SchedulerChoice, compile_sampler
 
 StepCallback = Callable[["ControlNetPipeline", int, float, dict[str, NDArray[np.float32]]], Mapping[str, Any] | None]
@@ -36,15 +36,19 @@ _KEPT_PLANS = 4
 class Timings:
     """Seconds spent in each stage of one call."""
 
-    text: float
-    prepare: float
+    bind: float
+    """Laying out the plan and binding memory; next to nothing when the layout was used before."""
+    condition: float
+    """Text encoders, and what depends on prompt, schedule or control picture alone."""
+    noise: float
+    """Drawing all noise, and the sampler's coefficients."""
     steps: tuple[float, ...]
     decode: float
 
     @property
     def total(self) -> float:
         """The whole call."""
-        return self.text + self.prepare + sum(self.steps) + self.decode
+        return self.bind + self.condition + self.noise + sum(self.steps) + self.decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +70,8 @@ class ControlNetPipeline:
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         self.bundle = bundle
-        self._executor = OnnxRuntimeExecutor(bundle, threads)
-        self._prompts = PromptEncoder(bundle, self._executor)
+        self._executor = open_executor(bundle, threads)
+        self._conditioner = Conditioner(bundle, self._executor)
         self._scheduler: dict[str, Any] = json.loads(bundle.file("scheduler.json").read_text())
         self._bound: OrderedDict[Layout, BoundPlan] = OrderedDict()
         self._lock = threading.Lock()
@@ -87,7 +91,7 @@ class ControlNetPipeline:
         pipeline = cls(Bundle.open(path, verify=verify), threads=threads)
         for program in pipeline.bundle.manifest.programs:
             if program.name != "vae_encoder":
-                pipeline._executor.session(program.name)
+                pipeline._executor.load(program.name)
         return pipeline
 
     @property
@@ -123,6 +127,8 @@ class ControlNetPipeline:
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
         guidance_scale: float = 7.5,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
         controlnet_conditioning_scale: PerControl = 1.0,
         control_guidance_start: PerControl = 0.0,
         control_guidance_end: PerControl = 1.0,
@@ -149,6 +155,8 @@ class ControlNetPipeline:
                 twice a step.
             timesteps, sigmas: custom ones, descending, in place of a number of steps, for samplers that take them.
             guidance_scale: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); 1 or less turns it off.
+            guidance_start, guidance_end: the fractions of the steps between which guidance acts (Kynkäänniemi et al. 2024,
+                arXiv 2404.07724); outside, a step runs the conditional rows alone and costs half.
             controlnet_conditioning_scale, control_guidance_start, control_guidance_end: one number for all controls,
                 a list in the order of ``image``, or a mapping by name. The window is in fractions of the steps.
             guess_mode: diffusers' guess mode: control rises over the layers and acts on the conditional half only.
@@ -176,6 +184,7 @@ class ControlNetPipeline:
             raise ParameterError("num_images_per_prompt", num_images_per_prompt, "a whole number of at least 1")
         if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
             raise ParameterError("guidance_scale", guidance_scale, "a finite number")
+        _check_window(guidance_start, guidance_end)
         if output_type not in ("pil", "np", "latent"):
             raise ParameterError("output_type", output_type, "pil, np or latent")
         default_width, default_height = manifest.profile.default_size
@@ -202,30 +211,37 @@ class ControlNetPipeline:
             seed = secrets.randbits(32)
         draws = Draws(0 if seed is None else seed, batch, noise)
         start = self._starting_noise(draws, latents, batch, width, height)
+        count = len(table)
         layout = Layout(
             width=width,
             height=height,
             batch=batch,
-            guided=guidance_scale > 1,
             draws=draws_later,
-            active=tuple(
-                tuple(use.control.name for use in uses if use.active(step, len(table))) for step in range(len(table))
+            steps=tuple(
+                StepLayout(
+                    controls=tuple(use.control.name for use in uses if use.active(step, count)),
+                    guided=guidance_scale > 1 and in_window(step, count, guidance_start, guidance_end),
+                )
+                for step in range(count)
             ),
         )
+        conditional: list[str | None] = [text for text in prompts for _ in range(num_images_per_prompt)]
+        unconditional = [text for text in negatives for _ in range(num_images_per_prompt)]
 
         with self._lock:
             started = time.perf_counter()
-            conditioning = self._prompts.encode(
-                prompts,
-                negatives,
-                guided=layout.guided,
-                images_per_prompt=num_images_per_prompt,
-                width=width,
-                height=height,
-            )
-            encoded = time.perf_counter()
             bound = self._bind(layout)
-            _fill(bound, layout, table, uses, conditioning, start, draws, guidance_scale, guess_mode)
+            bound_at = time.perf_counter()
+            self._conditioner.fill(
+                bound.plan,
+                bound.buffers,
+                prompts=[*unconditional, *conditional] if layout.guided else conditional,
+                timesteps=table.timesteps.astype(np.float32),
+                hints={use.control.name: use.hint for use in uses},
+                size=(width, height),
+            )
+            conditioned = time.perf_counter()
+            _fill(bound, layout, table, uses, start, draws, guidance_scale, guess_mode)
             prepared = time.perf_counter()
             step_seconds = self._denoise(bound, table, callback_on_step_end)
             denoised = time.perf_counter()
@@ -235,7 +251,11 @@ class ControlNetPipeline:
             images=images,
             seed=tuple(seed) if isinstance(seed, Sequence) else seed,
             timings=Timings(
-                text=encoded - started, prepare=prepared - encoded, steps=step_seconds, decode=done - denoised
+                bind=bound_at - started,
+                condition=conditioned - bound_at,
+                noise=prepared - conditioned,
+                steps=step_seconds,
+                decode=done - denoised,
             ),
         )
 
@@ -257,7 +277,7 @@ class ControlNetPipeline:
         """Pictures of the wanted kind, decoded one at a time to keep memory flat."""
         if output_type == "latent":
             return latents.copy()
-        images = np.concatenate([self._executor.run("vae_decoder", {"latents": row[None]})[0] for row in latents])
+        images = np.concatenate([self._executor.run("vae_decoder", {"latents": row[None]})["picture"] for row in latents])
         return to_pil(images) if output_type == "pil" else images
 
     def close(self) -> None:
@@ -273,9 +293,10 @@ class ControlNetPipeline:
     ) -> None:
         self.close()
 
-    def _negatives(self, negative_prompt: str | Sequence[str] | None, prompts: int) -> list[str] | None:
+    def _negatives(self, negative_prompt: str | Sequence[str] | None, prompts: int) -> list[str | None]:
+        """One negative prompt per prompt; None where the model takes zeros for a missing one."""
         if negative_prompt is None:
-            return None
+            return [None if self.bundle.manifest.model.zero_empty_negative else ""] * prompts
         negatives = [negative_prompt] * prompts if isinstance(negative_prompt, str) else negative_prompt
         listed = isinstance(negatives, Sequence) and all(isinstance(text, str) for text in negatives)
         if not listed or len(negatives) != prompts:
@@ -309,7 +330,6 @@ def _fill(
     layout: Layout,
     table: SamplerTable,
     uses: Sequence[ControlUse],
-    conditioning: Conditioning,
     start: NDArray[np.float32],
     draws: Draws,
     guidance_scale: float,
@@ -325,15 +345,13 @@ def _fill(
         "latents.0": start * np.float32(table.initial[1]),
         "history.0": np.float32(0),
         "rows": np.tile(pictures, layout.rows // layout.batch),
-        "timestep": table.timesteps[:, None],
         "input_scale": table.input_scale[:, None],
         "update": table.update[:, None],
         "clip": table.clip[:, None],
         "guidance": guidance,
-        **conditioning,
+        UNGUIDED: np.eye(layout.batch, dtype=np.float32),
     }
     for use in uses:
-        values[f"hint.{use.control.name}"] = use.hint
         values[f"conditioning_scale.{use.control.name}"] = use.conditioning_scale(
             layout.batch, layout.guided, guess_mode
         )
@@ -343,3 +361,12 @@ def _fill(
     for name, value in values.items():
         if name in bound.buffers:  # a control that never runs has no buffers
             bound.buffers[name][...] = value
+
+
+def _check_window(start: float, end: float) -> None:
+    """Raises ParameterError unless guidance has a window it can act in."""
+    for name, value in (("guidance_start", start), ("guidance_end", end)):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+            raise ParameterError(name, value, "a fraction of the steps, from 0 to 1")
+    if start >= end:
+        raise ParameterError("guidance_start", start, f"less than guidance_end ({end})")

@@ -2,14 +2,25 @@
 
 What changes from picture to picture (prompts, hints, scales, noise, sampler coefficients) is bytes in the buffers;
 what the plan fixes is their shapes and which programs run at which step. A step at which a ControlNet is off
-has no call of it.
+has no call of it, and one without guidance runs the conditional rows alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from controlrt.runtime.manifest import Manifest, Program, TensorSpec
+from controlrt.runtime.errors import BundleError
+from controlrt.runtime.manifest import Manifest, Program, Stage, TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLayout:
+    """What runs at one step."""
+
+    controls: tuple[str, ...]
+    """The controls that are on, in the order of the bundle."""
+    guided: bool
+    """Whether each picture takes two rows, unconditional then conditional, for classifier-free guidance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,30 +30,28 @@ class Layout:
     width: int
     height: int
     batch: int
-    guided: bool
-    """Whether each picture takes two rows, unconditional then conditional, for classifier-free guidance."""
     draws: bool
     """Whether the sampler draws noise; without, one zero buffer serves every step."""
-    active: tuple[tuple[str, ...], ...]
-    """For each step, the controls that run."""
+    steps: tuple[StepLayout, ...]
 
     @property
-    def steps(self) -> int:
-        """Number of denoising steps."""
-        return len(self.active)
+    def guided(self) -> bool:
+        """Whether any step is guided."""
+        return any(step.guided for step in self.steps)
 
     @property
     def rows(self) -> int:
-        """Rows of the model's batch: one per picture, two with guidance."""
+        """Rows of the model's batch: one per picture, two where a step is guided."""
         return self.batch * (2 if self.guided else 1)
 
 
 @dataclass(frozen=True)
 class View:
-    """A buffer, or one step's row of a buffer that is a table over steps."""
+    """A buffer, or one step's entry of a buffer that is a table over steps, or some of its rows."""
 
     buffer: str
     step: int | None = None
+    rows: range | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +71,22 @@ class Plan:
     steps: tuple[tuple[Call, ...], ...]
     result: str
     """The buffer that holds the final latents."""
+    parts: tuple[str, ...]
+    """The parts that are called."""
 
     def latents(self, step: int) -> str:
         """The buffer that holds the latents before ``step``."""
         return _turn("latents", step)
 
 
-PER_STEP = ("timestep", "input_scale", "guidance", "update", "clip", "conditioning_scale")
+PER_STEP = ("input_scale", "guidance", "update", "clip", "conditioning_scale")
 """Inputs that are tables over steps; noise is one too where the sampler draws it."""
+PER_STEP_STAGES: tuple[Stage, ...] = ("timestep", "prompt_timestep")
+"""Stages whose outputs are tables over steps."""
 STATE = ("latents", "history")
 """What a step passes on to the next, in two buffers that take turns."""
+UNGUIDED = "guidance.off"
+"""The guidance matrix of a step without guidance: the identity."""
 
 
 def plan_denoising(manifest: Manifest, layout: Layout) -> Plan:
@@ -81,9 +96,19 @@ def plan_denoising(manifest: Manifest, layout: Layout) -> Plan:
     into the other of two buffer sets. The first one of a step, and a UNet without control, read zeros.
     """
     planner = _Planner(manifest, layout)
-    for step, active in enumerate(layout.active):
-        planner.add_step(step, active)
-    return Plan(buffers=planner.buffers, steps=tuple(planner.steps), result=_turn("latents", layout.steps))
+    for step in range(len(layout.steps)):
+        planner.add_step(step)
+    return Plan(
+        buffers=planner.buffers,
+        steps=tuple(planner.steps),
+        result=_turn("latents", len(layout.steps)),
+        parts=tuple(planner.parts),
+    )
+
+
+def stage_buffer(name: str, part: str) -> str:
+    """The buffer that holds ``name``, an output of an earlier stage of ``part``."""
+    return f"{name}.{part}"
 
 
 def _turn(state: str, step: int) -> str:
@@ -95,42 +120,69 @@ class _Planner:
         self.manifest, self.layout = manifest, layout
         self.buffers: dict[str, tuple[tuple[int, ...], str]] = {}
         self.steps: list[tuple[Call, ...]] = []
+        self.parts: dict[str, None] = {}
         self.dimensions = {"batch": layout.batch, "rows": layout.rows, "height": layout.height, "width": layout.width}
         for power in range(7):
             self.dimensions[f"height/{2**power}"] = layout.height // 2**power
             self.dimensions[f"width/{2**power}"] = layout.width // 2**power
+        self.early = {
+            (program.part, output.name): program.stage
+            for program in manifest.programs
+            if program.stage not in (None, "step")
+            for output in program.outputs
+        }
 
-    def add_step(self, step: int, active: tuple[str, ...]) -> None:
+    def add_step(self, step: int) -> None:
+        controls = self.layout.steps[step].controls
+        fused = self.manifest.fused(controls)
+        if fused is not None:
+            self.steps.append((self._call(fused, step, "zero", "zero", ""),))
+            return
         calls, residuals = [], "zero"
         for control in self.manifest.controls:
-            if control.name in active:
+            if control.name in controls:
                 written = "b" if residuals == "a" else "a"
-                calls.append(self._call(control.program, step, residuals, written, control.name))
+                calls.append(self._call(control.part, step, residuals, written, control.name))
                 residuals = written
         calls.append(self._call("unet", step, residuals, residuals, ""))
         self.steps.append(tuple(calls))
 
-    def _call(self, name: str, step: int, read: str, write: str, control: str) -> Call:
-        program: Program = self.manifest.program(name)
-        inputs = {spec.name: self._input(spec, step, read, control) for spec in program.inputs}
+    def _call(self, part: str, step: int, read: str, write: str, control: str) -> Call:
+        program = self.manifest.stage(part, "step")
+        if program is None:
+            raise BundleError(f"the bundle has no step program of {part}; build it again with build-engines")
+        self.parts[part] = None
+        inputs = {spec.name: self._input(program, spec, step, read, control) for spec in program.inputs}
         outputs = {spec.name: self._output(spec, step, write) for spec in program.outputs}
-        return Call(program=name, inputs=inputs, outputs=outputs)
+        return Call(program=program.name, inputs=inputs, outputs=outputs)
 
-    def _input(self, spec: TensorSpec, step: int, residuals: str, control: str) -> View:
+    def _input(self, program: Program, spec: TensorSpec, step: int, residuals: str, control: str) -> View:
+        stage = self.early.get((program.part, spec.name))
+        if stage is not None:
+            tabled = stage in PER_STEP_STAGES
+            return self._view(stage_buffer(spec.name, program.part), spec, step, tabled=tabled)
         if spec.name.startswith("residual_"):
-            return self._view(f"{spec.name.removesuffix('_in')}.{residuals}", spec)
+            return self._view(f"{spec.name.removesuffix('_in')}.{residuals}", spec, step)
         if spec.name in STATE:
-            return self._view(_turn(spec.name, step), spec)
-        name = f"{spec.name}.{control}" if spec.name in ("hint", "conditioning_scale") else spec.name
-        tabled = spec.name in PER_STEP or (spec.name == "noise" and self.layout.draws)
-        return self._view(name, spec, step if tabled else None)
+            return self._view(_turn(spec.name, step), spec, step)
+        if spec.name == "guidance" and not self.layout.steps[step].guided:
+            self.buffers[UNGUIDED] = (self.layout.batch, self.layout.batch), spec.dtype
+            return View(UNGUIDED)
+        kind = spec.name.partition(".")[0]
+        name = f"{spec.name}.{control}" if spec.name == "conditioning_scale" else spec.name
+        tabled = kind in PER_STEP or (spec.name == "noise" and self.layout.draws)
+        return self._view(name, spec, step, tabled=tabled)
 
     def _output(self, spec: TensorSpec, step: int, residuals: str) -> View:
         if spec.name.removeprefix("next_") in STATE:
-            return self._view(_turn(spec.name.removeprefix("next_"), step + 1), spec)
-        return self._view(f"{spec.name}.{residuals}", spec)
+            return self._view(_turn(spec.name.removeprefix("next_"), step + 1), spec, step)
+        return self._view(f"{spec.name}.{residuals}", spec, step)
 
-    def _view(self, buffer: str, spec: TensorSpec, step: int | None = None) -> View:
+    def _view(self, buffer: str, spec: TensorSpec, step: int, *, tabled: bool = False) -> View:
         shape = tuple(dim if isinstance(dim, int) else self.dimensions[dim] for dim in spec.shape)
-        self.buffers[buffer] = (shape if step is None else (self.layout.steps, *shape), spec.dtype)
-        return View(buffer, step)
+        self.buffers[buffer] = (len(self.layout.steps), *shape) if tabled else shape, spec.dtype
+        rows = None
+        if spec.shape[:1] == ("rows",) and self.layout.guided and not self.layout.steps[step].guided:
+            first = 0 if spec.name == "rows" else self.layout.batch  # the conditional half, whose pictures are 0, 1, ...
+            rows = range(first, first + self.layout.batch)
+        return View(buffer, step if tabled else None, rows)

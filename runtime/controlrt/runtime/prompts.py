@@ -1,67 +1,41 @@
-"""Prompts to the conditioning that the UNet and the ControlNets take."""
+"""Prompts to the embeddings that the earlier stages of UNet and ControlNets take."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.executor import OnnxRuntimeExecutor
+from controlrt.runtime.executors import Executor
 from controlrt.runtime.tokenizer import PromptTokenizer
 
 Conditioning = dict[str, NDArray[np.float32]]
 
 
 class PromptEncoder:
-    """Runs every text encoder of a bundle and lays the results out in model rows."""
+    """Runs every text encoder of a bundle."""
 
-    def __init__(self, bundle: Bundle, executor: OnnxRuntimeExecutor) -> None:
-        self._model = bundle.manifest.model
+    def __init__(self, bundle: Bundle, executor: Executor) -> None:
         self._executor = executor
         self._encoders = [
             (encoder, PromptTokenizer(bundle.file(encoder.tokenizer), encoder))
             for encoder in bundle.manifest.text_encoders
         ]
 
-    def encode(
-        self,
-        prompts: Sequence[str],
-        negatives: Sequence[str] | None,
-        *,
-        guided: bool,
-        images_per_prompt: int,
-        width: int,
-        height: int,
-    ) -> Conditioning:
-        """Conditioning by program input name, one row per model row, unconditional rows first.
+    def encode(self, prompt: str | None) -> Conditioning:
+        """Conditioning of one prompt by program input name, zeros for None.
 
-        ``prompt_embeds``: (rows, tokens, channels). SDXL adds ``text_embeds``: (rows, channels), the pooled output, and
-        ``time_ids``: (rows, 6), original size, crop corner and target size (Podell et al. 2023, arXiv 2307.01952, 2.2).
+        ``prompt_embeds``: (1, tokens, channels), of all encoders side by side. SDXL adds ``text_embeds``: (1, channels),
+        the pooled output.
         """
-        halves = [self._run(prompts)]
-        if guided:
-            if negatives is None and self._model.zero_empty_negative:
-                halves.insert(0, {name: np.zeros_like(value) for name, value in halves[0].items()})
-            else:
-                halves.insert(0, self._run(negatives or [""] * len(prompts)))
-        rows = {
-            name: np.concatenate([np.repeat(half[name], images_per_prompt, axis=0) for half in halves])
-            for name in halves[0]
-        }
-        if self._model.time_ids:
-            size = np.array([height, width, 0, 0, height, width], np.float32)
-            rows["time_ids"] = np.tile(size, (len(rows["prompt_embeds"]), 1))
-        return rows
-
-    def _run(self, prompts: Sequence[str]) -> Conditioning:
         embeds: list[NDArray[Any]] = []
         conditioning: Conditioning = {}
         for encoder, tokenizer in self._encoders:
-            outputs = self._executor.run(encoder.program, {"input_ids": tokenizer(prompts)})
-            embeds.append(outputs[0])
+            outputs = self._executor.run(encoder.program, {"input_ids": tokenizer([prompt or ""])})
+            embeds.append(outputs["prompt_embeds"])
             if encoder.pooled:
-                conditioning["text_embeds"] = outputs[1]
-        return {"prompt_embeds": np.concatenate(embeds, axis=-1), **conditioning}
+                conditioning["text_embeds"] = outputs["text_embeds"]
+        conditioning["prompt_embeds"] = np.concatenate(embeds, axis=-1)
+        return {name: np.zeros_like(value) for name, value in conditioning.items()} if prompt is None else conditioning

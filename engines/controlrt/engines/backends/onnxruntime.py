@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
 from pathlib import Path
 
+from controlrt.compiler.compile import Passes
+from controlrt.compiler.passes.geglu import Geglu
+from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
+from controlrt.compiler.passes.row_agnostic_reshapes import RowAgnosticReshapes
+from controlrt.compiler.passes.upsample_convolution import UpsampleConvolution
 from controlrt.runtime.errors import BuildError, BundleError
-from controlrt.runtime.executor import open_session
+from controlrt.runtime.executors.onnxruntime import open_session
 from controlrt.runtime.manifest import Program
 
 
 class OnnxRuntimeBackend:
     """See ``Backend``."""
 
+    passes: Passes = (RowAgnosticReshapes(), UpsampleConvolution(), Geglu(), GuidanceSharing())
+
+    def is_installed(self) -> bool:
+        """Always: the runtime depends on it."""
+        return True
+
     def versions(self) -> dict[str, str]:
         """ONNX Runtime's version."""
         return {"onnxruntime": importlib.metadata.version("onnxruntime")}
 
-    def compile(self, program: Program, source: Path, target: Path) -> Program:
-        """Copies the ONNX file with its weights and opens it.
+    def check(self, program: Program, file: Path) -> None:
+        """Opens the ONNX file and compares its inputs with the manifest's.
 
         Raises:
             BuildError: ONNX Runtime refuses the program.
         """
-        file = target / program.file
-        file.parent.mkdir(parents=True, exist_ok=True)
-        for part in (source / program.file).parent.glob(f"{Path(program.file).name}*"):
-            shutil.copyfile(part, file.parent / part.name)
         try:
             session = open_session(file)
         except BundleError as error:
@@ -35,5 +41,4 @@ class OnnxRuntimeBackend:
         expected = {tensor.name for tensor in program.inputs}
         found = {tensor.name for tensor in session.get_inputs()}
         if found != expected:
-            raise BuildError(f"program {program.name}: inputs are {sorted(found)}, the export says {sorted(expected)}")
-        return program
+            raise BuildError(f"program {program.name}: inputs are {sorted(found)}, the graph says {sorted(expected)}")

@@ -1,0 +1,173 @@
+"""From one exported program to the programs a bundle holds: passes, the cut by binding times, and what they cost."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import onnx_ir as ir
+
+from controlrt.compiler.binding import LAYOUT, cut
+from controlrt.compiler.flops import count_flops, graph_size
+from controlrt.compiler.verify import Verifier
+from controlrt.runtime.manifest import Cost, DType, Program, TensorSpec
+from controlrt.runtime.profile import ShapeProfile
+
+Passes = tuple[ir.passes.InPlacePass, ...]
+
+LABELS = {
+    "timestep": "timestep",
+    "prompt_embeds": "prompt",
+    "text_embeds": "prompt",
+    "time_ids": "prompt",
+    "hint": "hint",
+    "rows": LAYOUT,
+}
+"""What each input of a step stands for; the rest belongs to the step itself."""
+
+_DTYPES: dict[ir.DataType, DType] = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.INT64: "int64",
+    ir.DataType.INT32: "int32",
+    ir.DataType.UINT8: "uint8",
+}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A program's manifest entry and its graph."""
+
+    program: Program
+    model: ir.Model
+
+
+def compile_program(
+    exported: Program, source: Path, profile: ShapeProfile, passes: Passes, verifier: Verifier | None = None
+) -> list[Compiled]:
+    """Runs ``passes`` over an exported program and cuts it by binding times if it is a step.
+
+    Args:
+        exported: the manifest entry.
+        source: the directory of the export.
+        profile: sizes and batch; a batch that is one number becomes a constant of the graphs.
+        passes: in order. One that cannot handle the graph is left out, with the reason in the log.
+        verifier: compares the graph before and after every pass and the cut.
+
+    Returns:
+        The program itself, or one program per stage of it.
+
+    Raises:
+        VerificationError: a pass that changes the result.
+    """
+    model = ir.load(source / exported.file)
+    name_dimensions(model, exported, profile)
+    for each in passes:
+        model = _apply(each, model, exported.name, verifier)
+    if not _is_step(model):
+        return [_describe(exported, model, exported.name, None, profile)]
+    labels = {
+        value.name: LABELS[kind] for value in model.graph.inputs if value.name and (kind := _kind(value.name)) in LABELS
+    }
+    programs = cut(model, labels).programs
+    if verifier is not None:
+        verifier.check_cut(exported.name, model, programs)
+    return [
+        _describe(exported, part, f"{exported.name}.{stage}", stage, profile) for stage, part in programs.items()
+    ]
+
+
+def name_dimensions(model: ir.Model, program: Program, profile: ShapeProfile) -> None:
+    """Gives the symbols of the exporter the names of the manifest, and fixes the batch where the profile does."""
+    specs = {spec.name: spec for spec in (*program.inputs, *program.outputs)}
+    names: dict[str, int | str] = {}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        spec = specs.get(value.name or "")
+        if spec is None or value.shape is None:
+            continue
+        for dim, name in zip(value.shape, spec.shape, strict=True):
+            if isinstance(dim, ir.SymbolicDim) and isinstance(name, str) and dim.value is not None:
+                names[dim.value] = profile.batch.low if name == "batch" and _is_fixed(profile) else name
+    for value in _values(model.graph):
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(dim, names) for dim in value.shape])
+
+
+def _renamed(dim: int | ir.SymbolicDim, names: dict[str, int | str]) -> int | ir.SymbolicDim:
+    if isinstance(dim, int) or dim.value not in names:
+        return dim
+    name = names[dim.value]
+    return name if isinstance(name, int) else ir.SymbolicDim(name)
+
+
+def _is_fixed(profile: ShapeProfile) -> bool:
+    return profile.batch.low == profile.batch.high
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    return [*graph.inputs, *(output for node in graph for output in node.outputs)]
+
+
+def _kind(name: str) -> str:
+    """``hint.canny`` is a ``hint``."""
+    return name.partition(".")[0]
+
+
+def _is_step(model: ir.Model) -> bool:
+    return any(value.name == "timestep" for value in model.graph.inputs)
+
+
+def _apply(each: ir.passes.InPlacePass, model: ir.Model, name: str, verifier: Verifier | None) -> ir.Model:
+    """``model`` after the pass; the pass works on a copy, so nothing is ever half rewritten."""
+    copy = model.clone()
+    try:
+        result = each(copy)
+    except Exception as error:  # a pass that cannot handle a graph is no reason not to build
+        _log.warning("%s: pass %s left the graph as it was: %s", name, type(each).__name__, error)
+        return model
+    if not result.modified:
+        return model
+    if verifier is not None:
+        verifier.check_pass(name, type(each).__name__, model, copy)
+    return copy
+
+
+def _describe(exported: Program, model: ir.Model, name: str, stage: str | None, profile: ShapeProfile) -> Compiled:
+    size = graph_size(model.graph)
+    program = msgspec.structs.replace(
+        exported,
+        name=name,
+        part=exported.name,
+        stage=stage,
+        file=f"programs/{name}.onnx",
+        inputs=tuple(map(_spec, model.graph.inputs)),
+        outputs=tuple(map(_spec, model.graph.outputs)),
+        cost=Cost(
+            nodes=size.nodes,
+            parameters=size.parameters,
+            weight_bytes=size.parameter_bytes,
+            flops=count_flops(model.graph, one_picture(profile)).total,
+        ),
+    )
+    return Compiled(program=program, model=model)
+
+
+def one_picture(profile: ShapeProfile) -> dict[str, int]:
+    """The dimensions of one guided picture of the profile's default size, and of one entry of every earlier stage."""
+    width, height = profile.default_size
+    dims = {"batch": 1, "rows": 2, "steps": 1, "prompts": 1, "entries": 1, "width": width, "height": height}
+    for power in range(1, 7):
+        dims |= {f"width/{2**power}": width // 2**power, f"height/{2**power}": height // 2**power}
+    return dims
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    if value.shape is None or value.dtype is None or value.name is None:
+        raise ValueError(f"the graph says nothing of the shape or type of {value.name}")
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return TensorSpec(name=value.name, dtype=_DTYPES[value.dtype], shape=shape)

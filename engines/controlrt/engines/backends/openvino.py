@@ -1,0 +1,42 @@
+"""OpenVINO on the CPU: programs stay ONNX, and are compiled for their sizes when they are loaded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+
+from controlrt.compiler.compile import Passes
+from controlrt.compiler.passes.attention_layout import AttentionLayout
+from controlrt.compiler.passes.geglu import Geglu
+from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
+from controlrt.compiler.passes.row_agnostic_reshapes import RowAgnosticReshapes
+from controlrt.compiler.passes.upsample_convolution import UpsampleConvolution
+from controlrt.runtime.errors import BuildError, BundleError
+from controlrt.runtime.executors.openvino import read_model
+from controlrt.runtime.manifest import Program
+
+
+class OpenVinoBackend:
+    """See ``Backend``."""
+
+    passes: Passes = (RowAgnosticReshapes(), AttentionLayout(), UpsampleConvolution(), Geglu(), GuidanceSharing())
+
+    def is_installed(self) -> bool:
+        """Whether the extra ``openvino`` is."""
+        return importlib.util.find_spec("openvino") is not None
+
+    def versions(self) -> dict[str, str]:
+        """OpenVINO's version."""
+        return {"openvino": importlib.metadata.version("openvino")}
+
+    def check(self, program: Program, file: Path) -> None:
+        """Reads the ONNX file, which fails for an operator that OpenVINO does not know.
+
+        Raises:
+            BuildError: OpenVINO refuses the program.
+        """
+        try:
+            read_model(file)
+        except BundleError as error:
+            raise BuildError(f"program {program.name}: {error}") from error

@@ -1,0 +1,151 @@
+"""Runs the stages before the loop: once per schedule, prompt and control picture, and keeps what they gave.
+
+The compiler has cut from every step what does not depend on the latents (``controlrt.compiler.binding``). Here those
+programs run, and their results become bytes in the buffers of a plan. Results are kept by what they depend on, the
+least recently used ones dropped first, so a prompt or a schedule that comes again costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.executors import Executor
+from controlrt.runtime.manifest import Program, Stage
+from controlrt.runtime.plan import Plan, stage_buffer
+from controlrt.runtime.prompts import Conditioning, PromptEncoder
+
+KEPT_BYTES = 256 * 2**20
+"""How much is kept: some twenty prompts of Stable Diffusion 1.5 with one ControlNet."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Conditioner:
+    """Fills a plan's buffers with what its earlier stages compute."""
+
+    def __init__(self, bundle: Bundle, executor: Executor, kept_bytes: int = KEPT_BYTES) -> None:
+        self._manifest, self._executor = bundle.manifest, executor
+        self._prompts = PromptEncoder(bundle, executor)
+        self._kept = _Kept(kept_bytes)
+
+    def fill(
+        self,
+        plan: Plan,
+        buffers: Mapping[str, NDArray[Any]],
+        *,
+        prompts: Sequence[str | None],
+        timesteps: NDArray[np.float32],
+        hints: Mapping[str, NDArray[np.float32]],
+        size: tuple[int, int],
+    ) -> None:
+        """Writes the outputs of every earlier stage of the plan's parts.
+
+        Args:
+            plan, buffers: what reads them.
+            prompts: one per row; None is SDXL's empty embedding of zeros.
+            timesteps: (steps,).
+            hints: (batch, 3, height, width) by control name.
+            size: width and height of the pictures.
+        """
+        embeds = {prompt: self._embed(prompt) for prompt in dict.fromkeys(prompts)}
+        for part in plan.parts:
+            for name, table in self._timestep(part, timesteps).items():
+                buffers[stage_buffer(name, part)][...] = table[:, None]  # every picture of a step has its timestep
+            for row, prompt in enumerate(prompts):
+                for name, value in self._prompt(part, prompt, embeds[prompt]).items():
+                    buffers[stage_buffer(name, part)][row] = value[0]
+                for name, value in self._prompt_timestep(part, prompt, embeds[prompt], timesteps, size).items():
+                    buffers[stage_buffer(name, part)][:, row] = value
+            self._fill_hints(part, buffers, hints)
+
+    def _embed(self, prompt: str | None) -> Conditioning:
+        """The prompt's embeddings, one row each."""
+        return self._kept.get(("embeds", prompt), lambda: self._prompts.encode(prompt))
+
+    def _timestep(self, part: str, timesteps: NDArray[np.float32]) -> Arrays:
+        """(steps, ...)."""
+        return self._stage(part, "timestep", (timesteps.tobytes(),), lambda: {"timestep": timesteps})
+
+    def _prompt(self, part: str, prompt: str | None, embeds: Conditioning) -> Arrays:
+        """(1, ...)."""
+        return self._stage(part, "prompt", (prompt,), lambda: dict(embeds))
+
+    def _prompt_timestep(
+        self, part: str, prompt: str | None, embeds: Conditioning, timesteps: NDArray[np.float32], size: tuple[int, int]
+    ) -> Arrays:
+        """(steps, ...). SDXL's added conditioning: the pooled prompt, and original size, crop corner and target size
+        (Podell et al. 2023, arXiv 2307.01952, 2.2)."""
+        width, height = size
+
+        def inputs() -> Arrays:
+            time_ids = np.array([[height, width, 0, 0, height, width]], np.float32)
+            rows = {**embeds, "time_ids": time_ids}
+            return {name: np.repeat(row, len(timesteps), axis=0) for name, row in rows.items()} | {
+                "timestep": timesteps
+            }
+
+        return self._stage(part, "prompt_timestep", (prompt, timesteps.tobytes(), size), inputs)
+
+    def _fill_hints(
+        self, part: str, buffers: Mapping[str, NDArray[Any]], hints: Mapping[str, NDArray[np.float32]]
+    ) -> None:
+        program = self._manifest.stage(part, "hint")
+        if program is None:
+            return
+        own = {spec.name: hints[self._control(part, spec.name)] for spec in program.inputs}
+        for picture, row in enumerate(zip(*own.values(), strict=True)):
+            pictures = dict(zip(own, row, strict=True))
+            digests = tuple(hashlib.sha256(value.tobytes()).digest() for value in row)
+            features = self._stage(part, "hint", digests, partial(_single, pictures))
+            for name, value in features.items():
+                buffers[stage_buffer(name, part)][picture] = value[0]
+
+    def _control(self, part: str, hint: str) -> str:
+        """The control that an input called ``hint`` or ``hint.NAME`` belongs to."""
+        _, _, name = hint.partition(".")
+        return name or next(control.name for control in self._manifest.controls if control.part == part)
+
+    def _stage(self, part: str, stage: Stage, key: tuple[Any, ...], inputs: Callable[[], Arrays]) -> Arrays:
+        program = self._manifest.stage(part, stage)
+        if program is None:
+            return {}
+        return self._kept.get((program.name, *key), lambda: self._run(program, inputs()))
+
+    def _run(self, program: Program, inputs: Arrays) -> Arrays:
+        return self._executor.run(program.name, {spec.name: inputs[spec.name] for spec in program.inputs})
+
+
+class _Kept:
+    """Results by key, up to a number of bytes; the least recently used go first."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._entries: OrderedDict[tuple[Any, ...], Arrays] = OrderedDict()
+
+    def get(self, key: tuple[Any, ...], make: Callable[[], Mapping[str, NDArray[Any]]]) -> Arrays:
+        """What is kept under ``key``, made first if need be."""
+        if key not in self._entries:
+            self._entries[key] = made = dict(make())
+            self._bytes += _size(made)
+        self._entries.move_to_end(key)
+        found = self._entries[key]
+        while self._bytes > self._max_bytes and len(self._entries) > 1:
+            self._bytes -= _size(self._entries.popitem(last=False)[1])
+        return found
+
+
+def _single(pictures: Arrays) -> Arrays:
+    """Batches of one."""
+    return {name: value[None] for name, value in pictures.items()}
+
+
+def _size(arrays: Arrays) -> int:
+    return sum(array.nbytes for array in arrays.values())

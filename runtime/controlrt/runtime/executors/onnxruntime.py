@@ -1,0 +1,72 @@
+"""Runs programs with ONNX Runtime on the CPU, bound to memory once per plan."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.errors import BundleError
+from controlrt.runtime.executors.base import Arrays, Executor, Launch
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+
+class OnnxRuntimeExecutor(Executor):
+    """One session per program."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        super().__init__(bundle, threads)
+        self._sessions: dict[str, ort.InferenceSession] = {}
+
+    def load(self, program: str) -> None:
+        """See ``Executor``."""
+        self._session(program)
+
+    def run(self, program: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """See ``Executor``."""
+        session = self._session(program)
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+    def bind_call(self, program: str, inputs: Arrays, outputs: Arrays) -> Launch:
+        """See ``Executor``."""
+        session = self._session(program)
+        binding = session.io_binding()
+        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, array in arrays.items():
+                bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        return partial(session.run_with_iobinding, binding)
+
+    def close(self) -> None:
+        """See ``Executor``."""
+        self._sessions.clear()
+
+    def _session(self, program: str) -> ort.InferenceSession:
+        if program not in self._sessions:
+            file = self._bundle.file(self._bundle.manifest.program(program).file)
+            self._sessions[program] = open_session(file, self._threads)
+        return self._sessions[program]
+
+
+def open_session(file: Path, threads: int | None = None) -> ort.InferenceSession:
+    """Opens an ONNX file on the CPU provider.
+
+    Raises:
+        BundleError: ONNX Runtime refuses the file.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    # the threads of one session must not spin on the cores that the next one needs
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base class of their own
+        raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {file}: {error}") from error

@@ -1,0 +1,115 @@
+"""Runs programs with OpenVINO on the CPU: the fast path on x86, of Intel and of AMD.
+
+OpenVINO is used directly. ONNX Runtime's plugin for it runs the same engine, but takes no CPU that is not Intel's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.errors import BundleError
+from controlrt.runtime.executors.base import Arrays, Executor, Launch
+
+if TYPE_CHECKING:
+    import openvino
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class OpenVinoExecutor(Executor):
+    """Compiles a program once for any size, and once for every set of sizes that a plan binds."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        super().__init__(bundle, threads)
+        self._requests: dict[tuple[str, Shapes], openvino.InferRequest] = {}
+
+    def load(self, program: str) -> None:
+        """Opens a program that is run at any size; one of the loop opens with the first plan that binds it."""
+        if self._bundle.manifest.program(program).stage != "step":
+            self._request(program, ())
+
+    def run(self, program: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """See ``Executor``."""
+        request = self._request(program, ())
+        request.infer(dict(inputs), share_inputs=True)
+        names = (output.get_any_name() for output in request.model_outputs)
+        return {name: np.array(request.get_tensor(name).data) for name in names}
+
+    def bind_call(self, program: str, inputs: Arrays, outputs: Arrays) -> Launch:
+        """See ``Executor``."""
+        import openvino
+
+        request = self._request(program, tuple((name, array.shape) for name, array in inputs.items()))
+        tensors = [
+            (name, openvino.Tensor(array, shared_memory=True)) for name, array in (*inputs.items(), *outputs.items())
+        ]
+
+        def launch() -> None:
+            for name, tensor in tensors:
+                request.set_tensor(name, tensor)
+            request.infer()
+
+        return launch
+
+    def close(self) -> None:
+        """See ``Executor``."""
+        self._requests.clear()
+
+    def _request(self, program: str, shapes: Shapes) -> openvino.InferRequest:
+        key = program, shapes
+        if key not in self._requests:
+            file = self._bundle.file(self._bundle.manifest.program(program).file)
+            self._requests[key] = compile_model(file, dict(shapes), self._threads).create_infer_request()
+        return self._requests[key]
+
+
+def compile_model(
+    file: Path, shapes: dict[str, tuple[int, ...]] | None = None, threads: int | None = None
+) -> openvino.CompiledModel:
+    """Compiles an ONNX file for the CPU in float32.
+
+    Args:
+        file: the ONNX file.
+        shapes: of its inputs, by name; as the file says where not given.
+        threads: all cores by default.
+
+    Raises:
+        BundleError: OpenVINO is missing or refuses the file.
+    """
+    core, model = read_model(file)
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32",  # it would take bfloat16 where the CPU has it
+        "PERFORMANCE_HINT": "LATENCY",
+        **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
+    }
+    try:
+        if shapes:
+            model.reshape({name: list(shape) for name, shape in shapes.items()})
+        return core.compile_model(model, "CPU", options)
+    except RuntimeError as error:
+        raise BundleError(f"OpenVINO cannot compile {file}: {error}") from error
+
+
+def read_model(file: Path) -> tuple[openvino.Core, openvino.Model]:
+    """Reads an ONNX file; its weights stay mapped from their file.
+
+    Raises:
+        BundleError: OpenVINO is missing or refuses the file.
+    """
+    try:
+        import openvino
+    except ImportError:
+        raise BundleError(
+            "this bundle is for OpenVINO, which is not installed: pip install 'controlrt[openvino]', "
+            "or build one for ONNX Runtime with build-engines --backend onnxruntime"
+        ) from None
+    core = openvino.Core()
+    try:
+        return core, core.read_model(file)
+    except RuntimeError as error:
+        raise BundleError(f"OpenVINO {openvino.__version__} cannot read {file}: {error}") from error
