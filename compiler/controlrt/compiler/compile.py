@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import onnx_ir as ir
 
 from controlrt.compiler.binding import LAYOUT, cut
 from controlrt.compiler.flops import count_flops, graph_size
+from controlrt.compiler.fuse import fuse
 from controlrt.compiler.verify import Verifier
 from controlrt.runtime.manifest import Cost, DType, Program, TensorSpec
 from controlrt.runtime.profile import ShapeProfile
@@ -28,6 +28,8 @@ LABELS = {
     "rows": LAYOUT,
 }
 """What each input of a step stands for; the rest belongs to the step itself."""
+FUSED = "fused"
+"""The part that is the UNet and ControlNets in one."""
 
 _DTYPES: dict[ir.DataType, DType] = {
     ir.DataType.FLOAT: "float32",
@@ -40,22 +42,37 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compiled:
-    """A program's manifest entry and its graph."""
+class Exported:
+    """An exported program's manifest entry and its graph."""
 
     program: Program
     model: ir.Model
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A compiled program's manifest entry and its graph."""
+
+    program: Program
+    model: ir.Model
+
+
+def load_program(exported: Program, source: Path, profile: ShapeProfile) -> ir.Model:
+    """The graph of an exported program, its dimensions named as in the manifest; weights stay in their file."""
+    model = ir.load(source / exported.file)
+    name_dimensions(model, exported, profile)
+    return model
+
+
 def compile_program(
-    exported: Program, source: Path, profile: ShapeProfile, passes: Passes, verifier: Verifier | None = None
+    exported: Program, model: ir.Model, profile: ShapeProfile, passes: Passes, verifier: Verifier | None = None
 ) -> list[Compiled]:
     """Runs ``passes`` over an exported program and cuts it by binding times if it is a step.
 
     Args:
         exported: the manifest entry.
-        source: the directory of the export.
-        profile: sizes and batch; a batch that is one number becomes a constant of the graphs.
+        model: its graph, as ``load_program`` gives it.
+        profile: sizes and batch.
         passes: in order. One that cannot handle the graph is left out, with the reason in the log.
         verifier: compares the graph before and after every pass and the cut.
 
@@ -65,8 +82,6 @@ def compile_program(
     Raises:
         VerificationError: a pass that changes the result.
     """
-    model = ir.load(source / exported.file)
-    name_dimensions(model, exported, profile)
     for each in passes:
         model = _apply(each, model, exported.name, verifier)
     if not _is_step(model):
@@ -77,9 +92,20 @@ def compile_program(
     programs = cut(model, labels).programs
     if verifier is not None:
         verifier.check_cut(exported.name, model, programs)
-    return [
-        _describe(exported, part, f"{exported.name}.{stage}", stage, profile) for stage, part in programs.items()
-    ]
+    return [_describe(exported, part, f"{exported.name}.{stage}", stage, profile) for stage, part in programs.items()]
+
+
+def fuse_programs(unet: Exported, controlnets: Mapping[str, Exported]) -> Exported:
+    """The UNet's step and those of the ControlNets, by control name, as one program; see ``fuse``."""
+    sources = [unet, *controlnets.values()]
+    program = msgspec.structs.replace(
+        unet.program,
+        name=FUSED,
+        part=FUSED,
+        max_relative_error=max(source.program.max_relative_error for source in sources),
+        export_seconds=sum(source.program.export_seconds for source in sources),
+    )
+    return Exported(program=program, model=fuse(unet.model, {n: source.model for n, source in controlnets.items()}))
 
 
 def name_dimensions(model: ir.Model, program: Program, profile: ShapeProfile) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,14 +18,14 @@ from typing import Literal
 import msgspec
 
 import controlrt.compiler
-from controlrt.compiler.compile import compile_program, one_picture
+from controlrt.compiler.compile import FUSED, Exported, compile_program, fuse_programs, load_program, one_picture
 from controlrt.compiler.verify import Verifier
 from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS, Backend
 from controlrt.runtime.bundle import Bundle, digest_files, read_manifest, write_manifest
 from controlrt.runtime.commands import INTERRUPTED
 from controlrt.runtime.errors import BundleError, ControlRTError, UnknownNameError
-from controlrt.runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest, PassCheck, Program
+from controlrt.runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION, Fusion, Manifest, PassCheck, Program
 from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.progress import Progress
@@ -42,12 +42,17 @@ class BuildOptions:
     output: Path
     backend: BackendName = "onnxruntime"
     precision: Literal["fp32"] = "fp32"
+    fuse: tuple[str, ...] = ()
+    """Controls to fuse with the UNet into one program, for the steps at which exactly these are on."""
     verify: bool = False
     """Run every compiler pass before and after on seeded inputs, and record the difference."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise UnknownNameError("backend", self.backend, BACKENDS)
+        for name in self.fuse:
+            if name not in self.controlnets:
+                raise UnknownNameError("control in --fuse", name, self.controlnets)
 
 
 class ExportFailedError(ControlRTError):
@@ -85,7 +90,7 @@ def build(options: BuildOptions, command: str) -> Built:
         compiler = [sha256_tree(Path(folder), "*.py") for folder in controlrt.compiler.__path__]
         passes = [type(each).__name__ for each in backend.passes]
         decisive = [
-            *(exported.key, options.backend, options.precision, options.verify),
+            *(exported.key, options.backend, options.precision, options.fuse, options.verify),
             *(backend.versions(), compiler, passes, SCHEMA_VERSION),
         ]
         key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
@@ -106,13 +111,13 @@ def _compile(
     (target / "programs").mkdir()
     verifying = _verifier(options) if options.verify else contextlib.nullcontext()
     with (
-        Progress("build", len(exported.programs) + 1) as progress,
+        Progress("build", len(exported.programs) + bool(options.fuse) + 1) as progress,
         WeightStore(target / "programs") as weights,
         verifying as verifier,
     ):
-        for program in exported.programs:
-            progress.start(f"{options.backend} {program.name}")
-            for compiled in compile_program(program, source, exported.profile, backend.passes, verifier):
+        for each in _sources(options, source, exported):
+            progress.start(f"{options.backend} {each.program.name}")
+            for compiled in compile_program(each.program, each.model, exported.profile, backend.passes, verifier):
                 weights.save(compiled.model, Path(compiled.program.file).name)
                 backend.check(compiled.program, target / compiled.program.file)
                 programs.append(compiled.program)
@@ -133,6 +138,7 @@ def _compile(
         controls=tuple(
             msgspec.structs.replace(control, source=options.controlnets[control.name]) for control in exported.controls
         ),
+        fusion=Fusion(part=FUSED, controls=options.fuse) if options.fuse else None,
         programs=tuple(programs),
         checks=tuple(checks),
         files=files,
@@ -143,6 +149,18 @@ def _compile(
             versions={**exported.provenance.versions, **backend.versions()},
         ),
     )
+
+
+def _sources(options: BuildOptions, source: Path, exported: Manifest) -> Iterator[Exported]:
+    """Every exported program, and the fused one if there is to be one."""
+    models = {}
+    for program in exported.programs:
+        model = load_program(program, source, exported.profile)
+        models[program.name] = Exported(program=program, model=model)
+        yield models[program.name]
+    if options.fuse:
+        fused = [control for control in exported.controls if control.name in options.fuse]
+        yield fuse_programs(models["unet"], {control.name: models[control.part] for control in fused})
 
 
 def _verifier(options: BuildOptions) -> Verifier:

@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--precision", default="fp32", choices=["fp32"])
     parser.add_argument(
+        "--fuse", default="", metavar="NAME[,NAME]", help="controls to put into one program with the UNet"
+    )
+    parser.add_argument(
         "--verify", action="store_true", help="check every compiler pass on seeded inputs and record the difference"
     )
     parser.add_argument("--output", type=Path, help="bundle directory; bundles/MODEL-PROFILE where not given")
@@ -67,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         output=output,
         backend=choose_backend(arguments.backend),
         precision=arguments.precision,
+        fuse=tuple(name.strip() for name in arguments.fuse.split(",") if name.strip()),
         verify=arguments.verify,
     )
     started = time.monotonic()

@@ -89,8 +89,11 @@ class ControlNetPipeline:
             BundleError: the bundle is missing, damaged or of another schema version.
         """
         pipeline = cls(Bundle.open(path, verify=verify), threads=threads)
-        for program in pipeline.bundle.manifest.programs:
-            if program.name != "vae_encoder":
+        manifest = pipeline.bundle.manifest
+        fused = manifest.fusion.controls if manifest.fusion else ()
+        rare = {"unet", *(control.part for control in manifest.controls if control.name in fused)} if fused else set()
+        for program in manifest.programs:
+            if program.name != "vae_encoder" and program.part not in rare:
                 pipeline._executor.load(program.name)
         return pipeline
 

@@ -159,6 +159,8 @@ def acts_on_rows(node: ir.Node, per_picture: dict[ir.Value, ir.Value]) -> bool:
     if node.domain not in ("", "ai.onnx"):
         return False
     given = [value for value in node.inputs if value is not None]
+    if node.op_type == "Reshape":
+        return _reshape(node, per_picture)
     if any(value not in per_picture and constant(value) is None for value in given):
         return False
     if node.op_type in ELEMENTWISE:
@@ -233,14 +235,15 @@ def _transpose(node: ir.Node, per_picture: dict[ir.Value, ir.Value]) -> bool:
 
 
 def _reshape(node: ir.Node, per_picture: dict[ir.Value, ir.Value]) -> bool:
-    target = constant_ints(node.inputs[1])
-    return (
-        _only_first(node, per_picture)
-        and bool(target)
-        and target is not None
-        and target[0] == 0
-        and node.attributes.get_int("allowzero", 0) == 0
-    )
+    """Whether the target says "as many as there are" for axis 0, as RowAgnosticReshapes writes it."""
+    target = node.inputs[1]
+    if node.inputs[0] not in per_picture or target in per_picture or node.attributes.get_int("allowzero", 0) != 0:
+        return False
+    elements = constant_ints(target)
+    if elements is None and target is not None:
+        concat = target.producer()
+        elements = constant_ints(concat.inputs[0]) if concat is not None and concat.op_type == "Concat" else None
+    return bool(elements) and elements is not None and elements[0] == 0
 
 
 def _axes_are_not_rows(position: int) -> Callable[[ir.Node, dict[ir.Value, ir.Value]], bool]:
@@ -277,7 +280,6 @@ _RULES: dict[str, Callable[[ir.Node, dict[ir.Value, ir.Value]], bool]] = {
     "MatMul": _matmul,
     "ReduceMean": _axes_are_not_rows(1),
     "ReduceSum": _axes_are_not_rows(1),
-    "Reshape": _reshape,
     "Resize": _resize,
     "Slice": _axes_are_not_rows(3),
     "Softmax": _axis_is_not_rows(-1),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from controlrt.compiler.compile import Passes
 from controlrt.compiler.passes.attention_layout import AttentionLayout
-from controlrt.compiler.passes.geglu import Geglu
 from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
 from controlrt.compiler.passes.row_agnostic_reshapes import RowAgnosticReshapes
 from controlrt.compiler.passes.upsample_convolution import UpsampleConvolution
@@ -20,7 +19,7 @@ from controlrt.runtime.manifest import Program
 class OpenVinoBackend:
     """See ``Backend``."""
 
-    passes: Passes = (RowAgnosticReshapes(), AttentionLayout(), UpsampleConvolution(), Geglu(), GuidanceSharing())
+    passes: Passes = (RowAgnosticReshapes(), AttentionLayout(), UpsampleConvolution(), GuidanceSharing())
 
     def is_installed(self) -> bool:
         """Whether the extra ``openvino`` is."""
