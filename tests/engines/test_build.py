@@ -18,6 +18,8 @@ from controlrt.engines.command import main
 from controlrt.runtime.bundle import Bundle
 
 BUILD = [sys.executable, "-c", "import sys; from controlrt.engines.command import main; sys.exit(main())"]
+FIXTURE = ["--profile", "512x512", "--batch", "1-4", "--backend", "onnxruntime"]
+"""What makes the bundle of ``demo_bundle``."""
 DEMO = ["--model", str(MODEL_DIR), "--controlnet", f"mask={CONTROLNETS['mask']}"]
 
 
@@ -33,9 +35,9 @@ def stamps(bundle: Path) -> dict[str, int]:
 
 def test_a_second_build_does_nothing_and_says_so(demo_bundle: Path) -> None:
     before = stamps(demo_bundle)
-    again = build_engines("--profile", "512x512", "--batch", "1-4", "--output", str(demo_bundle))
+    again = build_engines(*FIXTURE, "--output", str(demo_bundle))
     assert again.returncode == 0, again.stderr
-    assert "up to date, nothing to do (controls: canny, mask)" in again.stdout
+    assert "up to date, nothing to do (controls: canny, mask; backend: onnxruntime)" in again.stdout
     assert again.stderr == ""
     assert stamps(demo_bundle) == before
 
@@ -43,7 +45,7 @@ def test_a_second_build_does_nothing_and_says_so(demo_bundle: Path) -> None:
 def test_a_damaged_bundle_is_built_again(demo_bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
     (copy / "scheduler.json").write_text("{}")
-    again = build_engines("--profile", "512x512", "--batch", "1-4", "--output", str(copy))
+    again = build_engines(*FIXTURE, "--output", str(copy))
     assert again.returncode == 0, again.stderr
     assert "trace" not in again.stderr  # the export is still in the cache
     assert Bundle.open(copy).manifest.key == Bundle.open(demo_bundle).manifest.key
@@ -83,7 +85,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, sent: signal.Signal
 def test_two_builds_at_once_share_the_work(tmp_path: Path) -> None:
     """Same output: one waits, then finds it up to date. ``demo_bundle`` has put the export into the cache."""
     target = tmp_path / "bundle"
-    command = [*BUILD, "--profile", "512x512", "--batch", "1-4", "--output", str(target)]
+    command = [*BUILD, *FIXTURE, "--output", str(target)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     printed = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]

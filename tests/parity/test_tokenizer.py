@@ -14,7 +14,7 @@ from controlrt.runtime import ControlNetPipeline
 @settings(max_examples=150, deadline=None)
 @given(prompt=st.text(max_size=200) | st.text("abcdefgh ,.!'()[]:0123 \n\t", max_size=400))
 def test_same_ids_as_transformers(demo: ControlNetPipeline, prompt: str) -> None:
-    _, tokenizer = demo._prompts._encoders[0]
+    _, tokenizer = demo._conditioner._prompts._encoders[0]
     reference = CLIPTokenizer.from_pretrained(MODEL_DIR / "tokenizer")
     expected = reference([prompt], padding="max_length", max_length=77, truncation=True, return_tensors="np").input_ids
     with warnings.catch_warnings():

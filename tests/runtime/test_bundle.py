@@ -9,7 +9,7 @@ import pytest
 
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import BundleError
-from controlrt.runtime.manifest import Hint
+from controlrt.runtime.manifest import SCHEMA_VERSION, Hint
 
 pytestmark = pytest.mark.bundle
 
@@ -29,7 +29,7 @@ def edit(change: Callable[[dict], None]) -> Callable[[Path], None]:
 
 
 def flip_one_bit(bundle: Path) -> None:
-    weights = bundle / "programs" / "unet.onnx.data"
+    weights = bundle / "programs" / "weights.bin"
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
@@ -38,16 +38,16 @@ def flip_one_bit(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (flip_one_bit, r"unet\.onnx\.data was changed"),
-        (lambda bundle: (bundle / "programs" / "unet.onnx").unlink(), "missing"),
+        (flip_one_bit, r"weights\.bin was changed"),
+        (lambda bundle: (bundle / "programs" / "unet.step.onnx").unlink(), "missing"),
         (lambda bundle: (bundle / "manifest.json").unlink(), "not a bundle"),
         (lambda bundle: (bundle / "manifest.json").write_text("{"), "damaged"),
         (lambda bundle: (bundle / "manifest.json").write_text("[]"), "damaged"),
         (lambda bundle: (bundle / "manifest.json").write_bytes(b"\xff\xfe"), "damaged"),
-        (edit(lambda manifest: manifest.update(schema_version=99)), "schema 99, this controlrt reads schema 2"),
+        (edit(lambda manifest: manifest.update(schema_version=99)), f"schema 99, .* reads schema {SCHEMA_VERSION}"),
         (
-            edit(lambda manifest: manifest.update(schema_version=1)),
-            "schema 1, this .* build it again with build-engines",
+            edit(lambda manifest: manifest.update(schema_version=SCHEMA_VERSION - 1)),
+            f"schema {SCHEMA_VERSION - 1}, this .* build it again with build-engines",
         ),
         (edit(lambda manifest: manifest.pop("schema_version")), "schema None"),
         (edit(lambda manifest: manifest.update(surprise=1)), "surprise"),

@@ -9,7 +9,7 @@ from controlrt.runtime.control import ControlUse, resolve_controls
 from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError
 from controlrt.runtime.manifest import Control
 
-KNOWN = tuple(Control(name=name, program=f"controlnet.{name}", source=name, layers=13) for name in ("canny", "mask"))
+KNOWN = tuple(Control(name=name, part=f"controlnet.{name}", source=name, layers=13) for name in ("canny", "mask"))
 HINT = np.zeros((64, 64, 3), np.uint8)
 
 

@@ -1,7 +1,7 @@
 """Binding times: cuts one step's graph into programs by what each value depends on.
 
-Whatever does not depend on the latents does not belong in the denoising loop. For every value the set of graph inputs it
-depends on is computed, and with it the earliest stage at which it can be known:
+Whatever does not depend on the latents does not belong in the denoising loop. For every value the set of graph inputs
+it depends on is computed, and with it the earliest stage at which it can be known:
 
 | stage | depends on | runs |
 |---|---|---|
@@ -11,9 +11,9 @@ depends on is computed, and with it the earliest stage at which it can be known:
 | ``hint`` | the control picture | once per control picture |
 | ``step`` | anything else | every step |
 
-(Consel & Danvy 1993, "Tutorial notes on partial evaluation", call this binding-time analysis.) What crosses from an earlier
-stage into the step is packed: values of one kind are joined on axis 1, so a step reads one table row per stage, not dozens
-of small tensors. Nothing here knows of UNets: the stages of the inputs are all that is given.
+(Consel & Danvy 1993, "Tutorial notes on partial evaluation", call this binding-time analysis.) What crosses from an
+earlier stage into the step is packed: values of one kind are joined on axis 1, so a step reads one table row per stage,
+not dozens of small tensors. Nothing here knows of UNets: the stages of the inputs are all that is given.
 """
 
 from __future__ import annotations
@@ -95,16 +95,16 @@ def cut(model: ir.Model, labels: Mapping[str, str], index: str = "rows") -> Cut:
     graph = model.graph
     rows = next((value for value in graph.inputs if value.name == index), None)
     stage_of = _stages(graph, labels, rows)
-    crossing = _crossing(graph, stage_of)
+    early: dict[Stage, list[ir.Value]] = defaultdict(list)
+    for output in graph.outputs:
+        early[stage_of.get(output, "step")].append(output)
+    late = early.pop("step", [])
+    crossing = _crossing(graph, stage_of, late)
     packs = [
         _Pack(stage=stage, number=number, values=values, expanded=expanded)
         for stage in STAGES
         for number, (expanded, values) in enumerate(_groups(crossing.get(stage, ()), stage, rows))
     ]
-    early: dict[Stage, list[ir.Value]] = defaultdict(list)
-    for output in graph.outputs:
-        early[stage_of.get(output, "step")].append(output)
-    late = early.pop("step", [])
     programs = {}
     for stage in STAGES[:-1]:
         joined = [pack for pack in packs if pack.stage == stage]
@@ -137,7 +137,9 @@ def _stages(graph: ir.Graph, labels: Mapping[str, str], rows: ir.Value | None) -
         if rows is not None and is_expansion(node, rows) and stage != "prompt_timestep":
             grows = True
         else:
-            grows = node.op_type in _COPIES and _elements(output) > sum(_elements(v) for v in _read(node) if v in stage_of)
+            grows = node.op_type in _COPIES and _elements(output) > sum(
+                _elements(v) for v in _read(node) if v in stage_of
+            )
         if grows and all(s == "step" for s in _user_stages(output, stage_of)):
             stage_of[output] = "step"
     return stage_of
@@ -154,22 +156,25 @@ def _elements(value: ir.Value) -> int:
     return math.prod(dim if isinstance(dim, int) else 2 for dim in value.shape)
 
 
-def _crossing(graph: ir.Graph, stage_of: Mapping[ir.Value, Stage]) -> dict[Stage, list[ir.Value]]:
-    """What the step reads of each earlier stage: values that nodes have computed."""
+def _crossing(
+    graph: ir.Graph, stage_of: Mapping[ir.Value, Stage], late: Sequence[ir.Value]
+) -> dict[Stage, list[ir.Value]]:
+    """What the step reads of each earlier stage, on the way to the outputs that are known late."""
+    needed: set[ir.Value] = set(late)
     found: dict[Stage, dict[ir.Value, None]] = defaultdict(dict)
-    for node in graph:
-        if stage_of.get(node.outputs[0], "step") != "step":
+    for node in reversed(graph):
+        if not needed.intersection(node.outputs):
             continue
         for value in _read(node):
             stage = stage_of.get(value, "step")
-            if stage != "step":
+            if stage == "step":
+                needed.add(value)
+            else:
                 found[stage][value] = None
-    return {stage: list(values) for stage, values in found.items()}
+    return {stage: list(reversed(values)) for stage, values in found.items()}
 
 
-def _groups(
-    values: Iterable[ir.Value], stage: Stage, rows: ir.Value | None
-) -> list[tuple[bool, list[ir.Value]]]:
+def _groups(values: Iterable[ir.Value], stage: Stage, rows: ir.Value | None) -> list[tuple[bool, list[ir.Value]]]:
     """Values that can be joined on axis 1, and whether every one of them is expanded to rows before it is used."""
     groups: dict[object, list[ir.Value]] = defaultdict(list)
     for value in values:

@@ -109,7 +109,11 @@ def fuse_programs(unet: Exported, controlnets: Mapping[str, Exported]) -> Export
 
 
 def name_dimensions(model: ir.Model, program: Program, profile: ShapeProfile) -> None:
-    """Gives the symbols of the exporter the names of the manifest, and fixes the batch where the profile does."""
+    """Gives the exporter's symbols the names of the manifest, and fixes the batch of a step where the profile does.
+
+    Text encoders and VAE run on one picture at a time, whatever the batch.
+    """
+    fixed = _is_step(model) and profile.batch.low == profile.batch.high
     specs = {spec.name: spec for spec in (*program.inputs, *program.outputs)}
     names: dict[str, int | str] = {}
     for value in (*model.graph.inputs, *model.graph.outputs):
@@ -118,7 +122,7 @@ def name_dimensions(model: ir.Model, program: Program, profile: ShapeProfile) ->
             continue
         for dim, name in zip(value.shape, spec.shape, strict=True):
             if isinstance(dim, ir.SymbolicDim) and isinstance(name, str) and dim.value is not None:
-                names[dim.value] = profile.batch.low if name == "batch" and _is_fixed(profile) else name
+                names[dim.value] = profile.batch.low if name == "batch" and fixed else name
     for value in _values(model.graph):
         if value.shape is not None:
             value.shape = ir.Shape([_renamed(dim, names) for dim in value.shape])
@@ -129,10 +133,6 @@ def _renamed(dim: int | ir.SymbolicDim, names: dict[str, int | str]) -> int | ir
         return dim
     name = names[dim.value]
     return name if isinstance(name, int) else ir.SymbolicDim(name)
-
-
-def _is_fixed(profile: ShapeProfile) -> bool:
-    return profile.batch.low == profile.batch.high
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
@@ -165,6 +165,9 @@ def _apply(each: ir.passes.InPlacePass, model: ir.Model, name: str, verifier: Ve
 
 def _describe(exported: Program, model: ir.Model, name: str, stage: str | None, profile: ShapeProfile) -> Compiled:
     size = graph_size(model.graph)
+    fixed = stage == "step" and profile.batch.low == profile.batch.high
+    batch = profile.batch.low if fixed else 1
+    dims = one_picture(profile) | {"batch": batch, "rows": 2 * batch}
     program = msgspec.structs.replace(
         exported,
         name=name,
@@ -177,7 +180,7 @@ def _describe(exported: Program, model: ir.Model, name: str, stage: str | None, 
             nodes=size.nodes,
             parameters=size.parameters,
             weight_bytes=size.parameter_bytes,
-            flops=count_flops(model.graph, one_picture(profile)).total,
+            flops=count_flops(model.graph, dims).total // batch,
         ),
     )
     return Compiled(program=program, model=model)

@@ -1,8 +1,8 @@
 """Fuses ControlNets and the UNet into one step: residuals never leave the graph.
 
-The graphs are joined before any other pass, at the tensors whose names they share: latents, rows, timestep, prompt. Each
-ControlNet's hint and scale get its name, ``hint.NAME`` and ``conditioning_scale.NAME``. Nothing is computed otherwise, so
-the fused step gives the picture of the separate ones.
+The graphs are joined before any other pass, at the tensors whose names they share: latents, rows, timestep, prompt.
+Each ControlNet's hint and scale get its name, ``hint.NAME`` and ``conditioning_scale.NAME``. Nothing is computed
+otherwise, so the fused step gives the picture of the separate ones.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def fuse(unet: ir.Model, controlnets: Mapping[str, ir.Model]) -> ir.Model:
         nodes = list(part)
         part.outputs[:] = []
         part.remove(nodes)
-        for initializer in list(part.initializers.values()):
-            part.initializers.pop(initializer.name)
+        for key, initializer in list(part.initializers.items()):
+            part.initializers.pop(key)
             graph.register_initializer(initializer)
         graph.insert_before(first, nodes)
     taken = {name for name in shared if _is_residual(name)}
@@ -73,12 +73,12 @@ def _is_residual(name: str) -> bool:
 
 def _prefix_names(graph: ir.Graph, prefix: str) -> None:
     """Names of nodes, values and initializers that no other graph has."""
-    for initializer in list(graph.initializers.values()):
-        graph.initializers.pop(initializer.name)
-        initializer.name = f"{prefix}/{initializer.name}"
+    for name, initializer in list(graph.initializers.items()):
+        graph.initializers.pop(name)
+        initializer.name = f"{prefix}/{name}"
         graph.register_initializer(initializer)
     for node in graph:
-        node.name = f"{prefix}/{node.name}"
+        node.name = f"{prefix}/{node.name or node.outputs[0].name}"
         for output in node.outputs:
             output.name = f"{prefix}/{output.name}"
 

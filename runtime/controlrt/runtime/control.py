@@ -52,6 +52,15 @@ def in_window(step: int, steps: int, start: float, end: float) -> bool:
     return not (step / steps < start or (step + 1) / steps > end)
 
 
+def check_window(kind: str, start: float, end: float) -> None:
+    """Raises ParameterError unless ``kind``, such as ``control_guidance``, has a window it can act in."""
+    for name, value in ((f"{kind}_start", start), (f"{kind}_end", end)):
+        if not 0 <= value <= 1:
+            raise ParameterError(name, value, "a fraction of the steps, from 0 to 1")
+    if start >= end:
+        raise ParameterError(f"{kind}_start", start, f"less than {kind}_end ({end})")
+
+
 def resolve_controls(
     known: Sequence[Control],
     image: Pictures | Mapping[str, Pictures] | None,
@@ -103,11 +112,7 @@ def resolve_controls(
             _pick(start, "control_guidance_start", image, position),
             _pick(end, "control_guidance_end", image, position),
         )
-        for parameter, value in zip(("control_guidance_start", "control_guidance_end"), window, strict=True):
-            if not 0 <= value <= 1:
-                raise ParameterError(parameter, value, "a fraction of the steps, from 0 to 1")
-        if window[0] >= window[1]:
-            raise ParameterError("control_guidance_start", window[0], f"less than control_guidance_end ({window[1]})")
+        check_window("control_guidance", *window)
         uses.append(
             ControlUse(
                 control=control,

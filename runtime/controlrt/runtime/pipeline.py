@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.conditioning import Conditioner
-from controlrt.runtime.control import ControlUse, PerControl, Pictures, in_window, resolve_controls
+from controlrt.runtime.control import ControlUse, PerControl, Pictures, check_window, in_window, resolve_controls
 from controlrt.runtime.errors import ParameterError
 from controlrt.runtime.executors import BoundPlan, open_executor
 from controlrt.runtime.noise import Draws
@@ -158,8 +158,8 @@ class ControlNetPipeline:
                 twice a step.
             timesteps, sigmas: custom ones, descending, in place of a number of steps, for samplers that take them.
             guidance_scale: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); 1 or less turns it off.
-            guidance_start, guidance_end: the fractions of the steps between which guidance acts (Kynkäänniemi et al. 2024,
-                arXiv 2404.07724); outside, a step runs the conditional rows alone and costs half.
+            guidance_start, guidance_end: the fractions of the steps between which guidance acts (Kynkäänniemi et al.
+                2024, arXiv 2404.07724); outside, a step runs the conditional rows alone and costs half.
             controlnet_conditioning_scale, control_guidance_start, control_guidance_end: one number for all controls,
                 a list in the order of ``image``, or a mapping by name. The window is in fractions of the steps.
             guess_mode: diffusers' guess mode: control rises over the layers and acts on the conditional half only.
@@ -187,7 +187,10 @@ class ControlNetPipeline:
             raise ParameterError("num_images_per_prompt", num_images_per_prompt, "a whole number of at least 1")
         if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
             raise ParameterError("guidance_scale", guidance_scale, "a finite number")
-        _check_window(guidance_start, guidance_end)
+        for name, value in (("guidance_start", guidance_start), ("guidance_end", guidance_end)):
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise ParameterError(name, value, "a fraction of the steps, from 0 to 1")
+        check_window("guidance", guidance_start, guidance_end)
         if output_type not in ("pil", "np", "latent"):
             raise ParameterError("output_type", output_type, "pil, np or latent")
         default_width, default_height = manifest.profile.default_size
@@ -280,7 +283,9 @@ class ControlNetPipeline:
         """Pictures of the wanted kind, decoded one at a time to keep memory flat."""
         if output_type == "latent":
             return latents.copy()
-        images = np.concatenate([self._executor.run("vae_decoder", {"latents": row[None]})["picture"] for row in latents])
+        images = np.concatenate(
+            [self._executor.run("vae_decoder", {"latents": row[None]})["picture"] for row in latents]
+        )
         return to_pil(images) if output_type == "pil" else images
 
     def close(self) -> None:
@@ -364,12 +369,3 @@ def _fill(
     for name, value in values.items():
         if name in bound.buffers:  # a control that never runs has no buffers
             bound.buffers[name][...] = value
-
-
-def _check_window(start: float, end: float) -> None:
-    """Raises ParameterError unless guidance has a window it can act in."""
-    for name, value in (("guidance_start", start), ("guidance_end", end)):
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
-            raise ParameterError(name, value, "a fraction of the steps, from 0 to 1")
-    if start >= end:
-        raise ParameterError("guidance_start", start, f"less than guidance_end ({end})")

@@ -183,6 +183,6 @@ class _Planner:
         self.buffers[buffer] = (len(self.layout.steps), *shape) if tabled else shape, spec.dtype
         rows = None
         if spec.shape[:1] == ("rows",) and self.layout.guided and not self.layout.steps[step].guided:
-            first = 0 if spec.name == "rows" else self.layout.batch  # the conditional half, whose pictures are 0, 1, ...
+            first = 0 if spec.name == "rows" else self.layout.batch  # the conditional half; pictures 0, 1, ...
             rows = range(first, first + self.layout.batch)
         return View(buffer, step if tabled else None, rows)

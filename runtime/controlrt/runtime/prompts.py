@@ -27,8 +27,8 @@ class PromptEncoder:
     def encode(self, prompt: str | None) -> Conditioning:
         """Conditioning of one prompt by program input name, zeros for None.
 
-        ``prompt_embeds``: (1, tokens, channels), of all encoders side by side. SDXL adds ``text_embeds``: (1, channels),
-        the pooled output.
+        ``prompt_embeds``: (1, tokens, channels), of all encoders side by side. SDXL adds ``text_embeds``:
+        (1, channels), the pooled output.
         """
         embeds: list[NDArray[Any]] = []
         conditioning: Conditioning = {}

@@ -1,7 +1,8 @@
 """Attention on (rows, tokens, channels): the splitting into heads goes into the operator.
 
-Matches ``Attention`` (opset 23) whose query, key and value each come from ``Reshape`` to (rows, tokens, heads, width) and
-``Transpose`` to (rows, heads, tokens, width), and whose result goes back through ``Transpose`` and ``Reshape`` alone.
+Matches ``Attention`` (opset 23) whose query, key and value each come from ``Reshape`` to (rows, tokens, heads, width)
+and ``Transpose`` to (rows, heads, tokens, width), and whose result goes back through ``Transpose`` and ``Reshape``
+alone.
 
 Gives the same ``Attention`` on the three-dimensional values, with ``q_num_heads`` and ``kv_num_heads`` as attributes.
 
@@ -64,7 +65,7 @@ def _before_heads(value: ir.Value | None) -> tuple[ir.Value, int] | None:
 
 
 def _after_heads(value: ir.Value) -> ir.Value | None:
-    """The value (rows, tokens, channels) that ``value`` (rows, heads, tokens, width) is joined to, and to nothing else."""
+    """The value (rows, tokens, channels) that ``value`` (rows, heads, tokens, width) is joined to, and only to it."""
     transpose = only_consumer(value)
     if transpose is None or _transpose(transpose.outputs[0]) is None:
         return None

@@ -1,9 +1,9 @@
 """Guidance sharing: what does not depend on the prompt is computed once per picture, not once per row.
 
 Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) runs two rows for every picture, and the exported graph
-expands pictures to rows at once: ``Gather(latents, rows)``. Until the first cross-attention both rows are the same. Almost
-every operator acts on each row by itself, so ``f(Gather(x, rows)) == Gather(f(x), rows)``, and the expansion can sink
-through ``f``. This pass sinks it as far as it goes: to the first node that mixes in a value which differs from row to row.
+expands pictures to rows at once: ``Gather(latents, rows)``. Until the first cross-attention both rows are the same.
+Almost every operator acts on each row by itself, so ``f(Gather(x, rows)) == Gather(f(x), rows)``, and the expansion can
+sink through ``f``. This pass sinks it as far as it goes: to the first node that mixes in a value which differs from row to row.
 The arithmetic on each row is unchanged, so it is exact. It holds with guidance, without (one row per picture), and for
 any number of pictures, because it only moves the expansion.
 """
@@ -18,11 +18,17 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from controlrt.compiler.graph import constant, constant_ints
 
 ELEMENTWISE = frozenset(
-    """Abs Add Cast Ceil Clip Cos Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max Min Mish Mul
-    Neg Not Pow Reciprocal Relu Round Sigmoid Sin Softplus Sqrt Sub Swish Tanh Where""".split()
+    (
+        *("Abs", "Add", "Cast", "Ceil", "Clip", "Cos", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid"),
+        *("HardSwish", "Identity", "LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg", "Not", "Pow", "Reciprocal"),
+        *("Relu", "Round", "Sigmoid", "Sin", "Softplus", "Sqrt", "Sub", "Swish", "Tanh", "Where"),
+    )
 )
 FIRST_INPUT_ONLY = frozenset(
-    "Conv ConvTranspose GroupNormalization InstanceNormalization DepthToSpace SpaceToDepth GlobalAveragePool".split()
+    (
+        *("Conv", "ConvTranspose", "DepthToSpace", "GlobalAveragePool", "GroupNormalization"),
+        *("InstanceNormalization", "SpaceToDepth"),
+    )
 )
 """Operators that act on each row of their first input; all others are weights."""
 
@@ -129,7 +135,8 @@ def _expand_where_used(rows: ir.Value, pictures: ir.Value, index: ir.Value, sunk
     if not users_left and not rows.is_graph_output():
         return
     producer = rows.producer()
-    assert producer is not None and isinstance(producer.graph, ir.Graph)
+    assert producer is not None
+    assert isinstance(producer.graph, ir.Graph)
     name = rows.name
     expansion = ir.node("Gather", [pictures, index], {"axis": 0}, name=f"{name}.expand")
     expanded = expansion.outputs[0]
@@ -252,7 +259,10 @@ def _axes_are_not_rows(position: int) -> Callable[[ir.Node, dict[ir.Value, ir.Va
         ranks = (_rank(node.inputs[0]), _rank(node.outputs[0]))
         rank = ranks[1] if node.op_type == "Unsqueeze" else ranks[0]
         return (
-            _only_first(node, per_picture) and axes is not None and rank is not None and all(a % rank != 0 for a in axes)
+            _only_first(node, per_picture)
+            and axes is not None
+            and rank is not None
+            and all(a % rank != 0 for a in axes)
         )
 
     return rule
@@ -260,9 +270,7 @@ def _axes_are_not_rows(position: int) -> Callable[[ir.Node, dict[ir.Value, ir.Va
 
 def _resize(node: ir.Node, per_picture: dict[ir.Value, ir.Value]) -> bool:
     scales = constant(node.inputs[2]) if len(node.inputs) == 3 and node.inputs[2] is not None else None
-    return (
-        _only_first(node, per_picture) and scales is not None and scales.size > 0 and float(scales.numpy()[0]) == 1.0
-    )
+    return _only_first(node, per_picture) and scales is not None and scales.size > 0 and float(scales.numpy()[0]) == 1.0
 
 
 def _attention(node: ir.Node, per_picture: dict[ir.Value, ir.Value]) -> bool:

@@ -23,6 +23,7 @@ INTERRUPTED = 130
 RUNTIME_PACKAGES = ("filelock", "msgspec", "numpy", "onnxruntime", "PIL", "tokenizers", "tqdm")
 SUMMARIES = {
     "annotate": "make a control picture from an ordinary one",
+    "bench": "measure what the compiler gives, beside eager diffusers",
     "build": "compile a checkpoint and its ControlNets into a bundle (build-engines)",
     "doctor": "say what this machine can run and what is missing",
     "export": "trace a checkpoint and its ControlNets to ONNX",

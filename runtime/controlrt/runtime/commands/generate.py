@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from controlrt.runtime.commands import named_values
+from controlrt.runtime.commands.control_option import DRAWING_FORM, parse_control
 from controlrt.runtime.errors import UnknownNameError, UserError
 from controlrt.runtime.noise import KINDS as NOISE_KINDS
 from controlrt.runtime.pictures import RESIZES, check_picture_path, open_picture, save_picture
 from controlrt.runtime.pipeline import ControlNetPipeline
-
-CONTROL_OPTIONS = {"scale": 1.0, "start": 0.0, "end": 1.0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--control",
         action="append",
         default=[],
-        metavar="NAME=IMAGE[,scale=1][,start=0][,end=1]",
+        metavar=DRAWING_FORM,
         help="a control of the bundle and its picture; may be repeated",
     )
     parser.add_argument("--resize", choices=RESIZES, help="how to fit control pictures of another size")
@@ -101,32 +100,6 @@ def run(arguments: argparse.Namespace) -> int:
         f"{timings.total:.2f} s drawn, {loaded - started:.2f} s loading, peak memory {peak:.0f} MiB"
     )
     return 0
-
-
-def parse_control(text: str) -> tuple[str, str, dict[str, float]]:
-    """``canny=edges.png,scale=0.8,end=0.5`` as name, path and options. The path may hold commas.
-
-    Raises:
-        UserError: no name or path, or an option that is unknown, doubled or not a number.
-    """
-    name, _, rest = text.partition("=")
-    path, *options = rest.split(",")
-    while options and "=" not in options[0]:
-        path = f"{path},{options.pop(0)}"
-    if not (name and path):
-        raise UserError(f"--control {text!r} is not NAME=IMAGE[,scale=1][,start=0][,end=1]")
-    parsed: dict[str, float] = {}
-    for option in options:
-        key, _, value = option.partition("=")
-        if key not in CONTROL_OPTIONS:
-            raise UnknownNameError("control option", key, CONTROL_OPTIONS)
-        if key in parsed:
-            raise UserError(f"--control {text!r} gives {key} twice")
-        try:
-            parsed[key] = float(value)
-        except ValueError:
-            raise UserError(f"--control {text!r}: {key} is {value!r}, but must be a number") from None
-    return name, path, {**CONTROL_OPTIONS, **parsed}
 
 
 def parse_size(text: str | None) -> tuple[int | None, int | None]:

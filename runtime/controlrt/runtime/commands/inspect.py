@@ -1,14 +1,23 @@
-"""Show what a bundle holds."""
+"""Show what a bundle holds, what it costs and the plan it runs by."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.commands.control_option import PLANNING_FORM, parse_planned_control
+from controlrt.runtime.errors import UserError
+from controlrt.runtime.inspection.plan_drawing import draw_plan
+from controlrt.runtime.inspection.program_table import program_table
+from controlrt.runtime.inspection.units import readable_bytes
+from controlrt.runtime.inspection.workload import ControlWindow, plan_picture
 from controlrt.runtime.manifest import TensorSpec
+
+DEFAULT_STEPS = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,17 +25,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--json", action="store_true", help="print the whole manifest")
     parser.add_argument("--tensors", action="store_true", help="list every program's inputs and outputs")
+    parser.add_argument(
+        "--programs", action="store_true", help="a table of what each program is made of and costs a guided picture"
+    )
+    parser.add_argument("--graph", action="store_true", help="draw the plan: what runs when, on which buffers")
+    parser.add_argument(
+        "--steps", type=int, help=f"for --programs and --graph: denoising steps, {DEFAULT_STEPS} where not given"
+    )
+    parser.add_argument(
+        "--control",
+        action="append",
+        metavar=PLANNING_FORM,
+        help="for --programs and --graph: a control that acts, and its window; may be repeated; all where not given",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Checks the bundle and prints its manifest."""
+    """Checks the bundle and prints what is asked of it."""
+    plans = arguments.programs or arguments.graph
+    if not plans and (arguments.steps is not None or arguments.control is not None):
+        option = "--steps" if arguments.steps is not None else "--control"
+        raise UserError(f"{option} says what to plan; add --programs or --graph")
+    if sum((arguments.json, arguments.tensors, arguments.programs, arguments.graph)) > 1:
+        raise UserError("give one of --json, --tensors, --programs and --graph")
+    windows = parse_windows(arguments.control)
     bundle = Bundle.open(arguments.bundle)
-    manifest = bundle.manifest
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode())
-        return 0
+        print(msgspec.json.format(msgspec.json.encode(bundle.manifest), indent=2).decode())
+    elif plans:
+        work = plan_picture(bundle, DEFAULT_STEPS if arguments.steps is None else arguments.steps, windows)
+        print("\n".join(program_table(bundle, work) if arguments.programs else draw_plan(bundle, work)))
+    else:
+        _summarize(bundle, arguments.tensors)
+    return 0
+
+
+def parse_windows(texts: Sequence[str] | None) -> dict[str, ControlWindow] | None:
+    """The windows of ``--control`` by control name; None where the option is not given.
+
+    Raises:
+        UserError: one that cannot be read or cannot be, or a control named twice.
+    """
+    if texts is None:
+        return None
+    windows: dict[str, ControlWindow] = {}
+    for name, options in map(parse_planned_control, texts):
+        if name in windows:
+            raise UserError(f"--control names {name!r} twice; give each its own name")
+        windows[name] = ControlWindow(**options)
+    return windows
+
+
+def _summarize(bundle: Bundle, tensors: bool) -> None:
+    manifest = bundle.manifest
     size = sum(bundle.file(name).stat().st_size for name in manifest.files)
-    print(f"{bundle.path}: {len(manifest.files)} files, {size / 2**20:.1f} MiB, all as built")
+    print(f"{bundle.path}: {len(manifest.files)} files, {readable_bytes(size)}, all as built")
     print(f"  model      {manifest.model.source}")
     for control in manifest.controls:
         annotator = bundle.hint(control.name).annotator
@@ -35,13 +88,17 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"  profile    {manifest.profile}, batch {manifest.profile.batch}")
     print(f"  backend    {manifest.backend}, {manifest.precision}")
     print(f"  built      {manifest.provenance.created} by: {manifest.provenance.command}")
+    if manifest.checks:
+        worst = max(manifest.checks, key=lambda check: check.max_relative_error)
+        where = f"{worst.compiler_pass} on {worst.program}"
+        print(f"  verified   {len(manifest.checks)} changes, the largest by {worst.max_relative_error:.1e} ({where})")
+    width = max(len(program.name) for program in manifest.programs)
     for program in manifest.programs:
-        print(f"  {program.name:<20} {program.file:<32} error against PyTorch {program.max_relative_error:.1e}")
-        if arguments.tensors:
-            for sign, tensors in (("<-", program.inputs), ("->", program.outputs)):
-                for tensor in tensors:
-                    print(f"      {sign} {_describe(tensor)}")
-    return 0
+        print(f"  {program.name:<{width}}  {program.file}, error against PyTorch {program.max_relative_error:.1e}")
+        if tensors:
+            for sign, specs in (("<-", program.inputs), ("->", program.outputs)):
+                for spec in specs:
+                    print(f"      {sign} {_describe(spec)}")
 
 
 def _describe(tensor: TensorSpec) -> str:

@@ -63,10 +63,7 @@ class BoundPlan:
         self.plan = plan
         self.buffers = {name: np.zeros(shape, dtype) for name, (shape, dtype) in plan.buffers.items()}
         self._steps = [
-            [
-                executor.bind_call(call.program, self._arrays(call.inputs), self._arrays(call.outputs))
-                for call in calls
-            ]
+            [executor.bind_call(call.program, self._arrays(call.inputs), self._arrays(call.outputs)) for call in calls]
             for calls in plan.steps
         ]
 

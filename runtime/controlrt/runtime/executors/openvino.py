@@ -37,8 +37,8 @@ class OpenVinoExecutor(Executor):
         """See ``Executor``."""
         request = self._request(program, ())
         request.infer(dict(inputs), share_inputs=True)
-        names = (output.get_any_name() for output in request.model_outputs)
-        return {name: np.array(request.get_tensor(name).data) for name in names}
+        outputs = self._bundle.manifest.program(program).outputs
+        return {output.name: np.array(request.get_tensor(output.name).data) for output in outputs}
 
     def bind_call(self, program: str, inputs: Arrays, outputs: Arrays) -> Launch:
         """See ``Executor``."""

@@ -1,0 +1,115 @@
+"""What a measurement was made on and with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+PACKAGES = ("controlrt", "torch", "onnxruntime", "openvino", "diffusers", "transformers", "onnx-ir", "numpy")
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Hardware and system."""
+
+    cpu: str
+    cores: int
+    """That this process may use."""
+    memory_bytes: int
+    os: str
+    python: str
+    load_average: float
+    """Of the last minute, before the measurement: how busy others kept the machine."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether others use more than a quarter of it."""
+        return self.load_average > self.cores / 4
+
+
+class Commit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the code was."""
+
+    hash: str
+    dirty: bool
+    """Whether tracked files differ from the commit, or there are new ones."""
+
+
+def this_machine() -> Machine:
+    """The machine this runs on."""
+    return Machine(
+        cpu=_cpu(),
+        cores=usable_cores(),
+        memory_bytes=_memory("MemTotal"),
+        os=platform.platform(),
+        python=platform.python_version(),
+        load_average=round(os.getloadavg()[0], 2),
+    )
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes that new processes can have without swapping; 0 where the system does not tell."""
+    return _memory("MemAvailable")
+
+
+def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of the packages that are installed."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit(directory: Path) -> Commit | None:
+    """The commit of the checkout that ``directory`` is in; None outside of one, or without git."""
+    head = _git(directory, "rev-parse", "HEAD")
+    status = _git(directory, "status", "--porcelain")
+    if head is None or status is None:
+        return None
+    return Commit(hash=head.strip(), dirty=bool(status.strip()))
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    try:
+        found = subprocess.run(["git", "-C", str(directory), *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return found.stdout if found.returncode == 0 else None
+
+
+def _cpu() -> str:
+    """Model name, with family and model where the name alone says little (virtual machines shorten it)."""
+    fields: dict[str, str] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, colon, value = line.partition(":")
+            if colon:
+                fields.setdefault(name.strip(), value.strip())
+    except OSError:
+        pass
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in fields and "model" in fields:
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    return name
+
+
+def _memory(field: str) -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    sizes = dict(line.split(":", 1) for line in lines if ":" in line)
+    return 1024 * int(sizes.get(field, "0 kB").split()[0])

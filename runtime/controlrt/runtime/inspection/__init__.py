@@ -1,0 +1,1 @@
+"""A bundle before it runs: what its programs cost, and the plan they run by."""
