@@ -9,7 +9,8 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-_TYPES = {np.dtype(np.float32): "float", np.dtype(np.float16): "float16", np.dtype(np.int64): "int64"}
+_TYPES = {"float32": "float", "float16": "float16", "int64": "int64", "bool": "bool"}
+"""NumPy's names and those of ONNX text."""
 
 
 def graph_of(inputs: str, outputs: str, body: str, infer: bool = True, **constants: Any) -> ir.Model:
@@ -23,8 +24,7 @@ def graph_of(inputs: str, outputs: str, body: str, infer: bool = True, **constan
     """
     tensors = [ir.tensor(_array(value), name=name) for name, value in constants.items()]
     declared = ", ".join(
-        f"{_TYPES[np.dtype(tensor.dtype.numpy())]}[{','.join(map(str, tensor.shape))}] {tensor.name}"
-        for tensor in tensors
+        f"{_TYPES[tensor.numpy().dtype.name]}[{','.join(map(str, tensor.shape))}] {tensor.name}" for tensor in tensors
     )
     header = '<ir_version: 10, opset_import: ["": 23, "local": 1]>'
     model = ir.from_onnx_text(f"{header} agraph ({inputs}) => ({outputs}) <{declared}> {{ {body} }}", tensors)

@@ -59,6 +59,7 @@ def report() -> AblationReport:
         eager=None,
         groups=(Group(variants=("plain", "good", "bad"), reference_samples_seconds=(0.5, 0.25, 0.75)),),
         variants=(result("plain", None), result("good", 1e-6), result("bad", 2e-5)),
+        lost={"gone": "the worker of gone ended with signal 9"},
     )
 
 
@@ -84,3 +85,4 @@ def test_what_is_too_far_off_is_told() -> None:
     assert " ".join(good.split()) == "good 0.500 2.00 [1.50, 2.50] 1.00 [1.00, 1.00] 300 1.2 918 126 10.37 1.0e-06"
     assert [line.split()[0] for line in lines if line.endswith("TOO FAR")] == ["bad"]
     assert any("0123456789ab+dirty" in line for line in lines)
+    assert "not measured: gone: the worker of gone ended with signal 9" in lines

@@ -34,14 +34,14 @@ from controlrt.perf.report import (
     encode,
     table,
 )
-from controlrt.perf.rounds import Footprint, excess, grouped, interleaved
+from controlrt.perf.rounds import Footprint, excess, grouped
+from controlrt.perf.runs import Runs
 from controlrt.perf.variants import CUT, EAGER, FUSE, REFERENCE, Variant, all_variants, choose_variants
 from controlrt.perf.worker import WorkerSpec
 from controlrt.perf.worker_process import WorkerProcess
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import ParameterError, UserError
 from controlrt.runtime.profile import ShapeProfile
-from controlrt.runtime.progress import Progress
 from controlrt.runtime.storage import atomic_file, check_writable, lock
 
 PROFILE = "512x512"
@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures, prints the table and writes the file; 1 where a variant's outputs are wrong."""
+    """Measures, prints the table and writes the file; 1 where a variant's outputs are wrong or its worker ended."""
     options = AblationOptions(
         model=arguments.model,
         repeats=arguments.repeats,
@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"the largest value; at most {accuracy.limit:.0e} is allowed",
                 file=sys.stderr,
             )
-    return 1 if report.failed else 0
+    return 1 if report.failed or report.lost else 0
 
 
 def measure(options: AblationOptions, command: str) -> AblationReport:
@@ -119,10 +119,10 @@ def measure(options: AblationOptions, command: str) -> AblationReport:
     Raises:
         UserError: an unknown variant, or less memory than two workers take.
         BuildError: a pass that cannot handle a graph.
-        WorkerError: a worker that ended.
+        WorkerError: the worker of the reference ended.
     """
     variants = choose_variants(options.only, all_variants())
-    machine = this_machine()
+    machine, code = this_machine(), commit(Path(__file__).parent)
     if machine.is_busy:
         print(
             f"warning: load {machine.load_average} on {machine.cores} cores: others run here, which slows down PyTorch "
@@ -134,15 +134,20 @@ def measure(options: AblationOptions, command: str) -> AblationReport:
     exported = Bundle.open(export_model(model, ShapeProfile.parse(PROFILE)), verify=False)
     with _scratch() as scratch:
         specs, counts = _prepare(options, model, exported, variants, scratch)
-        runs = _Runs(specs, options.repeats, scratch)
-        groups = runs.measure(memory)
+        runs = Runs(
+            start=lambda name: WorkerProcess.start(name, specs[name], scratch / f"{name}.log"),
+            repeats=options.repeats,
+            directory=scratch,
+        )
+        runs.measure(REFERENCE, memory)
+        variants = [variant for variant in variants if variant.name not in runs.lost]
         width, height = exported.manifest.profile.default_size
         return AblationReport(
             benchmark="ablation",
             schema_version=SCHEMA_VERSION,
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             command=command,
-            commit=commit(Path(__file__).parent),
+            commit=code,
             machine=machine,
             versions=installed_versions(),
             setting=Setting(
@@ -160,11 +165,13 @@ def measure(options: AblationOptions, command: str) -> AblationReport:
                 repeats=options.repeats,
             ),
             reference=REFERENCE,
-            eager=_fastest_eager(Measured(groups, REFERENCE), variants),
+            eager=_fastest_eager(Measured(runs.samples, REFERENCE), variants),
             groups=tuple(
-                Group(variants=tuple(group), reference_samples_seconds=tuple(group[REFERENCE])) for group in groups
+                Group(variants=tuple(group), reference_samples_seconds=tuple(group[REFERENCE]))
+                for group in runs.samples
             ),
-            variants=tuple(_results(variants, groups, runs, counts)),
+            variants=tuple(_results(variants, runs, counts)),
+            lost=runs.lost,
         )
 
 
@@ -213,60 +220,11 @@ def _prepare(
     return specs, {name: each.counts for name, each in prepared.items()}
 
 
-class _Runs:
-    """The workers of a run: starts them group by group, the reference once, and keeps what they said of themselves."""
-
-    def __init__(self, specs: Mapping[str, WorkerSpec], repeats: int, scratch: Path) -> None:
-        self._specs, self._repeats, self._scratch = specs, repeats, scratch
-        self.load_seconds: dict[str, float] = {}
-        self.peak_bytes: dict[str, int] = {}
-
-    def measure(self, groups: Sequence[Sequence[str]]) -> list[dict[str, list[float]]]:
-        """Samples by variant of each group, the reference first."""
-        rounds = len(groups) * (self._repeats + 1)
-        with (
-            Progress("measure", len(self._specs) + rounds) as progress,
-            self._start(REFERENCE, progress) as reference,
-        ):
-            found = []
-            for names in groups:
-                with contextlib.ExitStack() as stack:
-                    workers = {REFERENCE: reference}
-                    for name in names:
-                        workers[name] = stack.enter_context(self._start(name, progress))
-                    progress.start("warm-up")
-                    found.append(interleaved(workers, self._repeats, lambda n: self._count(progress, n)))
-                    self.peak_bytes |= {name: worker.peak_bytes for name, worker in workers.items()}
-            return found
-
-    def outputs(self, variant: str) -> Path:
-        """The file of the variant's outputs."""
-        return self._scratch / f"{variant}.npz"
-
-    def _count(self, progress: Progress, done: int) -> None:
-        if done < self._repeats:
-            progress.start(f"round {done + 1} of {self._repeats}")
-
-    @contextlib.contextmanager
-    def _start(self, name: str, progress: Progress) -> Iterator[WorkerProcess]:
-        progress.start(f"load {name}")
-        with WorkerProcess.start(name, self._specs[name], self._scratch / f"{name}.log") as worker:
-            worker.load()
-            worker.save(self.outputs(name))
-            self.load_seconds[name] = worker.load_seconds
-            yield worker
-
-
-def _results(
-    variants: Sequence[Variant],
-    groups: Sequence[Mapping[str, list[float]]],
-    runs: _Runs,
-    counts: Mapping[str, GraphCounts],
-) -> Iterator[VariantResult]:
-    measured = Measured(groups, REFERENCE)
+def _results(variants: Sequence[Variant], runs: Runs, counts: Mapping[str, GraphCounts]) -> Iterator[VariantResult]:
+    measured = Measured(runs.samples, REFERENCE)
     eager = _fastest_eager(measured, variants)
     for variant in variants:
-        samples = [seconds for group in groups for seconds in group.get(variant.name, ())]
+        samples = [seconds for group in runs.samples for seconds in group.get(variant.name, ())]
         yield VariantResult(
             name=variant.name,
             runtime=variant.runtime,

@@ -86,6 +86,8 @@ class AblationReport(_Record, frozen=True, kw_only=True):
     """The faster of the eager variants."""
     groups: tuple[Group, ...]
     variants: tuple[VariantResult, ...]
+    lost: dict[str, str]
+    """Variants that were not measured, with what a worker of their group said when it ended."""
 
     @property
     def failed(self) -> list[VariantResult]:
@@ -109,6 +111,7 @@ def table(report: AblationReport) -> str:
         f"{commit}",
         "",
         *_aligned([[title for title, _ in _COLUMNS], *([cell(v) for _, cell in _COLUMNS] for v in report.variants)]),
+        *(f"not measured: {name}: {reason}" for name, reason in report.lost.items()),
         "",
         f"x eager: how many times faster than {report.eager or 'eager, which was not measured'}; "
         f"x plain: than {report.reference}; medians over rounds with 95% intervals",

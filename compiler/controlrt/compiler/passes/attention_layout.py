@@ -58,8 +58,8 @@ def _before_heads(value: ir.Value | None) -> tuple[ir.Value, int] | None:
     source = reshape.inputs[0]
     if source is None or source.shape is None or value.shape is None or len(source.shape) != 3 or len(value.shape) != 4:
         return None
-    heads, width = value.shape[1], value.shape[3]
-    if not isinstance(heads, int) or not isinstance(width, int) or source.shape[2] != heads * width:
+    rows, heads, tokens, width = value.shape
+    if not isinstance(heads, int) or not isinstance(width, int) or list(source.shape) != [rows, tokens, heads * width]:
         return None
     return source, heads
 
@@ -75,8 +75,8 @@ def _after_heads(value: ir.Value) -> ir.Value | None:
     joined, split = reshape.outputs[0].shape, value.shape
     if joined is None or split is None or len(joined) != 3 or len(split) != 4:
         return None
-    heads, width = split[1], split[3]
-    if not isinstance(heads, int) or not isinstance(width, int) or joined[2] != heads * width:
+    rows, heads, tokens, width = split
+    if not isinstance(heads, int) or not isinstance(width, int) or list(joined) != [rows, tokens, heads * width]:
         return None
     return reshape.outputs[0]
 

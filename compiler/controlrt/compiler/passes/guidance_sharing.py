@@ -52,8 +52,10 @@ class GuidanceSharing(ir.passes.InPlacePass):
         modified = _use_one_index(index)
         per_picture: dict[ir.Value, ir.Value] = {}
         sunk: set[ir.Node] = set()
+        entries: int | str | None = None
         for node in list(model.graph):
-            if is_expansion(node, index):
+            if is_expansion(node, index) and (found := _entries(_first(node))) is not None and entries in (None, found):
+                entries = found  # what is gathered from something else, a table say, has other entries
                 per_picture[node.outputs[0]] = _first(node)
             elif any(value in per_picture for value in node.inputs if value is not None) and acts_on_rows(
                 node, per_picture
@@ -76,6 +78,14 @@ def is_expansion(node: ir.Node | None, index: ir.Value) -> bool:
         and node.inputs[1] is index
         and node.attributes.get_int("axis", 0) == 0
     )
+
+
+def _entries(value: ir.Value) -> int | str | None:
+    """The length of axis 0, or its name; None where it is not known."""
+    if value.shape is None or not len(value.shape):
+        return None
+    leading = value.shape[0]
+    return leading if isinstance(leading, int) else leading.value
 
 
 def _first(node: ir.Node) -> ir.Value:
@@ -113,7 +123,7 @@ def _compute_per_picture(node: ir.Node, per_picture: dict[ir.Value, ir.Value]) -
         [per_picture.get(value, value) if value is not None else None for value in node.inputs],
         node.attributes.values(),
         outputs=outputs,
-        name=f"{node.name}.picture",
+        name=f"{node.name or node.outputs[0].name}.picture",
     )
     graph = node.graph
     assert isinstance(graph, ir.Graph)
@@ -261,6 +271,7 @@ def _axes_are_not_rows(position: int) -> Callable[[ir.Node, dict[ir.Value, ir.Va
         return (
             _only_first(node, per_picture)
             and axes is not None
+            and len(axes) > 0  # no axes are all of them
             and rank is not None
             and all(a % rank != 0 for a in axes)
         )
@@ -269,7 +280,9 @@ def _axes_are_not_rows(position: int) -> Callable[[ir.Node, dict[ir.Value, ir.Va
 
 
 def _resize(node: ir.Node, per_picture: dict[ir.Value, ir.Value]) -> bool:
-    scales = constant(node.inputs[2]) if len(node.inputs) == 3 and node.inputs[2] is not None else None
+    if "axes" in node.attributes or len(node.inputs) != 3:
+        return False
+    scales = constant(node.inputs[2])
     return _only_first(node, per_picture) and scales is not None and scales.size > 0 and float(scales.numpy()[0]) == 1.0
 
 
