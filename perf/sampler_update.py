@@ -2,7 +2,7 @@
 
     python perf/sampler_update.py bundles/demo-512x512 -o perf/results/sampler-update.json
 
-Both graphs run in one process in turns (A B B A), on the same inputs, with guidance; times are medians.
+The bundle is one for ONNX Runtime. Both graphs run in one process in turns (A B B A), on the same inputs, with guidance; times are medians.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import onnx
 import onnxruntime
 
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.executor import open_session
-from controlrt.runtime.plan import Layout, plan_denoising
+from controlrt.runtime.executors.onnxruntime import open_session
+from controlrt.runtime.plan import Layout, StepLayout, plan_denoising
 from controlrt.runtime.samplers import compile_sampler, known_names
 
 CONFIG = {
@@ -83,7 +83,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle)
     width, height = bundle.manifest.profile.default_size
-    layout = Layout(width=width, height=height, batch=1, guided=True, draws=False, active=((),))
+    layout = Layout(width=width, height=height, batch=1, draws=False, steps=(StepLayout(controls=(), guided=True),))
     plan = plan_denoising(bundle.manifest, layout)
     rng = np.random.default_rng(0)
     feeds = {}
@@ -91,7 +91,7 @@ def main() -> None:
         shape, dtype = plan.buffers[view.buffer]
         shape = shape if view.step is None else shape[1:]
         feeds[name] = (rng.normal(size=shape) if dtype == "float32" else np.zeros(shape)).astype(dtype)
-    file = bundle.file(bundle.manifest.program("unet").file)
+    file = bundle.file(bundle.manifest.program("unet.step").file)
     with tempfile.TemporaryDirectory() as directory:
         cut = Path(directory) / "cut.onnx"
         without_update(file, cut)
