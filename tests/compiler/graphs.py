@@ -8,8 +8,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
+from onnx_ir.passes.common import ShapeInferencePass
 
-_TYPES = {"float32": "float", "float16": "float16", "int64": "int64", "bool": "bool"}
+_TYPES = {"float32": "float", "float16": "float16", "int64": "int64", "uint8": "uint8", "bool": "bool"}
 """NumPy's names and those of ONNX text."""
 
 
@@ -29,7 +30,7 @@ def graph_of(inputs: str, outputs: str, body: str, infer: bool = True, **constan
     header = '<ir_version: 10, opset_import: ["": 23, "local": 1]>'
     model = ir.from_onnx_text(f"{header} agraph ({inputs}) => ({outputs}) <{declared}> {{ {body} }}", tensors)
     if infer:
-        ir.passes.common.ShapeInferencePass()(model)
+        ShapeInferencePass()(model)
     return model
 
 

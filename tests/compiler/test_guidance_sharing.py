@@ -14,6 +14,7 @@ from compiler.graphs import ancestors, contents, feed, graph_of, operators, run,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from onnx_ir.passes.common import ShapeInferencePass
 
 from controlrt.compiler.compile import load_program, one_picture
 from controlrt.compiler.flops import count_flops
@@ -95,7 +96,7 @@ def sharing(body: str, kind: str = "image", inputs: str = "", outputs: str = "fl
     for output in model.graph.outputs:
         if output.shape == ir.Shape(["rows"]):
             output.shape = None
-    ir.passes.common.ShapeInferencePass()(model)
+    ShapeInferencePass()(model)
     return model
 
 

@@ -3,9 +3,9 @@
 Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) runs two rows for every picture, and the exported graph
 expands pictures to rows at once: ``Gather(latents, rows)``. Until the first cross-attention both rows are the same.
 Almost every operator acts on each row by itself, so ``f(Gather(x, rows)) == Gather(f(x), rows)``, and the expansion can
-sink through ``f``. This pass sinks it as far as it goes: to the first node that mixes in a value which differs from row to row.
-The arithmetic on each row is unchanged, so it is exact. It holds with guidance, without (one row per picture), and for
-any number of pictures, because it only moves the expansion.
+sink through ``f``. This pass sinks it as far as it goes: to the first node that mixes in a value which differs from row
+to row. The arithmetic on each row is unchanged, so it is exact. It holds with guidance, without (one row per picture),
+and for any number of pictures, because it only moves the expansion.
 """
 
 from __future__ import annotations
