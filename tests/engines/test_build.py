@@ -11,11 +11,16 @@ import sys
 import time
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 
+from controlrt.compiler.verify import VerificationError
 from controlrt.demo import CONTROLNETS, MODEL_DIR
+from controlrt.engines.backends import BACKENDS
+from controlrt.engines.build import BuildOptions, build
 from controlrt.engines.command import main
 from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.profile import ShapeProfile
 
 BUILD = [sys.executable, "-c", "import sys; from controlrt.engines.command import main; sys.exit(main())"]
 FIXTURE = ["--profile", "512x512", "--batch", "1-4", "--backend", "onnxruntime"]
@@ -105,6 +110,7 @@ def test_two_builds_at_once_share_the_work(tmp_path: Path) -> None:
         (["--controlnet", "a=x", "--controlnet", "a=y"], "twice"),
         (["--controlnet", "a b=x/y"], "letters, digits"),
         (["--precision", "fp4"], "invalid choice"),
+        (["--backend", "tensorrt"], "invalid choice"),
         (["--output", "{file}"], "is a file"),
         (["--output", "{file}/bundle"], "is a file"),
         (["--output", "{full}"], "holds other files"),
@@ -122,6 +128,47 @@ def test_mistakes(tmp_path: Path, arguments: list[str], says: str) -> None:
     assert says in failed.stderr
     assert "Traceback" not in failed.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
+
+
+@pytest.mark.usefixtures("demo_bundle")
+def test_verifying_records_what_every_pass_costs(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    built = build_engines(*FIXTURE, "--verify", "--output", str(target))
+    assert built.returncode == 0, built.stderr
+    checks = Bundle.open(target).manifest.checks
+    for part in ("unet", "controlnet.canny", "controlnet.mask"):
+        passes = [check.compiler_pass for check in checks if check.program == part]
+        assert passes[0] == "RowAgnosticReshapes"
+        assert passes[-2:] == ["GuidanceSharing", "binding times"]
+    assert all(check.max_relative_error <= 1e-5 for check in checks)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+class Wrong(ir.passes.InPlacePass):
+    """Turns additions into subtractions."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        for node in model.graph:
+            if node.op_type == "Add":
+                node.op_type = "Sub"
+        return ir.passes.PassResult(model, True)
+
+
+@pytest.mark.usefixtures("demo_bundle")
+def test_a_pass_that_changes_the_result_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is built; what the pass did lies beside the place."""
+    monkeypatch.setattr(BACKENDS["onnxruntime"], "passes", (Wrong(),))
+    options = BuildOptions(
+        model=str(MODEL_DIR),
+        controlnets={name: str(path) for name, path in CONTROLNETS.items()},
+        profile=ShapeProfile.parse("512x512", "1-4"),
+        output=tmp_path / "bundle",
+        verify=True,
+    )
+    with pytest.raises(VerificationError, match="pass Wrong changes text_encoder"):
+        build(options, "pytest")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle-verify"]
+    assert {path.name for path in (tmp_path / "bundle-verify").glob("*.onnx")} == {"before.onnx", "after.onnx"}
 
 
 def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,32 @@ def test_scale_zero_and_a_closed_window_equal_no_control(demo: ControlNetPipelin
     assert np.abs(latents(demo, PROMPT, {"mask": mask()}) - without).max() > 0.1
 
 
+def test_guidance_windows(demo: ControlNetPipeline) -> None:
+    """The whole one is guidance as ever, one that no step lies in is none, and any other is between."""
+    hint = {"mask": mask()}
+    whole, none = latents(demo, PROMPT, hint), latents(demo, PROMPT, hint, guidance_scale=1.0)
+    np.testing.assert_array_equal(latents(demo, PROMPT, hint, guidance_start=0.0, guidance_end=1.0), whole)
+    np.testing.assert_array_equal(latents(demo, PROMPT, hint, guidance_start=0.6, guidance_end=0.9), none)
+    np.testing.assert_array_equal(latents(demo, PROMPT, hint, guidance_scale=1.0, guidance_end=0.5), none)
+    first, second = latents(demo, PROMPT, hint, guidance_end=0.5), latents(demo, PROMPT, hint, guidance_start=0.5)
+    for one, other in ((first, whole), (first, none), (second, whole), (second, none), (first, second)):
+        assert np.abs(one - other).max() > 0.01
+    np.testing.assert_array_equal(latents(demo, PROMPT, hint), whole)
+
+
+def test_steps_without_guidance_do_not_see_the_negative_prompt(demo: ControlNetPipeline) -> None:
+    def after_one_step(negative: str, start: float, end: float) -> NDArray[np.float32]:
+        window = {"negative_prompt": negative, "guidance_start": start, "guidance_end": end}
+        seen = []
+        latents(demo, PROMPT, callback_on_step_end=lambda *call: seen.append(call[3]["latents"]), **window)
+        return seen[0]
+
+    moon, sun = (after_one_step(negative, 0.5, 1.0) for negative in ("a moon", "a sun"))
+    np.testing.assert_array_equal(moon, sun)
+    moon, sun = (after_one_step(negative, 0.0, 0.5) for negative in ("a moon", "a sun"))
+    assert np.abs(moon - sun).max() > 1e-3
+
+
 def test_rows_of_a_batch_do_not_mix(demo: ControlNetPipeline) -> None:
     prompts = [PROMPT, "a green circle on a black background"]
     together = latents(demo, prompts, {"mask": mask()}, seed=[1, 2])
@@ -170,6 +196,10 @@ def test_custom_timesteps_and_options(demo: ControlNetPipeline) -> None:
         ({"controlnet_conditioning_scale": float("nan"), "image": {"mask": mask()}}, ParameterError, "finite"),
         ({"controlnet_conditioning_scale": float("nan")}, ParameterError, "finite"),
         ({"image": {"depth": mask()}}, UnknownNameError, "canny, mask"),
+        ({"guidance_start": 0.5, "guidance_end": 0.5}, ParameterError, "guidance_start .*less than guidance_end"),
+        ({"guidance_end": 1.5}, ParameterError, "guidance_end .*from 0 to 1"),
+        ({"guidance_start": float("nan")}, ParameterError, "guidance_start .*from 0 to 1"),
+        ({"guidance_end": True}, ParameterError, "guidance_end .*from 0 to 1"),
         ({"scheduler": "DDIMM"}, UnknownNameError, "did you mean"),
         ({"scheduler": {"use_karras": True}}, UnknownNameError, "option of DDIMScheduler"),
         ({"eta": 2}, ParameterError, "eta"),

@@ -28,7 +28,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from controlrt.compiler.passes.guidance_sharing import is_expansion
+from controlrt.compiler.passes.guidance_sharing import is_expansion, use_one_index
 
 Stage = Literal["timestep", "prompt", "prompt_timestep", "hint", "step"]
 STAGES: tuple[Stage, ...] = ("timestep", "prompt", "prompt_timestep", "hint", "step")
@@ -94,6 +94,8 @@ def cut(model: ir.Model, labels: Mapping[str, str], index: str = "rows") -> Cut:
     model = model.clone()
     graph = model.graph
     rows = next((value for value in graph.inputs if value.name == index), None)
+    if rows is not None:
+        use_one_index(rows)
     stage_of = _stages(graph, labels, rows)
     early: dict[Stage, list[ir.Value]] = defaultdict(list)
     for output in graph.outputs:
@@ -103,7 +105,7 @@ def cut(model: ir.Model, labels: Mapping[str, str], index: str = "rows") -> Cut:
     packs = [
         _Pack(stage=stage, number=number, values=values, expanded=expanded)
         for stage in STAGES
-        for number, (expanded, values) in enumerate(_groups(crossing.get(stage, ()), stage, rows))
+        for number, (expanded, values) in enumerate(_groups(crossing.get(stage, ()), stage_of, rows))
     ]
     programs = {}
     for stage in STAGES[:-1]:
@@ -111,9 +113,9 @@ def cut(model: ir.Model, labels: Mapping[str, str], index: str = "rows") -> Cut:
         if joined or early[stage]:
             programs[stage] = _stage_program(model, stage, joined, early[stage], index)
     if late:
+        graph.outputs[:] = late
         for pack in packs:
             pack.enter(graph, rows)
-        graph.outputs[:] = late
         programs["step"] = _pruned(model)
     return Cut(programs=programs)
 
@@ -174,24 +176,23 @@ def _crossing(
     return {stage: list(reversed(values)) for stage, values in found.items()}
 
 
-def _groups(values: Iterable[ir.Value], stage: Stage, rows: ir.Value | None) -> list[tuple[bool, list[ir.Value]]]:
+def _groups(
+    values: Iterable[ir.Value], stage_of: Mapping[ir.Value, Stage], rows: ir.Value | None
+) -> list[tuple[bool, list[ir.Value]]]:
     """Values that can be joined on axis 1, and whether every one of them is expanded to rows before it is used."""
     groups: dict[object, list[ir.Value]] = defaultdict(list)
     for value in values:
+        users = [user for user in value.consumers() if stage_of.get(user.outputs[0], "step") == "step"]
         expanded = (
-            stage in ("timestep", "hint")
+            stage_of[value] in ("timestep", "hint")
             and rows is not None
-            and all(is_expansion(user, rows) for user in value.consumers() if _is_step(user, value))
+            and all(is_expansion(user, rows) and not user.outputs[0].is_graph_output() for user in users)
         )
         shape = value.shape
         joinable = shape is not None and len(shape) >= 2 and all(isinstance(dim, int) for dim in shape[1:])
         key: object = (expanded, value.dtype, tuple(shape)[2:], len(shape)) if joinable and shape else value
         groups[key].append(value)
     return [(key[0] if isinstance(key, tuple) else False, group) for key, group in groups.items()]
-
-
-def _is_step(user: ir.Node, value: ir.Value) -> bool:
-    return value.graph is user.graph
 
 
 @dataclass

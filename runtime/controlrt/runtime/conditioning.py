@@ -103,7 +103,7 @@ class Conditioner:
         own = {spec.name: hints[self._control(part, spec.name)] for spec in program.inputs}
         for picture, row in enumerate(zip(*own.values(), strict=True)):
             pictures = dict(zip(own, row, strict=True))
-            digests = tuple(hashlib.sha256(value.tobytes()).digest() for value in row)
+            digests = tuple((value.shape, hashlib.sha256(value.tobytes()).digest()) for value in row)
             features = self._stage(part, "hint", digests, partial(_single, pictures))
             for name, value in features.items():
                 buffers[stage_buffer(name, part)][picture] = value[0]

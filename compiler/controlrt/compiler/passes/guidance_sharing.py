@@ -49,7 +49,7 @@ class GuidanceSharing(ir.passes.InPlacePass):
         index = next((value for value in model.graph.inputs if value.name == self.index), None)
         if index is None:
             return ir.passes.PassResult(model, False)
-        modified = _use_one_index(index)
+        modified = use_one_index(index)
         per_picture: dict[ir.Value, ir.Value] = {}
         sunk: set[ir.Node] = set()
         entries: int | str | None = None
@@ -95,7 +95,7 @@ def _first(node: ir.Node) -> ir.Value:
     return value
 
 
-def _use_one_index(index: ir.Value) -> bool:
+def use_one_index(index: ir.Value) -> bool:
     """Replaces the copies of the index that the exporter makes (a Reshape to the rank it has) by the index itself."""
     found = False
     for user in list(index.consumers()):

@@ -1,0 +1,171 @@
+"""OpenVINO bundles against eager diffusers, and what happens where OpenVINO is not installed.
+
+The bounds are those of tests/parity/test_diffusers.py; rounding alone gives about 2e-6 of the latents' norm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from parity.eager import PROMPT, demo_reference, hints, psnr, relative
+from parity.test_diffusers import LATENTS_BOUND, NEGATIVE, PSNR_BOUND, check_same_picture
+from PIL import Image
+
+from controlrt.demo import CONTROLNETS, MODEL_DIR
+from controlrt.demo.scenes import sample_scene
+from controlrt.engines.backends import choose_backend
+from controlrt.engines.build import BuildOptions, build
+from controlrt.runtime import ControlNetPipeline
+from controlrt.runtime.commands import main
+from controlrt.runtime.errors import BundleError, UserError
+from controlrt.runtime.profile import ShapeProfile
+from families import CONTROLS, SIDE, Family
+
+
+@pytest.fixture(scope="module")
+def demo_on_openvino() -> Iterator[ControlNetPipeline]:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    output = Path(os.environ["CONTROLRT_CACHE"]) / "tests" / "demo-512x512-openvino"
+    options = BuildOptions(
+        model=str(MODEL_DIR),
+        controlnets={name: str(path) for name, path in CONTROLNETS.items()},
+        profile=ShapeProfile.parse("512x512", "1-4"),
+        output=output,
+        backend="openvino",
+    )
+    build(options, "pytest")
+    with ControlNetPipeline.load(output) as pipeline:
+        yield pipeline
+
+
+@pytest.mark.parametrize("controls", [("canny",), ("canny", "mask")])
+@pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
+def test_same_picture_of_the_demo_model(
+    demo_on_openvino: ControlNetPipeline, controls: tuple[str, ...], guidance_scale: float
+) -> None:
+    scene = sample_scene(np.random.default_rng(22))
+    pictures = [Image.fromarray(scene.control(name, 512)) for name in controls]
+    reference = demo_reference(*controls)
+    check_same_picture(demo_on_openvino, reference, controls, pictures, 0.8, guidance_scale, steps=3)
+
+
+def test_two_pictures_and_a_window_of_guidance(demo_on_openvino: ControlNetPipeline) -> None:
+    """Two plans on the same buffers: a step binds some of their rows."""
+    scenes = [sample_scene(np.random.default_rng(seed)) for seed in (25, 26)]
+    pictures = [Image.fromarray(scene.control("mask", 512)) for scene in scenes]
+    prompts = [scene.prompt for scene in scenes]
+    reference = demo_reference("mask")
+
+    def off(pipeline: object, step: int, _: object, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if step != 1:
+            return {}
+        pipeline._guidance_scale = 0.0  # type: ignore[attr-defined]
+        return {name: value.chunk(2)[1] for name, value in tensors.items()}
+
+    expected = reference(
+        prompts,
+        image=pictures,
+        num_inference_steps=3,
+        guidance_scale=7.5,
+        generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)],
+        callback_on_step_end=off,
+        callback_on_step_end_tensor_inputs=["prompt_embeds", "image"],
+        output_type="np",
+    ).images
+    shared = {"num_inference_steps": 3, "guidance_scale": 7.5, "seed": [1, 2], "output_type": "np"}
+    found = demo_on_openvino(prompts, {"mask": pictures}, guidance_end=0.7, **shared).images
+    for picture in range(2):
+        assert psnr(found[picture], expected[picture]) > PSNR_BOUND
+
+
+def test_the_same_call_twice(demo_on_openvino: ControlNetPipeline) -> None:
+    """After another size of the batch, which compiles the loop anew, and with a control that was off before."""
+    hint = {"mask": Image.fromarray(sample_scene(np.random.default_rng(27)).control("mask", 512))}
+    shared = {"num_inference_steps": 2, "seed": 3, "output_type": "latent"}
+    first = demo_on_openvino(PROMPT, hint, **shared).images
+    demo_on_openvino([PROMPT, "a black moon"], num_inference_steps=2, seed=9, output_type="latent")
+    np.testing.assert_array_equal(demo_on_openvino(PROMPT, hint, **shared).images, first)
+
+
+@pytest.fixture(scope="module")
+def on_openvino(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlNetPipeline]:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    output: Path = tmp_path_factory.mktemp("openvino") / family.name
+    options = BuildOptions(
+        model=str(family.model),
+        controlnets={name: str(path) for name, path in family.controlnets.items()},
+        profile=ShapeProfile.parse(f"{SIDE}x{SIDE}", "1-4"),
+        output=output,
+        backend="openvino",
+    )
+    build(options, "pytest")
+    with ControlNetPipeline.load(output) as pipeline:
+        yield pipeline
+
+
+@pytest.mark.parametrize("family", ["sd21", "sdxl"], indirect=True, scope="module")
+@pytest.mark.parametrize("guidance_scale", [1.0, 6.0])
+def test_same_picture(on_openvino: ControlNetPipeline, family: Family, guidance_scale: float) -> None:
+    """Linear projections and v-prediction; added conditioning and two text encoders."""
+    reference = family.reference(*CONTROLS)
+    check_same_picture(on_openvino, reference, CONTROLS, hints(SIDE, 2), 0.9, guidance_scale, steps=4)
+
+
+@pytest.mark.parametrize("family", ["sdxl"], indirect=True, scope="module")
+def test_a_batch(on_openvino: ControlNetPipeline, family: Family) -> None:
+    prompts = [PROMPT, "a black circle on an orange background"]
+    shared = {
+        "num_inference_steps": 3,
+        "guidance_scale": 6.0,
+        "negative_prompt": [NEGATIVE] * 2,
+        "output_type": "latent",
+    }
+    pictures = hints(SIDE, 2)
+    generator = torch.Generator().manual_seed(9)
+    expected = family.reference("first")(prompts, image=pictures, generator=generator, **shared).images
+    found = on_openvino(prompts, {"first": pictures}, seed=9, **shared).images
+    assert relative(found, np.asarray(expected)) < LATENTS_BOUND
+
+
+@pytest.fixture
+def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+
+
+@pytest.fixture
+def openvino_bundle(demo_bundle: Path, tmp_path: Path) -> Path:
+    """The demo bundle with the name of the other backend in its manifest."""
+    copy = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"backend": "openvino"}))
+    return copy
+
+
+@pytest.mark.usefixtures("without_openvino")
+def test_a_bundle_where_openvino_is_not_installed(openvino_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    says = r"not installed: pip install 'controlrt\[openvino\]', or build one .* build-engines --backend onnxruntime"
+    with pytest.raises(BundleError, match=says):
+        ControlNetPipeline.load(openvino_bundle)
+    output = openvino_bundle.parent / "out.png"
+    assert main(["generate", str(openvino_bundle), "--prompt", "a star", "--steps", "1", "-o", str(output)]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("error: ")
+    assert "pip install 'controlrt[openvino]'" in error[-1]
+    assert not output.exists()
+
+
+@pytest.mark.usefixtures("without_openvino")
+def test_building_where_openvino_is_not_installed() -> None:
+    assert choose_backend(None) == "onnxruntime"
+    with pytest.raises(UserError, match=r"openvino is not installed here; .* pip install 'controlrt\[openvino\]'"):
+        choose_backend("openvino")
+    with pytest.raises(UserError, match="no backend 'tensorrt'; there are: openvino, onnxruntime"):
+        choose_backend("tensorrt")
