@@ -2,8 +2,8 @@
 
     python perf/sampler_update.py bundles/demo-512x512 -o perf/results/sampler-update.json
 
-The bundle is one for ONNX Runtime. Both graphs run in one process in turns (A B B A), on the same inputs, with guidance;
-times are medians.
+The bundle is one for ONNX Runtime. Both graphs run in one process in turns (A B B A), on the same inputs, with
+guidance; times are medians.
 """
 
 from __future__ import annotations
