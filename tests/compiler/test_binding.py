@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from controlrt.compiler.binding import LAYOUT, STAGES, Cut, cut, dependencies
+from controlrt.compiler.binding import LAYOUT, STAGES, Stage, cut, dependencies
 from controlrt.compiler.compile import LABELS, Passes, load_program, one_picture
 from controlrt.compiler.passes.attention_layout import AttentionLayout
 from controlrt.compiler.passes.geglu import Geglu
@@ -77,9 +77,9 @@ def run_stages(programs: Mapping[str, ir.Model], values: dict[str, NDArray[Any]]
     return made
 
 
-def assert_same_as_whole(model: ir.Model, found: Cut, values: dict[str, NDArray[Any]]) -> None:
+def assert_same_as_whole(model: ir.Model, found: Mapping[Stage, ir.Model], values: dict[str, NDArray[Any]]) -> None:
     expected = run(model, **values)
-    made = run_stages(found.programs, values)
+    made = run_stages(found, values)
     for name, value in expected.items():
         # one entry at a time may take another kernel than the whole batch: float32 rounding
         np.testing.assert_allclose(made[name], value, rtol=0, atol=2e-6 * max(np.abs(value).max(), 1e-3))
@@ -141,9 +141,9 @@ EVERY_STAGE = """
 def test_every_stage() -> None:
     model = step_of(EVERY_STAGE, "float[rows, 10] y")
     found = cut(model, OF)
-    assert list(found.programs) == list(STAGES)
-    inputs = {stage: names(program.graph.inputs) for stage, program in found.programs.items()}
-    outputs = {stage: names(program.graph.outputs) for stage, program in found.programs.items()}
+    assert list(found) == list(STAGES)
+    inputs = {stage: names(program.graph.inputs) for stage, program in found.items()}
+    outputs = {stage: names(program.graph.outputs) for stage, program in found.items()}
     assert inputs == {
         "timestep": ["timestep"],
         "prompt": ["prompt_embeds"],
@@ -158,7 +158,7 @@ def test_every_stage() -> None:
         "hint": ["hint_0"],
         "step": ["y"],
     }
-    step = found.programs["step"]
+    step = found["step"]
     assert sorted(operators(step)) == sorted(["Mul", "Add", "Gather", "Sub", "Concat"])
     shapes = {value.name: list(value.shape) for value in step.graph.inputs}
     assert shapes["timestep_0"] == ["batch", 4]
@@ -171,7 +171,7 @@ def test_every_stage() -> None:
         ("prompt_timestep", "entries"),
         ("hint", "batch"),
     ):
-        program = found.programs[stage]
+        program = found[stage]
         for value in (*program.graph.inputs, *program.graph.outputs):
             assert value.shape[0] == axis, stage
     for batch, index in ((1, [0]), (1, [0, 0]), (2, [0, 1, 0, 1]), (3, [2, 2, 0, 1])):
@@ -188,16 +188,16 @@ def test_the_model_passed_in_is_untouched() -> None:
 def test_only_the_step() -> None:
     model = step_of("y = Neg (latents)")
     found = cut(model, OF)
-    assert list(found.programs) == ["step"]
-    assert names(found.programs["step"].graph.inputs) == ["latents"]
+    assert list(found) == ["step"]
+    assert names(found["step"].graph.inputs) == ["latents"]
 
 
 def test_an_early_input_read_as_it_is() -> None:
     """It crosses like a computed value, so the plan sees one kind of thing."""
     model = step_of("y = Add (latents, prompt_embeds)")
     found = cut(model, OF)
-    assert operators(found.programs["prompt"]) == ["Identity"]
-    assert names(found.programs["step"].graph.inputs) == ["latents", "prompt_0"]
+    assert operators(found["prompt"]) == ["Identity"]
+    assert names(found["step"].graph.inputs) == ["latents", "prompt_0"]
     assert_same_as_whole(model, found, values_of(2, [0, 1]))
 
 
@@ -209,10 +209,10 @@ PACKED = """
 def test_values_of_one_kind_cross_as_one() -> None:
     model = step_of(PACKED, "float[batch, 14] y")
     found = cut(model, OF)
-    (packed,) = found.programs["timestep"].graph.outputs
+    (packed,) = found["timestep"].graph.outputs
     assert list(packed.shape) == ["steps", 14]
-    assert names(found.programs["step"].graph.inputs) == ["latents", "timestep_0"]
-    assert operators(found.programs["step"]).count("Split") == 1
+    assert names(found["step"].graph.inputs) == ["latents", "timestep_0"]
+    assert operators(found["step"]).count("Split") == 1
     assert_same_as_whole(model, found, values_of(3, [0, 1, 2]))
 
 
@@ -246,7 +246,7 @@ APART = {
 def test_values_of_several_kinds_cross_apart(early: str, outputs: str, late: str) -> None:
     model = step_of(f"{early} {late}", outputs)
     found = cut(model, OF)
-    assert names(found.programs["timestep"].graph.outputs) == ["timestep_0", "timestep_1"]
+    assert names(found["timestep"].graph.outputs) == ["timestep_0", "timestep_1"]
     assert_same_as_whole(model, found, values_of(3, [0, 1, 2]))
 
 
@@ -254,7 +254,7 @@ def test_stages_are_packed_by_themselves() -> None:
     """Values of one shape, but not of one stage."""
     model = step_of("a = Neg (timestep) b = Neg (hint) c = Mul (latents, a) y = Add (c, b)", "float[batch, 4] y")
     found = cut(model, OF)
-    assert names(found.programs["step"].graph.inputs) == ["latents", "timestep_0", "hint_0"]
+    assert names(found["step"].graph.inputs) == ["latents", "timestep_0", "hint_0"]
     assert_same_as_whole(model, found, values_of(2, [0, 1]))
 
 
@@ -266,7 +266,7 @@ def test_an_expansion_stays_behind_the_cut() -> None:
         "y = Sub (d, br2)"
     )
     found = cut(model, OF)
-    step = found.programs["step"]
+    step = found["step"]
     (packed,) = (value for value in step.graph.inputs if value.name == "timestep_0")
     assert list(packed.shape) == ["batch", 8]
     assert operators(step).count("Gather") == 2  # of the latents, and of what crossed
@@ -289,7 +289,7 @@ def test_a_copy_stays_behind_the_cut(copy: str, outputs: str) -> None:
     body += " w = Unsqueeze (z, ends) y = Mul (e, w)" if "Expand" in copy else " y = Mul (e, z)"
     model = step_of(body, outputs)
     found = cut(model, OF)
-    (packed,) = found.programs["timestep"].graph.outputs
+    (packed,) = found["timestep"].graph.outputs
     assert list(packed.shape)[:2] == ["steps", 4]
     assert np.prod(list(packed.shape)[1:]) == 4
     assert_same_as_whole(model, found, values_of(2, [0, 1]))
@@ -297,7 +297,7 @@ def test_a_copy_stays_behind_the_cut(copy: str, outputs: str) -> None:
 
 def test_a_copy_that_does_not_grow_crosses() -> None:
     model = step_of("e = Gather <axis = 1> (timestep, zero_1) y = Mul (e, latents)", "float[batch, 4] y")
-    (packed,) = cut(model, OF).programs["timestep"].graph.outputs
+    (packed,) = cut(model, OF)["timestep"].graph.outputs
     assert list(packed.shape) == ["steps", 1]
 
 
@@ -307,25 +307,25 @@ def test_values_of_constants_alone() -> None:
         "k = Neg (kernel) t = MatMul (timestep, k) x = MatMul (latents, k) y = Add (x, t)", "float[batch, 4] y"
     )
     found = cut(model, OF)
-    assert operators(found.programs["timestep"]) == ["Neg", "MatMul", "Identity"]
-    assert sorted(operators(found.programs["step"])) == ["Add", "MatMul", "Neg"]
+    assert operators(found["timestep"]) == ["Neg", "MatMul", "Identity"]
+    assert sorted(operators(found["step"])) == ["Add", "MatMul", "Neg"]
     assert_same_as_whole(model, found, values_of(2, [0, 1]))
 
 
 def test_an_output_of_constants_alone() -> None:
     model = step_of("y = Neg (kernel) z = Neg (latents)", "float[4, 4] y, float[batch, 4] z")
     found = cut(model, OF)
-    assert list(found.programs) == ["step"]
-    assert names(found.programs["step"].graph.outputs) == ["y", "z"]
+    assert list(found) == ["step"]
+    assert names(found["step"].graph.outputs) == ["y", "z"]
     assert_same_as_whole(model, found, values_of(2, [0, 1]))
 
 
 def test_an_output_known_early() -> None:
     model = step_of("a = Neg (hint) b = Neg (timestep) y = Add (latents, b)", "float[batch, 4] a, float[batch, 4] y")
     found = cut(model, OF)
-    assert names(found.programs["hint"].graph.outputs) == ["a"]
-    assert names(found.programs["step"].graph.outputs) == ["y"]
-    assert names(found.programs["step"].graph.inputs) == ["latents", "timestep_0"]
+    assert names(found["hint"].graph.outputs) == ["a"]
+    assert names(found["step"].graph.outputs) == ["y"]
+    assert names(found["step"].graph.inputs) == ["latents", "timestep_0"]
     assert_same_as_whole(model, found, values_of(2, [0, 1]))
 
 
@@ -355,7 +355,7 @@ EARLY_OUTPUTS = {
 def test_outputs_known_early(body: str, outputs: str) -> None:
     model = step_of(body, outputs)
     found = cut(model, OF)
-    given = [name for program in found.programs.values() for name in names(program.graph.outputs)]
+    given = [name for program in found.values() for name in names(program.graph.outputs)]
     assert {"y", "e" if "] e" in outputs else "a"} <= set(given)
     assert_same_as_whole(model, found, values_of(2, [0, 1, 1]))
 
@@ -368,15 +368,15 @@ def test_copies_of_the_index(copy: str) -> None:
         "y = Mul (x, e)"
     )
     found = cut(model, OF)
-    assert names(found.programs["prompt_timestep"].graph.inputs) == ["timestep", "prompt_embeds"]
+    assert names(found["prompt_timestep"].graph.inputs) == ["timestep", "prompt_embeds"]
     assert_same_as_whole(model, found, values_of(2, [1, 0, 1]))
 
 
 def test_without_an_index_or_labels() -> None:
     model = graph_of("float[n, 4] x, float[n, 4] t", "float[n, 4] y", "a = Neg (t) y = Add (x, a)")
-    assert list(cut(model, {}).programs) == ["step"]
+    assert list(cut(model, {})) == ["step"]
     found = cut(model, {"t": "timestep"})
-    assert list(found.programs) == ["timestep", "step"]
+    assert list(found) == ["timestep", "step"]
 
 
 @st.composite
@@ -426,7 +426,7 @@ def test_any_graph(graph: tuple[str, str], batch: int, shared: bool, data: st.Da
     found = cut(model, OF)
     assert contents(model) == before
     assert_same_as_whole(original, found, values_of(batch, index))
-    step = found.programs.get("step")
+    step = found.get("step")
     if step is not None:
         assert not {"timestep", "prompt_embeds", "hint"} & set(names(step.graph.inputs))
 
@@ -450,11 +450,11 @@ def test_a_t2i_adapter_is_a_hint_program() -> None:
         verbose=False,
     )
     found = cut(program.model, {"hint": "hint"})
-    assert list(found.programs) == ["hint"]
-    assert names(found.programs["hint"].graph.outputs) == ["feature_0", "feature_1"]
+    assert list(found) == ["hint"]
+    assert names(found["hint"].graph.outputs) == ["feature_0", "feature_1"]
     for batch in (1, 3):
         hint = torch.rand(batch, 3, 32, 48)
-        made = run(found.programs["hint"], hint=hint.numpy())
+        made = run(found["hint"], hint=hint.numpy())
         for value, expected in zip(made.values(), adapter(hint), strict=True):
             # convolutions of two libraries: float32 sums in another order
             np.testing.assert_allclose(value, expected.numpy(), rtol=0, atol=1e-5 * expected.abs().max().item())
@@ -472,7 +472,7 @@ def part(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module", params=["for onnxruntime", "for openvino", "for openvino, one picture"])
-def staged(request: pytest.FixtureRequest, exported: Path, part: str) -> tuple[ir.Model, Cut]:
+def staged(request: pytest.FixtureRequest, exported: Path, part: str) -> tuple[ir.Model, dict[Stage, ir.Model]]:
     """A traced step after the passes, and its programs."""
     profile = PROFILES["1" if "one picture" in request.param else "1-4"]
     program = next(program for program in read_manifest(exported).programs if program.name == part)
@@ -494,10 +494,10 @@ STAGES_OF = {
 
 
 @every_family
-def test_stages_of_a_checkpoint(family: Any, part: str, staged: tuple[ir.Model, Cut]) -> None:
+def test_stages_of_a_checkpoint(family: Any, part: str, staged: tuple[ir.Model, dict[Stage, ir.Model]]) -> None:
     """SDXL adds pooled prompt and sizes to the timestep's embedding, so nothing of it depends on the timestep alone."""
     model, found = staged
-    inputs = {stage: set(names(program.graph.inputs)) for stage, program in found.programs.items()}
+    inputs = {stage: set(names(program.graph.inputs)) for stage, program in found.items()}
     assert list(inputs) == STAGES_OF[family.name, part]
     expected = {
         "timestep": {"timestep"},
@@ -508,21 +508,17 @@ def test_stages_of_a_checkpoint(family: Any, part: str, staged: tuple[ir.Model, 
     for stage in list(inputs)[:-1]:
         assert inputs[stage] == expected[stage]
     early = {"timestep", "prompt_embeds", "text_embeds", "time_ids", "hint"}
-    crossing = {
-        name for stage, program in found.programs.items() if stage != "step" for name in names(program.graph.outputs)
-    }
+    crossing = {name for stage, program in found.items() if stage != "step" for name in names(program.graph.outputs)}
     assert inputs["step"] - {"rows"} == set(names(model.graph.inputs)) - early - {"rows"} | crossing
-    assert names(found.programs["step"].graph.outputs) == names(model.graph.outputs)
+    assert names(found["step"].graph.outputs) == names(model.graph.outputs)
 
 
 @every_family
-def test_nothing_early_is_left_in_a_step(staged: tuple[ir.Model, Cut]) -> None:
+def test_nothing_early_is_left_in_a_step(staged: tuple[ir.Model, dict[Stage, ir.Model]]) -> None:
     """Every operator of a step needs the latents, or only hands on what crossed: unpacks it, expands or copies it."""
     _, found = staged
-    step = found.programs["step"]
-    crossing = {
-        name for stage, program in found.programs.items() if stage != "step" for name in names(program.graph.outputs)
-    }
+    step = found["step"]
+    crossing = {name for stage, program in found.items() if stage != "step" for name in names(program.graph.outputs)}
     for node in step.graph:
         read = {value.name for value in ancestors(node.outputs[0]) if value.is_graph_input()}
         if read & crossing and read <= crossing | {"rows"}:
@@ -530,10 +526,10 @@ def test_nothing_early_is_left_in_a_step(staged: tuple[ir.Model, Cut]) -> None:
 
 
 @every_family
-def test_stages_in_turn_give_the_step(staged: tuple[ir.Model, Cut]) -> None:
+def test_stages_in_turn_give_the_step(staged: tuple[ir.Model, dict[Stage, ir.Model]]) -> None:
     model, found = staged
     fixed = model.graph.inputs[0].shape[0] == 1
-    before, programs = session(model), {stage: session(program) for stage, program in found.programs.items()}
+    before, programs = session(model), {stage: session(program) for stage, program in found.items()}
     for seed, (batch, index) in enumerate([(1, [0, 0]), (1, [0]), (2, [0, 1, 0, 1]), (3, [2, 0, 1, 1])]):
         if fixed and batch > 1:
             continue
@@ -553,10 +549,10 @@ def test_stages_in_turn_give_the_step(staged: tuple[ir.Model, Cut]) -> None:
 
 
 @every_family
-def test_what_crosses_is_small(staged: tuple[ir.Model, Cut]) -> None:
+def test_what_crosses_is_small(staged: tuple[ir.Model, dict[Stage, ir.Model]]) -> None:
     """One table for each kind of use: of timesteps, one that is read by picture and one that is expanded to rows."""
     _, found = staged
-    outputs = {stage: list(program.graph.outputs) for stage, program in found.programs.items()}
+    outputs = {stage: list(program.graph.outputs) for stage, program in found.items()}
     assert len(outputs.get("timestep", [])) <= 2
     assert len(outputs.get("prompt_timestep", [])) <= 1
     assert len(outputs.get("hint", [])) <= 1

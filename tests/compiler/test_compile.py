@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from compiler.graphs import contents, graph_of, operators, run
 
-from controlrt.compiler.compile import Compiled, compile_program, load_program, name_dimensions, one_picture
+from controlrt.compiler.compile import ProgramGraph, compile_program, load_program, name_dimensions, one_picture
 from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
 from controlrt.compiler.passes.row_agnostic_reshapes import RowAgnosticReshapes
 from controlrt.runtime.bundle import read_manifest
@@ -117,7 +117,7 @@ def test_sides_that_vary_are_named_and_unknown_symbols_stay() -> None:
     assert found["a"] == ["batch", 4, "s2 + 0", 24]
 
 
-def compiled(profile: ShapeProfile = MANY) -> dict[str | None, Compiled]:
+def compiled(profile: ShapeProfile = MANY) -> dict[str | None, ProgramGraph]:
     model = step()
     name_dimensions(model, STEP, profile)
     return {each.program.stage: each for each in compile_program(STEP, model, profile, PASSES)}

@@ -116,6 +116,22 @@ def open_file(file: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
 
+class Unknown(ir.passes.InPlacePass):
+    """Leaves an operator that no runtime has."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        next(node for node in model.graph if node.op_type == "Add").op_type = "NoSuchOperator"
+        return ir.passes.PassResult(model, True)
+
+
+def test_a_pass_whose_graph_does_not_run_is_named(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    with Verifier(DIMS, kept) as verifier, pytest.raises(VerificationError, match="pass Unknown changes unet"):
+        compiled((Unknown(),), verifier)
+    assert "NoSuchOperator" in {node.op_type for node in ir.load(kept / "after.onnx").graph}
+    assert (kept / "before.onnx").exists()
+
+
 def test_a_little_is_rounding(tmp_path: Path) -> None:
     """Float32 rounding passes, ten times the bound does not."""
     with Verifier(DIMS, tmp_path / "kept") as verifier:

@@ -5,6 +5,7 @@ The bounds are those of tests/parity/test_diffusers.py; rounding alone gives abo
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -55,6 +56,17 @@ def test_same_picture_of_the_demo_model(
     pictures = [Image.fromarray(scene.control(name, 512)) for name in controls]
     reference = demo_reference(*controls)
     check_same_picture(demo_on_openvino, reference, controls, pictures, 0.8, guidance_scale, steps=3)
+
+
+def test_steps_of_sizes_no_longer_planned_are_let_go(demo_on_openvino: ControlNetPipeline) -> None:
+    """Each size packs the weights anew: what a server keeps is bounded by the plans it keeps."""
+    one_step = {"num_inference_steps": 1, "output_type": "latent"}
+    for batch in (1, 2, 3, 4):
+        for guidance_scale in (1.0, 5.0):
+            demo_on_openvino("", num_images_per_prompt=batch, guidance_scale=guidance_scale, **one_step)
+    gc.collect()
+    assert len(demo_on_openvino._bound) == 4
+    assert len(demo_on_openvino._executor._sized) == 4
 
 
 def test_two_pictures_and_a_window_of_guidance(demo_on_openvino: ControlNetPipeline) -> None:

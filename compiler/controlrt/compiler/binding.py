@@ -54,13 +54,6 @@ _COPIES = frozenset(("Expand", "Tile", "Resize", "Gather", "ConstantOfShape", "C
 """Operators that only move data: where the result is larger than what it is made of, they stay behind the cut."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """Programs by stage. Stages with nothing in them are absent; ``step`` is absent where nothing is left for it."""
-
-    programs: dict[Stage, ir.Model]
-
-
 def dependencies(graph: ir.Graph, labels: Mapping[str, str]) -> dict[ir.Value, frozenset[str]]:
     """For every value, the labels of the graph inputs it depends on.
 
@@ -79,8 +72,8 @@ def dependencies(graph: ir.Graph, labels: Mapping[str, str]) -> dict[ir.Value, f
     return found
 
 
-def cut(model: ir.Model, labels: Mapping[str, str], index: str = "rows") -> Cut:
-    """Cuts ``model``, which stays as it is, into one program per stage.
+def cut(model: ir.Model, labels: Mapping[str, str], index: str = "rows") -> dict[Stage, ir.Model]:
+    """Cuts ``model``, which stays as it is, into one program per stage; a stage with nothing in it has none.
 
     The step's outputs keep their names and order. An output that is known before the step becomes an output of its
     stage's program instead (a T2I-Adapter's features come out of a pure hint program). What crosses is named
@@ -96,7 +89,7 @@ def cut(model: ir.Model, labels: Mapping[str, str], index: str = "rows") -> Cut:
     rows = next((value for value in graph.inputs if value.name == index), None)
     if rows is not None:
         use_one_index(rows)
-    stage_of = _stages(graph, labels, rows)
+    stage_of = _stages(graph, labels)
     early: dict[Stage, list[ir.Value]] = defaultdict(list)
     for output in graph.outputs:
         early[stage_of.get(output, "step")].append(output)
@@ -107,7 +100,7 @@ def cut(model: ir.Model, labels: Mapping[str, str], index: str = "rows") -> Cut:
         for stage in STAGES
         for number, (expanded, values) in enumerate(_groups(crossing.get(stage, ()), stage_of, rows))
     ]
-    programs = {}
+    programs: dict[Stage, ir.Model] = {}
     for stage in STAGES[:-1]:
         joined = [pack for pack in packs if pack.stage == stage]
         if joined or early[stage]:
@@ -117,32 +110,26 @@ def cut(model: ir.Model, labels: Mapping[str, str], index: str = "rows") -> Cut:
         for pack in packs:
             pack.enter(graph, rows)
         programs["step"] = _pruned(model)
-    return Cut(programs=programs)
+    return programs
 
 
 def _read(node: ir.Node) -> Iterable[ir.Value]:
     return (value for value in node.inputs if value is not None)
 
 
-def _stages(graph: ir.Graph, labels: Mapping[str, str], rows: ir.Value | None) -> dict[ir.Value, Stage]:
+def _stages(graph: ir.Graph, labels: Mapping[str, str]) -> dict[ir.Value, Stage]:
     """The stage at which each value is known, constants left out."""
     depends = dependencies(graph, labels)
     stage_of: dict[ir.Value, Stage] = {
         value: _STAGE_OF.get(labels_of, "step") for value, labels_of in depends.items() if labels_of
     }
-    # a copy that is larger than what it is made of stays in the step, and so does what only feeds on such copies
+    # what only copies, and makes more of it, stays with the step that reads it: what it is made of crosses
     for node in graph:
         output = node.outputs[0]
-        stage = stage_of.get(output, "step")
-        if stage == "step" or all(user_stage != "step" for user_stage in _user_stages(output, stage_of)):
+        if stage_of.get(output, "step") == "step" or set(_user_stages(output, stage_of)) != {"step"}:
             continue
-        if rows is not None and is_expansion(node, rows) and stage != "prompt_timestep":
-            grows = True
-        else:
-            grows = node.op_type in _COPIES and _elements(output) > sum(
-                _elements(v) for v in _read(node) if v in stage_of
-            )
-        if grows and all(s == "step" for s in _user_stages(output, stage_of)):
+        sources = sum(_elements(value) for value in _read(node) if value in stage_of)
+        if node.op_type in _COPIES and _elements(output) > sources:
             stage_of[output] = "step"
     return stage_of
 

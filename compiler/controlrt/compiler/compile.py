@@ -42,16 +42,8 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exported:
-    """An exported program's manifest entry and its graph."""
-
-    program: Program
-    model: ir.Model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compiled:
-    """A compiled program's manifest entry and its graph."""
+class ProgramGraph:
+    """A program's manifest entry and its graph."""
 
     program: Program
     model: ir.Model
@@ -66,7 +58,7 @@ def load_program(exported: Program, source: Path, profile: ShapeProfile) -> ir.M
 
 def compile_program(
     exported: Program, model: ir.Model, profile: ShapeProfile, passes: Passes, verifier: Verifier | None = None
-) -> list[Compiled]:
+) -> list[ProgramGraph]:
     """Runs ``passes`` over an exported program and cuts it by binding times if it is a step.
 
     Args:
@@ -89,13 +81,13 @@ def compile_program(
     labels = {
         value.name: LABELS[kind] for value in model.graph.inputs if value.name and (kind := _kind(value.name)) in LABELS
     }
-    programs = cut(model, labels).programs
+    programs = cut(model, labels)
     if verifier is not None:
         verifier.check_cut(exported.name, model, programs)
     return [_describe(exported, part, f"{exported.name}.{stage}", stage, profile) for stage, part in programs.items()]
 
 
-def fuse_programs(unet: Exported, controlnets: Mapping[str, Exported]) -> Exported:
+def fuse_programs(unet: ProgramGraph, controlnets: Mapping[str, ProgramGraph]) -> ProgramGraph:
     """The UNet's step and those of the ControlNets, by control name, as one program; see ``fuse``."""
     sources = [unet, *controlnets.values()]
     program = msgspec.structs.replace(
@@ -105,7 +97,7 @@ def fuse_programs(unet: Exported, controlnets: Mapping[str, Exported]) -> Export
         max_relative_error=max(source.program.max_relative_error for source in sources),
         export_seconds=sum(source.program.export_seconds for source in sources),
     )
-    return Exported(program=program, model=fuse(unet.model, {n: source.model for n, source in controlnets.items()}))
+    return ProgramGraph(program=program, model=fuse(unet.model, {n: source.model for n, source in controlnets.items()}))
 
 
 def name_dimensions(model: ir.Model, program: Program, profile: ShapeProfile) -> None:
@@ -163,7 +155,7 @@ def _apply(each: ir.passes.InPlacePass, model: ir.Model, name: str, verifier: Ve
     return copy
 
 
-def _describe(exported: Program, model: ir.Model, name: str, stage: str | None, profile: ShapeProfile) -> Compiled:
+def _describe(exported: Program, model: ir.Model, name: str, stage: str | None, profile: ShapeProfile) -> ProgramGraph:
     size = graph_size(model.graph)
     fixed = stage == "step" and profile.batch.low == profile.batch.high
     batch = profile.batch.low if fixed else 1
@@ -183,7 +175,7 @@ def _describe(exported: Program, model: ir.Model, name: str, stage: str | None, 
             flops=count_flops(model.graph, dims).total // batch,
         ),
     )
-    return Compiled(program=program, model=model)
+    return ProgramGraph(program=program, model=model)
 
 
 def one_picture(profile: ShapeProfile) -> dict[str, int]:

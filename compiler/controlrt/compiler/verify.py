@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,16 +23,17 @@ MAX_RELATIVE_ERROR = 1e-5
 """Of the largest value of an output: what another order of float32 sums costs through a deep network, with room."""
 
 Feeds = dict[str, NDArray[Any]]
+_log = logging.getLogger(__name__)
 
 
 class VerificationError(BuildError):
-    """A pass that changes the result. Both graphs lie in ``directory``."""
+    """A pass that changes the result, or leaves a graph that does not run. Both graphs lie in ``directory``."""
 
     def __init__(self, check: PassCheck, directory: Path) -> None:
         self.check, self.directory = check, directory
         super().__init__(
             f"pass {check.compiler_pass} changes {check.program}: the output differs by {check.max_relative_error:.1e} "
-            f"of its largest value, at most {MAX_RELATIVE_ERROR:.0e} is allowed; before.onnx and after.onnx are in "
+            f"of its largest value, at most {MAX_RELATIVE_ERROR:.0e} is allowed; the graphs before and after are in "
             f"{directory}"
         )
 
@@ -58,7 +61,7 @@ class Verifier:
         """
         feeds = self._feeds(before)
         expected = self._expected(before, feeds)
-        found = self._run(after, feeds)
+        found = self._attempt(after, feeds)
         self._record(program, compiler_pass, expected, found, {"before": before, "after": after})
         self._last = after, found
 
@@ -72,9 +75,9 @@ class Verifier:
         expected = self._expected(before, feeds)
         values = dict(feeds)
         for stage, model in stages.items():
-            values |= self._run(model, _entries(values) if stage == "prompt_timestep" else values)
+            values |= self._attempt(model, _entries(values) if stage == "prompt_timestep" else values)
         graphs = {"before": before} | {f"after.{stage}": model for stage, model in stages.items()}
-        self._record(program, "binding times", expected, {name: values[name] for name in expected}, graphs)
+        self._record(program, "binding times", expected, values, graphs)
         self._last = None
 
     def close(self) -> None:
@@ -95,6 +98,14 @@ class Verifier:
         if self._last is not None and self._last[0] is before:
             return self._last[1]
         return self._run(before, feeds)
+
+    def _attempt(self, model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """What a changed graph gives: nothing, with the reason in the log, where it does not run."""
+        try:
+            return self._run(model, feeds)
+        except Exception as error:  # ONNX Runtime's exceptions share no class
+            _log.error("the changed graph does not run: %s", error)
+            return {}
 
     def _run(self, model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         self._store.save(model, "model.onnx")
@@ -131,7 +142,7 @@ class Verifier:
         found: Mapping[str, NDArray[Any]],
         graphs: Mapping[str, ir.Model],
     ) -> None:
-        error = max(relative_error(found[name], expected[name]) for name in expected)
+        error = max(relative_error(found[name], expected[name]) if name in found else math.inf for name in expected)
         check = PassCheck(program=program, compiler_pass=compiler_pass, max_relative_error=error)
         self.checks.append(check)
         if not error <= MAX_RELATIVE_ERROR:

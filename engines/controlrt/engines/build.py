@@ -18,7 +18,7 @@ from typing import Literal
 import msgspec
 
 import controlrt.compiler
-from controlrt.compiler.compile import FUSED, Exported, compile_program, fuse_programs, load_program, one_picture
+from controlrt.compiler.compile import FUSED, ProgramGraph, compile_program, fuse_programs, load_program, one_picture
 from controlrt.compiler.verify import Verifier
 from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS, Backend
@@ -85,7 +85,7 @@ def build(options: BuildOptions, command: str) -> Built:
     check_writable(options.output)
     backend = BACKENDS[options.backend]
     with lock(options.output):
-        source = _export(options)
+        source = export_programs(options.model, options.controlnets, options.profile)
         exported = read_manifest(source)
         compiler = [sha256_tree(Path(folder), "*.py") for folder in controlrt.compiler.__path__]
         passes = [type(each).__name__ for each in backend.passes]
@@ -151,12 +151,12 @@ def _compile(
     )
 
 
-def _sources(options: BuildOptions, source: Path, exported: Manifest) -> Iterator[Exported]:
+def _sources(options: BuildOptions, source: Path, exported: Manifest) -> Iterator[ProgramGraph]:
     """Every exported program, and the fused one if there is to be one."""
     models = {}
     for program in exported.programs:
         model = load_program(program, source, exported.profile)
-        models[program.name] = Exported(program=program, model=model)
+        models[program.name] = ProgramGraph(program=program, model=model)
         yield models[program.name]
     if options.fuse:
         fused = [control for control in exported.controls if control.name in options.fuse]
@@ -164,19 +164,26 @@ def _sources(options: BuildOptions, source: Path, exported: Manifest) -> Iterato
 
 
 def _verifier(options: BuildOptions) -> Verifier:
-    """Two pictures where the profile allows them; what a failing pass did is kept beside the bundle."""
-    dims = one_picture(options.profile)
-    batch = min(2, options.profile.batch.high)
+    """Two pictures, or the nearest number that the profile allows; a failing pass is kept beside the bundle."""
+    dims, allowed = one_picture(options.profile), options.profile.batch
+    batch = min(max(2, allowed.low), allowed.high)
     kept = options.output.parent / f"{options.output.name}-verify"
     return Verifier(dims | {"batch": batch, "rows": 2 * batch}, kept)
 
 
-def _export(options: BuildOptions) -> Path:
-    """Runs ``controlrt export`` in a process of its own, so that PyTorch is gone before engines build."""
+def export_programs(model: str, controlnets: Mapping[str, str], profile: ShapeProfile) -> Path:
+    """The directory of the traced ONNX programs, which the cache keeps.
+
+    Runs ``controlrt export`` in a process of its own, so that PyTorch is gone before engines build.
+
+    Raises:
+        ExportFailedError: it failed, and has said why.
+        ControlRTError: it was killed.
+    """
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "export.json"
-        arguments = ["--profile", str(options.profile), "--batch", str(options.profile.batch), "--model", options.model]
-        for name, controlnet in options.controlnets.items():
+        arguments = ["--profile", str(profile), "--batch", str(profile.batch), "--model", model]
+        for name, controlnet in controlnets.items():
             arguments += ["--controlnet", f"{name}={controlnet}"]
         command = [sys.executable, "-m", "controlrt.runtime.commands", "export", *arguments, "--report", str(report)]
         process = subprocess.Popen(command)

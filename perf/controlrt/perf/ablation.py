@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from controlrt.engines.backends import BACKENDS
+from controlrt.engines.build import export_programs
 from controlrt.perf.accuracy import compare
 from controlrt.perf.graphs import PARTS, GraphCounts, prepare_graphs
 from controlrt.perf.inputs import GUIDANCE_SCALE, SAMPLER, STEP, STEPS, step_inputs
 from controlrt.perf.machine import available_memory, commit, installed_versions, this_machine, usable_cores
-from controlrt.perf.models import CONTROL, MODELS, BenchModel, bench_directory, export_model, prepare_model
+from controlrt.perf.models import CONTROL, MODELS, BenchModel, bench_directory, prepare_model
 from controlrt.perf.ratios import Measured
 from controlrt.perf.report import (
     SCHEMA_VERSION,
@@ -131,7 +132,9 @@ def measure(options: AblationOptions, command: str) -> AblationReport:
         )
     model = prepare_model(options.model)
     memory = _memory_groups(options, model, variants)
-    exported = Bundle.open(export_model(model, ShapeProfile.parse(PROFILE)), verify=False)
+    exported = Bundle.open(
+        export_programs(str(model.model), {CONTROL: str(model.controlnet)}, ShapeProfile.parse(PROFILE)), verify=False
+    )
     with _scratch() as scratch:
         specs, counts = _prepare(options, model, exported, variants, scratch)
         runs = Runs(

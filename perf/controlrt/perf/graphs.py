@@ -12,7 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from controlrt.compiler.compile import (
     FUSED,
-    Exported,
+    ProgramGraph,
     compile_program,
     fuse_programs,
     load_program,
@@ -123,14 +123,14 @@ class _Chain:
         self._done = variant.passes
         return programs, counts
 
-    def _load(self) -> dict[str, Exported]:
+    def _load(self) -> dict[str, ProgramGraph]:
         programs = (self._exported.manifest.program(part) for part in PARTS)
         return {
-            program.part: Exported(program=program, model=load_program(program, self._exported.path, self._profile))
+            program.part: ProgramGraph(program=program, model=load_program(program, self._exported.path, self._profile))
             for program in programs
         }
 
-    def _run_passes(self, exported: Exported, until: int) -> None:
+    def _run_passes(self, exported: ProgramGraph, until: int) -> None:
         for each in self._passes[self._done : until]:
             try:
                 each(exported.model)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.runtime.errors import ControlRTError, UserError
-from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.storage import atomic_directory, cache_root, lock, sha256_file
 
 CONTROL = "canny"
@@ -47,20 +45,6 @@ def prepare_model(name: str) -> BenchModel:
         ControlRTError: the model cannot be built.
     """
     return MODELS[name]()
-
-
-def export_model(model: BenchModel, profile: ShapeProfile) -> Path:
-    """The directory of the model's traced ONNX programs; exports them in a process of its own unless they are cached.
-
-    Raises:
-        ControlRTError: the export failed; it has said why.
-    """
-    with tempfile.TemporaryDirectory() as directory:
-        report = Path(directory) / "export.json"
-        options = ["--profile", str(profile), "--batch", str(profile.batch), "--model", str(model.model)]
-        options += ["--controlnet", f"{CONTROL}={model.controlnet}", "--report", str(report)]
-        _run_module(["controlrt.runtime.commands", "export", *options], f"export {model.name}")
-        return Path(json.loads(report.read_text())["path"])
 
 
 def _demo() -> BenchModel:

@@ -159,8 +159,9 @@ class Manifest(_Record, frozen=True, kw_only=True):
 
     def fused(self, controls: Sequence[str]) -> str | None:
         """The part that is the UNet fused with exactly these controls, if the bundle has one."""
-        found = self.fusion is not None and len(controls) > 0 and set(self.fusion.controls) == set(controls)
-        return self.fusion.part if found and self.fusion is not None else None
+        if self.fusion is None or set(self.fusion.controls) != set(controls):
+            return None
+        return self.fusion.part
 
     def stage(self, part: str, stage: Stage) -> Program | None:
         """The program of one stage of ``part``, if it has that stage."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +27,18 @@ class OpenVinoExecutor(Executor):
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__(bundle, threads)
-        self._requests: dict[tuple[str, Shapes], openvino.InferRequest] = {}
+        self._any_size: dict[str, openvino.InferRequest] = {}
+        # those of a plan's sizes hold packed weights, and go with the last plan that launches them
+        self._sized: WeakValueDictionary[tuple[str, Shapes], openvino.InferRequest] = WeakValueDictionary()
 
     def load(self, program: str) -> None:
         """Opens a program that is run at any size; one of the loop opens with the first plan that binds it."""
         if self._bundle.manifest.program(program).stage != "step":
-            self._request(program, ())
+            self._request_of_any_size(program)
 
     def run(self, program: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See ``Executor``."""
-        request = self._request(program, ())
+        request = self._request_of_any_size(program)
         request.infer(dict(inputs), share_inputs=True)
         outputs = self._bundle.manifest.program(program).outputs
         return {output.name: np.array(request.get_tensor(output.name).data) for output in outputs}
@@ -44,7 +47,10 @@ class OpenVinoExecutor(Executor):
         """See ``Executor``."""
         import openvino
 
-        request = self._request(program, tuple((name, array.shape) for name, array in inputs.items()))
+        shapes = tuple((name, array.shape) for name, array in inputs.items())
+        request = self._sized.get((program, shapes))
+        if request is None:
+            self._sized[program, shapes] = request = self._compile(program, dict(shapes))
         tensors = [
             (name, openvino.Tensor(array, shared_memory=True)) for name, array in (*inputs.items(), *outputs.items())
         ]
@@ -58,14 +64,17 @@ class OpenVinoExecutor(Executor):
 
     def close(self) -> None:
         """See ``Executor``."""
-        self._requests.clear()
+        self._any_size.clear()
+        self._sized.clear()
 
-    def _request(self, program: str, shapes: Shapes) -> openvino.InferRequest:
-        key = program, shapes
-        if key not in self._requests:
-            file = self._bundle.file(self._bundle.manifest.program(program).file)
-            self._requests[key] = compile_model(file, dict(shapes), self._threads).create_infer_request()
-        return self._requests[key]
+    def _request_of_any_size(self, program: str) -> openvino.InferRequest:
+        if program not in self._any_size:
+            self._any_size[program] = self._compile(program, None)
+        return self._any_size[program]
+
+    def _compile(self, program: str, shapes: dict[str, tuple[int, ...]] | None) -> openvino.InferRequest:
+        file = self._bundle.file(self._bundle.manifest.program(program).file)
+        return compile_model(file, shapes, self._threads).create_infer_request()
 
 
 def compile_model(
