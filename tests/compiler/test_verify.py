@@ -13,7 +13,8 @@ from compiler.graphs import contents, graph_of
 
 from controlrt.compiler.compile import compile_program
 from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
-from controlrt.compiler.verify import MAX_RELATIVE_ERROR, VerificationError, Verifier, relative_error
+from controlrt.compiler.reference import relative_error
+from controlrt.compiler.verify import MAX_RELATIVE_ERROR, VerificationError, Verifier
 from controlrt.runtime.errors import BuildError
 from controlrt.runtime.manifest import Program
 from controlrt.runtime.profile import ShapeProfile

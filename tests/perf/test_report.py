@@ -10,8 +10,8 @@ import pytest
 from controlrt.perf.accuracy import Accuracy
 from controlrt.perf.graphs import GraphCounts
 from controlrt.perf.machine import Commit, this_machine
-from controlrt.perf.ratios import Ratio
 from controlrt.perf.report import AblationReport, Group, Setting, VariantResult, encode, table
+from controlrt.perf.statistics import Ratio
 
 ONE = Ratio(value=1, low=1, high=1)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from controlrt.perf.runs import Runs
-from controlrt.perf.worker_process import WorkerError, WorkerProcess
+from controlrt.perf.child_process import WorkerError
+from controlrt.perf.worker_process import WorkerProcess
 
 SCRIPT = """
 import sys

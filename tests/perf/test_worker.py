@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controlrt.perf.worker import peak_memory, serve
-from controlrt.perf.worker_process import WorkerError, WorkerProcess
+from controlrt.perf.memory import peak_memory
+from controlrt.perf.worker import serve
+from controlrt.perf.child_process import WorkerError
+from controlrt.perf.worker_process import WorkerProcess
 
 SERVED = """
 import sys

@@ -50,7 +50,7 @@ _AXIS: dict[Stage, str] = {
     "step": "batch",
 }
 """What the leading axis of a stage's values counts."""
-_COPIES = frozenset(("Expand", "Tile", "Resize", "Gather", "ConstantOfShape", "Concat", "Pad"))
+COPIES = frozenset(("Expand", "Tile", "Resize", "Gather", "ConstantOfShape", "Concat", "Pad"))
 """Operators that only move data: where the result is larger than what it is made of, they stay behind the cut."""
 
 
@@ -129,7 +129,7 @@ def _stages(graph: ir.Graph, labels: Mapping[str, str]) -> dict[ir.Value, Stage]
         if stage_of.get(output, "step") == "step" or set(_user_stages(output, stage_of)) != {"step"}:
             continue
         sources = sum(_elements(value) for value in _read(node) if value in stage_of)
-        if node.op_type in _COPIES and _elements(output) > sources:
+        if node.op_type in COPIES and _elements(output) > sources:
             stage_of[output] = "step"
     return stage_of
 

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import msgspec
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from controlrt.compiler.binding import LAYOUT, cut
 from controlrt.compiler.flops import count_flops, graph_size
 from controlrt.compiler.fuse import fuse
+from controlrt.compiler.passes.half_precision import HalfPrecision
 from controlrt.compiler.verify import Verifier
-from controlrt.runtime.manifest import Cost, DType, Program, TensorSpec
+from controlrt.runtime.errors import BuildError
+from controlrt.runtime.manifest import Cost, DType, Precision, Program, Stage, TensorSpec
+from controlrt.runtime.plan import PER_STEP_STAGES
 from controlrt.runtime.profile import ShapeProfile
 
 Passes = tuple[ir.passes.InPlacePass, ...]
@@ -57,7 +61,12 @@ def load_program(exported: Program, source: Path, profile: ShapeProfile) -> ir.M
 
 
 def compile_program(
-    exported: Program, model: ir.Model, profile: ShapeProfile, passes: Passes, verifier: Verifier | None = None
+    exported: Program,
+    model: ir.Model,
+    profile: ShapeProfile,
+    passes: Passes,
+    verifier: Verifier | None = None,
+    precision: Precision = "fp32",
 ) -> list[ProgramGraph]:
     """Runs ``passes`` over an exported program and cuts it by binding times if it is a step.
 
@@ -66,25 +75,35 @@ def compile_program(
         model: its graph, as ``load_program`` gives it.
         profile: sizes and batch.
         passes: in order. One that cannot handle the graph is left out, with the reason in the log.
-        verifier: compares the graph before and after every pass and the cut.
+        verifier: compares the graph before and after every pass and the cut, in float32.
+        precision: what the programs compute in. "bf16" leaves the graph as it is: the backend rounds.
 
     Returns:
         The program itself, or one program per stage of it.
 
     Raises:
         VerificationError: a pass that changes the result.
+        BuildError: a graph that cannot be brought to float16.
     """
     for each in passes:
         model = _apply(each, model, exported.name, verifier)
+    labels = input_labels(model)
+    if _is_step(model) and verifier is not None:
+        verifier.check_cut(exported.name, model, cut(model, labels))
+    if precision == "fp16":
+        model = _in_half(model, labels, exported.name)
     if not _is_step(model):
-        return [_describe(exported, model, exported.name, None, profile)]
-    labels = {
-        value.name: LABELS[kind] for value in model.graph.inputs if value.name and (kind := _kind(value.name)) in LABELS
-    }
-    programs = cut(model, labels)
-    if verifier is not None:
-        verifier.check_cut(exported.name, model, programs)
-    return [_describe(exported, part, f"{exported.name}.{stage}", stage, profile) for stage, part in programs.items()]
+        return [_describe(exported, model, exported.name, None, profile, precision)]
+    return [
+        _describe(exported, part, f"{exported.name}.{stage}", stage, profile, precision)
+        for stage, part in cut(model, labels).items()
+    ]
+
+
+def input_labels(model: ir.Model) -> dict[str, str]:
+    """What each input of a step stands for, by its name; inputs that belong to the step itself are left out."""
+    names = [value.name for value in model.graph.inputs if value.name]
+    return {name: LABELS[kind] for name in names if (kind := _kind(name)) in LABELS}
 
 
 def fuse_programs(unet: ProgramGraph, controlnets: Mapping[str, ProgramGraph]) -> ProgramGraph:
@@ -155,7 +174,19 @@ def _apply(each: ir.passes.InPlacePass, model: ir.Model, name: str, verifier: Ve
     return copy
 
 
-def _describe(exported: Program, model: ir.Model, name: str, stage: str | None, profile: ShapeProfile) -> ProgramGraph:
+def _in_half(model: ir.Model, labels: Mapping[str, str], name: str) -> ir.Model:
+    copy = model.clone()
+    try:
+        HalfPrecision(labels)(copy)
+    except Exception as error:  # of the pass framework, with the reason behind it
+        raise BuildError(f"{name} cannot be brought to float16: {error}; build it with --precision fp32") from error
+    RemoveUnusedNodesPass()(copy)  # the float32 weights
+    return copy
+
+
+def _describe(
+    exported: Program, model: ir.Model, name: str, stage: Stage | None, profile: ShapeProfile, precision: Precision
+) -> ProgramGraph:
     size = graph_size(model.graph)
     fixed = stage == "step" and profile.batch.low == profile.batch.high
     batch = profile.batch.low if fixed else 1
@@ -165,6 +196,7 @@ def _describe(exported: Program, model: ir.Model, name: str, stage: str | None, 
         name=name,
         part=exported.name,
         stage=stage,
+        precision=_precision_of(name, stage, precision),
         file=f"programs/{name}.onnx",
         inputs=tuple(map(_spec, model.graph.inputs)),
         outputs=tuple(map(_spec, model.graph.outputs)),
@@ -176,6 +208,12 @@ def _describe(exported: Program, model: ir.Model, name: str, stage: str | None, 
         ),
     )
     return ProgramGraph(program=program, model=model)
+
+
+def _precision_of(name: str, stage: Stage | None, precision: Precision) -> Precision:
+    """What runs once per schedule, and in bfloat16 what runs once per prompt, stays in float32: it costs nothing."""
+    rare = stage in PER_STEP_STAGES or (precision == "bf16" and (stage == "prompt" or name.startswith("text_encoder")))
+    return "fp32" if rare else precision
 
 
 def one_picture(profile: ShapeProfile) -> dict[str, int]:

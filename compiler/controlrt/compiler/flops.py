@@ -26,8 +26,10 @@ from controlrt.runtime.errors import ControlRTError
 
 MIN_OPSET = 13
 """Before it, Squeeze and Unsqueeze had their axes elsewhere."""
-_KEEPS_SHAPE = ("GroupNormalization", "MeanVarianceNormalization")
+_KEEPS_SHAPE = ("GroupNormalization", "MeanVarianceNormalization", "MultiHeadAttention")
 """The operators that onnx 1.23 cannot infer. Their output is as large as their first input."""
+_NOT_STANDARD = (("com.microsoft", "MultiHeadAttention"),)
+"""The operators of other domains that have a rule here: passes put them in."""
 _REFUSED = (
     "ConvInteger",
     "DeformConv",
@@ -78,13 +80,13 @@ def count_flops(graph: ir.Graph, dims: Mapping[str, int]) -> FlopCount:
     """Counts the FLOPs of one run of ``graph``, which stays as it is.
 
     Args:
-        graph: in topological order, of standard ONNX operators only.
+        graph: in topological order, of standard ONNX operators and those that a pass puts in.
         dims: the size of each named dimension of the inputs. A dimension such as ``height/8`` or ``4*h`` is looked up
             as it is written, then evaluated. Names that no input has are ignored.
 
     Raises:
         FlopCountError: an input has a dimension that ``dims`` does not bind, the shapes of a counted node cannot be
-            told, or a node is not a standard operator, holds a graph, or multiplies matrices but has no rule here.
+            told, or a node is of an unknown domain, holds a graph, or multiplies matrices but has no rule here.
     """
     shapes = infer_shapes(graph, dims)
     by_op_type = dict.fromkeys(_RULES, 0)
@@ -128,7 +130,7 @@ def infer_shapes(graph: ir.Graph, dims: Mapping[str, int]) -> dict[ir.Value, ir.
 
 
 def _refuse_uncountable(node: ir.Node) -> None:
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in _NOT_STANDARD:
         reason = f"is an operator of {node.domain}; inline functions, and count before an engine puts in its own"
     elif _holds_graph(node):
         reason = "holds a graph, and how often that runs is not known"
@@ -256,12 +258,19 @@ def _attention(operands: _Operands) -> int:
     return 2 * batch * heads * length * keys * (head_size + value_size)
 
 
+def _multi_head_attention(operands: _Operands) -> int:
+    """The same two products; operands are (batch, length, heads * head size), heads alike in all of them."""
+    (batch, length, hidden_size), keys = operands.input(0), operands.input(1)[1]
+    return 4 * batch * length * keys * hidden_size
+
+
 _RULES: dict[str, Callable[[_Operands], int]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Attention": _attention,
+    "MultiHeadAttention": _multi_head_attention,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -13,19 +14,29 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 import controlrt.compiler
 from controlrt.compiler.compile import FUSED, ProgramGraph, compile_program, fuse_programs, load_program, one_picture
+from controlrt.compiler.reference import Reference
 from controlrt.compiler.verify import Verifier
 from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS, Backend
+from controlrt.engines.quality import measure_loss
 from controlrt.runtime.bundle import Bundle, digest_files, read_manifest, write_manifest
 from controlrt.runtime.commands import INTERRUPTED
-from controlrt.runtime.errors import BundleError, ControlRTError, UnknownNameError
-from controlrt.runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION, Fusion, Manifest, PassCheck, Program
+from controlrt.runtime.errors import BuildError, BundleError, ControlRTError, ParameterError, UnknownNameError
+from controlrt.runtime.executors import open_executor
+from controlrt.runtime.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    Fusion,
+    Manifest,
+    PassCheck,
+    Precision,
+    Program,
+)
 from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.progress import Progress
@@ -41,7 +52,7 @@ class BuildOptions:
     profile: ShapeProfile
     output: Path
     backend: BackendName = "onnxruntime"
-    precision: Literal["fp32"] = "fp32"
+    precision: Precision = "fp32"
     fuse: tuple[str, ...] = ()
     """Controls to fuse with the UNet into one program, for the steps at which exactly these are on."""
     verify: bool = False
@@ -50,6 +61,9 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise UnknownNameError("backend", self.backend, BACKENDS)
+        allowed = BACKENDS[self.backend].precisions
+        if self.precision not in allowed:
+            raise ParameterError("--precision", self.precision, f"one of {', '.join(allowed)} with {self.backend}")
         for name in self.fuse:
             if name not in self.controlnets:
                 raise UnknownNameError("control in --fuse", name, self.controlnets)
@@ -110,45 +124,79 @@ def _compile(
     checks: list[PassCheck] = []
     (target / "programs").mkdir()
     verifying = _verifier(options) if options.verify else contextlib.nullcontext()
-    with (
-        Progress("build", len(exported.programs) + bool(options.fuse) + 1) as progress,
-        WeightStore(target / "programs") as weights,
-        verifying as verifier,
-    ):
-        for each in _sources(options, source, exported):
-            progress.start(f"{options.backend} {each.program.name}")
-            for compiled in compile_program(each.program, each.model, exported.profile, backend.passes, verifier):
-                weights.save(compiled.model, Path(compiled.program.file).name)
-                backend.check(compiled.program, target / compiled.program.file)
-                programs.append(compiled.program)
-        if verifier is not None:
-            checks = verifier.checks
+    measured = options.verify or options.precision != "fp32"
+    parts = len(exported.programs) + bool(options.fuse)
+    with Progress("build", parts * (1 + measured) + 1) as progress:
+        with WeightStore(target / "programs") as weights, verifying as verifier:
+            for each in _sources(options, source, exported):
+                name = each.program.name
+                progress.start(f"{options.backend} {name}")
+                precision = _precision(name, options, exported)
+                for compiled in compile_program(
+                    each.program, each.model, exported.profile, backend.passes, verifier, precision
+                ):
+                    weights.save(compiled.model, Path(compiled.program.file).name)
+                    backend.check(compiled.program, target / compiled.program.file)
+                    programs.append(compiled.program)
+            if verifier is not None:
+                checks = verifier.checks
         progress.start("hash files")
-        for name in exported.files:
-            if not name.startswith("programs/"):
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / name, target / name)
-    files = digest_files(target)
-    return msgspec.structs.replace(
-        exported,
-        key=key,
-        backend=options.backend,
-        precision=options.precision,
-        model=msgspec.structs.replace(exported.model, source=options.model),
-        controls=tuple(
-            msgspec.structs.replace(control, source=options.controlnets[control.name]) for control in exported.controls
-        ),
-        fusion=Fusion(part=FUSED, controls=options.fuse) if options.fuse else None,
-        programs=tuple(programs),
-        checks=tuple(checks),
-        files=files,
-        provenance=msgspec.structs.replace(
-            exported.provenance,
-            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            command=command,
-            versions={**exported.provenance.versions, **backend.versions()},
-        ),
-    )
+        for file in exported.files:
+            if not file.startswith("programs/"):
+                (target / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / file, target / file)
+        manifest = msgspec.structs.replace(
+            exported,
+            key=key,
+            backend=options.backend,
+            precision=options.precision,
+            model=msgspec.structs.replace(exported.model, source=options.model),
+            controls=tuple(
+                msgspec.structs.replace(control, source=options.controlnets[control.name])
+                for control in exported.controls
+            ),
+            fusion=Fusion(part=FUSED, controls=options.fuse) if options.fuse else None,
+            programs=tuple(programs),
+            checks=tuple(checks),
+            files=digest_files(target),
+            provenance=msgspec.structs.replace(
+                exported.provenance,
+                created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                command=command,
+                versions={**exported.provenance.versions, **backend.versions()},
+            ),
+        )
+        if measured:
+            manifest = _measured(options, Bundle(target, manifest), source, exported, progress)
+    return manifest
+
+
+def _precision(part: str, options: BuildOptions, exported: Manifest) -> Precision:
+    """A VAE whose activations leave the range of float16 stays in float32."""
+    overflows = options.precision == "fp16" and part.startswith("vae") and exported.model.vae_float32
+    return "fp32" if overflows else options.precision
+
+
+def _measured(options: BuildOptions, built: Bundle, source: Path, exported: Manifest, progress: Progress) -> Manifest:
+    """The manifest with the loss of every program.
+
+    Raises:
+        BuildError: a program whose output is not finite.
+    """
+    programs: list[Program] = []
+    with Reference(_few_pictures(options.profile)) as reference:
+        for each in _sources(options, source, exported):
+            part = each.program.name
+            progress.start(f"measure {part}")
+            stages = [program for program in built.manifest.programs if program.part == part]
+            with open_executor(built) as executor:
+                loss = measure_loss(executor, stages, each.model, reference)
+            if not math.isfinite(loss.max_relative_error):
+                raise BuildError(
+                    f"{part} gives values that are not finite in {options.precision}; build it with --precision fp32"
+                )
+            programs += [msgspec.structs.replace(program, loss=loss) for program in stages]
+    return msgspec.structs.replace(built.manifest, programs=tuple(programs))
 
 
 def _sources(options: BuildOptions, source: Path, exported: Manifest) -> Iterator[ProgramGraph]:
@@ -164,11 +212,14 @@ def _sources(options: BuildOptions, source: Path, exported: Manifest) -> Iterato
 
 
 def _verifier(options: BuildOptions) -> Verifier:
-    """Two pictures, or the nearest number that the profile allows; a failing pass is kept beside the bundle."""
-    dims, allowed = one_picture(options.profile), options.profile.batch
-    batch = min(max(2, allowed.low), allowed.high)
-    kept = options.output.parent / f"{options.output.name}-verify"
-    return Verifier(dims | {"batch": batch, "rows": 2 * batch}, kept)
+    """A failing pass is kept beside the bundle."""
+    return Verifier(_few_pictures(options.profile), options.output.parent / f"{options.output.name}-verify")
+
+
+def _few_pictures(profile: ShapeProfile) -> dict[str, int]:
+    """Sizes to check with: two guided pictures, or the nearest number that the profile allows."""
+    batch = min(max(2, profile.batch.low), profile.batch.high)
+    return one_picture(profile) | {"batch": batch, "rows": 2 * batch}
 
 
 def export_programs(model: str, controlnets: Mapping[str, str], profile: ShapeProfile) -> Path:

@@ -10,12 +10,14 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import controlrt.engines.command
 from controlrt.engines.backends import BACKENDS, choose_backend
 from controlrt.engines.build import BuildOptions, build
 from controlrt.runtime.commands import guarded, named_values, run_command
 from controlrt.runtime.errors import UserError
+from controlrt.runtime.manifest import Precision
 from controlrt.runtime.profile import ShapeProfile
 
 
@@ -38,7 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", choices=sorted(BACKENDS), help="what runs the programs; the fastest one installed where not given"
     )
-    parser.add_argument("--precision", default="fp32", choices=["fp32"])
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        choices=get_args(Precision),
+        help="what programs compute in; what is given up is measured and recorded (bf16: openvino only)",
+    )
     parser.add_argument(
         "--fuse", default="", metavar="NAME[,NAME]", help="controls to put into one program with the UNet"
     )
@@ -62,7 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         model, name = arguments.model, Path(arguments.model).resolve().name.removesuffix(".safetensors")
     several = "" if str(profile.batch) == "1" else f"-batch{profile.batch}"
-    output = arguments.output or Path("bundles") / f"{name}-{profile}{several}".replace(",", "+")
+    lower = "" if arguments.precision == "fp32" else f"-{arguments.precision}"
+    output = arguments.output or Path("bundles") / f"{name}-{profile}{several}{lower}".replace(",", "+")
     options = BuildOptions(
         model=model,
         controlnets=controlnets,

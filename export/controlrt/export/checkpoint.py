@@ -63,6 +63,11 @@ class Checkpoint:
     zero_empty_negative: bool
 
     @property
+    def vae_float32(self) -> bool:
+        """Whether the VAE's activations leave the range of float16, by the rule of diffusers' XL pipelines."""
+        return self.time_ids and bool(self.vae.config.get("force_upcast", True))
+
+    @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent, along a side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)

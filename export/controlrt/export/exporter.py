@@ -151,6 +151,7 @@ def _export_into(
             vae_scale_factor=factor,
             time_ids=loaded.time_ids,
             zero_empty_negative=loaded.zero_empty_negative,
+            vae_float32=loaded.vae_float32,
         ),
         text_encoders=tuple(
             TextEncoder(

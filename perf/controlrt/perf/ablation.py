@@ -76,7 +76,9 @@ class AblationOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("--model", choices=list(MODELS), default="demo", help="sd15: random weights of that size")
+    parser.add_argument(
+        "--model", choices=list(MODELS), default="demo", help="sd15, sd21, sdxl: random weights of that size"
+    )
     parser.add_argument("--repeats", type=int, default=REPEATS, help=f"measured rounds ({REPEATS})")
     parser.add_argument("--threads", type=int, default=usable_cores(), help="CPU threads of each variant (all cores)")
     parser.add_argument(

@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from controlrt.compiler.verify import MAX_RELATIVE_ERROR, relative_error
+from controlrt.compiler.reference import relative_error
+from controlrt.compiler.verify import MAX_RELATIVE_ERROR
 from controlrt.perf.variants import REFERENCE, Variant, plain
 
 MAX_RUNTIME_ERROR = 1e-4

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from types import ModuleType
 
-from controlrt.perf import ablation
+from controlrt.perf import ablation, compare
+from controlrt.perf.page import command as page
 
-BENCHMARKS: dict[str, ModuleType] = {"ablation": ablation}
+BENCHMARKS: dict[str, ModuleType] = {"ablation": ablation, "compare": compare, "page": page}
 """Benchmarks by name. Each module is like a command's: a docstring, ``add_arguments(parser)``, ``run(arguments)``."""
 
 

@@ -13,6 +13,10 @@ import msgspec
 
 PACKAGES = ("controlrt", "torch", "onnxruntime", "openvino", "diffusers", "transformers", "onnx-ir", "numpy")
 
+ISA = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "amx_bf16")
+"""Extensions that matrix kernels choose by, as Linux names them."""
+_GPU_FIELDS = "name,memory.total,driver_version,clocks.max.sm,clocks.max.mem,power.limit"
+
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Hardware and system."""
@@ -25,6 +29,14 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     python: str
     load_average: float
     """Of the last minute, before the measurement: how busy others kept the machine."""
+    clock_mhz: float | None = None
+    """The fastest core's at that time; None where the system does not tell."""
+    governor: str | None = None
+    """Of the clock, ``performance`` or ``powersave``; None in most virtual machines."""
+    isa: tuple[str, ...] = ()
+    """Vector and matrix extensions of the CPU that kernels choose by."""
+    gpus: tuple[str, ...] = ()
+    """Name, memory, driver and clock limits of each."""
 
     @property
     def is_busy(self) -> bool:
@@ -49,6 +61,10 @@ def this_machine() -> Machine:
         os=platform.platform(),
         python=platform.python_version(),
         load_average=round(os.getloadavg()[0], 2),
+        clock_mhz=_clock(),
+        governor=_governor(),
+        isa=tuple(name for name in ISA if name in _cpuinfo().get("flags", "").split()),
+        gpus=_gpus(),
     )
 
 
@@ -92,6 +108,15 @@ def _git(directory: Path, *arguments: str) -> str | None:
 
 def _cpu() -> str:
     """Model name, with family and model where the name alone says little (virtual machines shorten it)."""
+    fields = _cpuinfo()
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in fields and "model" in fields:
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    return name
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Of the first core; empty where the system does not tell."""
     fields: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -100,10 +125,31 @@ def _cpu() -> str:
                 fields.setdefault(name.strip(), value.strip())
     except OSError:
         pass
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    if "cpu family" in fields and "model" in fields:
-        name += f" (family {fields['cpu family']}, model {fields['model']})"
-    return name
+    return fields
+
+
+def _clock() -> float | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    return max((float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")), default=None)
+
+
+def _governor() -> str | None:
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
+    except OSError:
+        return None
+
+
+def _gpus() -> tuple[str, ...]:
+    try:
+        query = ["nvidia-smi", f"--query-gpu={_GPU_FIELDS}", "--format=csv,noheader"]
+        found = subprocess.run(query, capture_output=True, text=True, check=False)
+    except OSError:
+        return ()
+    return tuple(found.stdout.strip().splitlines()) if found.returncode == 0 else ()
 
 
 def _memory(field: str) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -10,7 +11,9 @@ import msgspec
 from controlrt.perf.accuracy import Accuracy
 from controlrt.perf.graphs import GraphCounts
 from controlrt.perf.machine import Commit, Machine
-from controlrt.perf.ratios import Ratio
+from controlrt.perf.statistics import Ratio
+from controlrt.perf.text_table import aligned
+from controlrt.runtime.errors import UserError
 
 SCHEMA_VERSION = 1
 
@@ -100,6 +103,29 @@ def encode(report: AblationReport) -> bytes:
     return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
 
 
+def load_ablation(file: Path) -> AblationReport:
+    """Reads what ``encode`` wrote.
+
+    Raises:
+        UserError: no such file, or it holds something else.
+    """
+    try:
+        report = msgspec.json.decode(file.read_bytes(), type=AblationReport)
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+    except msgspec.DecodeError as error:  # ValidationError is one
+        raise UserError(f"{file} is no result of controlrt bench ablation: {error}") from None
+    if report.schema_version != SCHEMA_VERSION:
+        raise UserError(f"{file} has schema version {report.schema_version}; this controlrt reads {SCHEMA_VERSION}")
+    grouped = {report.reference}.union(*(group.variants for group in report.groups))
+    lonely = {report.reference} - {each.name for each in report.variants} | {
+        each.name for each in report.variants if each.name not in grouped
+    }
+    if lonely:
+        raise UserError(f"{file} has no rounds of {', '.join(sorted(lonely))}; the file was edited, measure again")
+    return report
+
+
 def table(report: AblationReport) -> str:
     """The report as text."""
     setting, machine = report.setting, report.machine
@@ -110,7 +136,7 @@ def table(report: AblationReport) -> str:
         f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB, load {machine.load_average}; "
         f"{commit}",
         "",
-        *_aligned([[title for title, _ in _COLUMNS], *([cell(v) for _, cell in _COLUMNS] for v in report.variants)]),
+        *aligned([[title for title, _ in _COLUMNS], *([cell(v) for _, cell in _COLUMNS] for v in report.variants)]),
         *(f"not measured: {name}: {reason}" for name, reason in report.lost.items()),
         "",
         f"x eager: how many times faster than {report.eager or 'eager, which was not measured'}; "
@@ -145,15 +171,3 @@ _COLUMNS: tuple[tuple[str, Callable[[VariantResult], str]], ...] = (
     ("GFLOP", _graph(lambda graph: f"{graph.flops / 1e9:.2f}")),
     ("error", _error),
 )
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns under each other, the first one to the left and numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

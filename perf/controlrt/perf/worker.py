@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.perf.inputs import StepInputs
+from controlrt.perf.memory import peak_memory
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,16 +96,6 @@ def serve(step: Step, commands: TextIO, answers: TextIO) -> None:
         else:
             raise ValueError(f"unknown command {command!r}; there are: step, save FILE")
         _answer(answers, Reply(seconds=seconds, peak_bytes=peak_memory()))
-
-
-def peak_memory() -> int:
-    """VmHWM of this process in bytes; 0 where the system does not tell."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return 0
-    lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    return 1024 * int(lines.get("VmHWM", "0 kB").split()[0])
 
 
 def _answer(answers: TextIO, reply: Reply) -> None:

@@ -10,11 +10,13 @@ import msgspec
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.profile import ShapeProfile
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST_NAME = "manifest.json"
 
 DType = Literal["float32", "float16", "int64", "int32", "uint8"]
 Backend = Literal["onnxruntime", "openvino"]
+Precision = Literal["fp32", "fp16", "bf16"]
+"""What programs compute in. ``fp16`` is a matter of the graph, ``bf16`` of the backend that runs it."""
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 
@@ -46,6 +48,15 @@ class Cost(_Record, frozen=True, kw_only=True):
     """Of its matrix products, a multiply-add being two: one guided picture of the default size, or one entry."""
 
 
+class Loss(_Record, frozen=True, kw_only=True):
+    """How far outputs are from those of the float32 export on seeded inputs, run by the bundle's backend."""
+
+    max_relative_error: float
+    """Largest difference, relative to the output's largest value."""
+    rms_relative_error: float
+    """Root mean square of the difference, relative to that of the output."""
+
+
 class Program(_Record, frozen=True, kw_only=True):
     """One compiled program."""
 
@@ -62,6 +73,9 @@ class Program(_Record, frozen=True, kw_only=True):
     max_relative_error: float
     """Largest error against eager PyTorch on random inputs, relative to the output's largest value."""
     export_seconds: float
+    precision: Precision = "fp32"
+    loss: Loss | None = None
+    """Of the part that it was cut from; None where nothing was given up and nothing was verified."""
 
 
 class TextEncoder(_Record, frozen=True, kw_only=True):
@@ -115,6 +129,8 @@ class Model(_Record, frozen=True, kw_only=True):
     """Whether the UNet takes SDXL's size and crop conditioning."""
     zero_empty_negative: bool
     """Whether a missing negative prompt means zero embeddings (SDXL's force_zeros_for_empty_prompt)."""
+    vae_float32: bool = False
+    """Whether the VAE's activations leave the range of float16, as SDXL's do (diffusers' force_upcast)."""
 
 
 class PassCheck(_Record, frozen=True, kw_only=True):
@@ -143,7 +159,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     key: Sha256
     """Digest of everything that decides the contents: checkpoints, options, builder versions."""
     backend: Backend
-    precision: Literal["fp32"]
+    precision: Precision
     profile: ShapeProfile
     model: Model
     text_encoders: tuple[TextEncoder, ...]

@@ -10,7 +10,7 @@ from controlrt.engines.backends.onnxruntime import OnnxRuntimeBackend
 from controlrt.engines.backends.openvino import OpenVinoBackend
 from controlrt.runtime.errors import UserError
 from controlrt.runtime.manifest import Backend as BackendName
-from controlrt.runtime.manifest import Program
+from controlrt.runtime.manifest import Precision, Program
 
 
 class Backend(Protocol):
@@ -18,6 +18,8 @@ class Backend(Protocol):
 
     passes: Passes
     """Compiler passes that help it, in order; docs/passes.md has the measurements."""
+    precisions: tuple[Precision, ...]
+    """What it computes in, the exact one first."""
 
     def is_installed(self) -> bool:
         """Whether it can be used here."""

@@ -6,19 +6,29 @@ import importlib.metadata
 from pathlib import Path
 
 from controlrt.compiler.compile import Passes
+from controlrt.compiler.passes.attention_layout import AttentionLayout
 from controlrt.compiler.passes.geglu import Geglu
 from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
 from controlrt.compiler.passes.row_agnostic_reshapes import RowAgnosticReshapes
+from controlrt.compiler.passes.tiled_attention import TiledAttention
 from controlrt.compiler.passes.upsample_convolution import UpsampleConvolution
 from controlrt.runtime.errors import BuildError, BundleError
 from controlrt.runtime.executors.onnxruntime import open_session
-from controlrt.runtime.manifest import Program
+from controlrt.runtime.manifest import Precision, Program
 
 
 class OnnxRuntimeBackend:
     """See ``Backend``."""
 
-    passes: Passes = (RowAgnosticReshapes(), UpsampleConvolution(), Geglu(), GuidanceSharing())
+    passes: Passes = (
+        RowAgnosticReshapes(),
+        AttentionLayout(),
+        UpsampleConvolution(),
+        Geglu(),
+        GuidanceSharing(),
+        TiledAttention(),
+    )
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
 
     def is_installed(self) -> bool:
         """Always: the runtime depends on it."""

@@ -13,13 +13,14 @@ from controlrt.compiler.passes.row_agnostic_reshapes import RowAgnosticReshapes
 from controlrt.compiler.passes.upsample_convolution import UpsampleConvolution
 from controlrt.runtime.errors import BuildError, BundleError
 from controlrt.runtime.executors.openvino import read_model
-from controlrt.runtime.manifest import Program
+from controlrt.runtime.manifest import Precision, Program
 
 
 class OpenVinoBackend:
     """See ``Backend``."""
 
     passes: Passes = (RowAgnosticReshapes(), AttentionLayout(), UpsampleConvolution(), GuidanceSharing())
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 
     def is_installed(self) -> bool:
         """Whether the extra ``openvino`` is."""

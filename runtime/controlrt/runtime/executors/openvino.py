@@ -5,6 +5,7 @@ OpenVINO is used directly. ONNX Runtime's plugin for it runs the same engine, bu
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -15,9 +16,12 @@ from numpy.typing import NDArray
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.executors.base import Arrays, Executor, Launch
+from controlrt.runtime.manifest import Precision
 
 if TYPE_CHECKING:
     import openvino
+
+_log = logging.getLogger(__name__)
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -73,26 +77,31 @@ class OpenVinoExecutor(Executor):
         return self._any_size[program]
 
     def _compile(self, program: str, shapes: dict[str, tuple[int, ...]] | None) -> openvino.InferRequest:
-        file = self._bundle.file(self._bundle.manifest.program(program).file)
-        return compile_model(file, shapes, self._threads).create_infer_request()
+        described = self._bundle.manifest.program(program)
+        file = self._bundle.file(described.file)
+        return compile_model(file, shapes, self._threads, described.precision).create_infer_request()
 
 
 def compile_model(
-    file: Path, shapes: dict[str, tuple[int, ...]] | None = None, threads: int | None = None
+    file: Path,
+    shapes: dict[str, tuple[int, ...]] | None = None,
+    threads: int | None = None,
+    precision: Precision = "fp32",
 ) -> openvino.CompiledModel:
-    """Compiles an ONNX file for the CPU in float32.
+    """Compiles an ONNX file for the CPU.
 
     Args:
         file: the ONNX file.
         shapes: of its inputs, by name; as the file says where not given.
         threads: all cores by default.
+        precision: what to compute in, where the CPU can; in float32 where it cannot, which is slower and more exact.
 
     Raises:
         BundleError: OpenVINO is missing or refuses the file.
     """
     core, model = read_model(file)
     options = {
-        "INFERENCE_PRECISION_HINT": "f32",  # it would take bfloat16 where the CPU has it
+        "INFERENCE_PRECISION_HINT": _precision_hint(core, precision),  # it would choose by itself
         "PERFORMANCE_HINT": "LATENCY",
         **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
     }
@@ -102,6 +111,14 @@ def compile_model(
         return core.compile_model(model, "CPU", options)
     except RuntimeError as error:
         raise BundleError(f"OpenVINO cannot compile {file}: {error}") from error
+
+
+def _precision_hint(core: openvino.Core, precision: Precision) -> str:
+    capability, hint = {"fp32": ("FP32", "f32"), "fp16": ("FP16", "f16"), "bf16": ("BF16", "bf16")}[precision]
+    if capability in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return hint
+    _log.info("this CPU does not compute in %s; OpenVINO takes float32", precision)
+    return "f32"
 
 
 def read_model(file: Path) -> tuple[openvino.Core, openvino.Model]:

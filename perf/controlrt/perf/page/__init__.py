@@ -1,0 +1,1 @@
+"""One page of HTML of a result: ``controlrt bench page``."""
