@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlrt.perf.rounds import Footprint, excess, grouped, interleaved
+from controlrt.perf.rounds import Footprint, excess, grouped, interleaved, turns
 
 REFERENCE = Footprint(name="reference", memory_bytes=5)
 
@@ -46,6 +46,13 @@ def test_steps_take_turns_and_the_first_round_does_not_count() -> None:
     log: list[str] = []
     rounds: list[int] = []
     samples = interleaved({name: Fake(name, log) for name in "abc"}, 2, rounds.append)
-    assert log == list("abcabcabc")
-    assert samples == {"a": [4, 7], "b": [5, 8], "c": [6, 9]}
+    assert log == list("abccbaabc")
+    assert samples == {"a": [6, 7], "b": [5, 8], "c": [4, 9]}
     assert rounds == [0, 1, 2]
+
+
+def test_rounds_go_back_and_forth() -> None:
+    order = list(turns("ab", range(3)))
+    assert order == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
+    assert list(turns("ab", range(1, 2))) == [(1, "a"), (1, "b")]
+    assert list(turns("", range(4))) == []

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controlrt.perf.runs import Runs
 from controlrt.perf.child_process import WorkerError
+from controlrt.perf.runs import Runs
 from controlrt.perf.worker_process import WorkerProcess
 
 SCRIPT = """

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from controlrt.perf.child_process import WorkerError
 from controlrt.perf.memory import peak_memory
 from controlrt.perf.worker import serve
-from controlrt.perf.child_process import WorkerError
 from controlrt.perf.worker_process import WorkerProcess
 
 SERVED = """

@@ -218,7 +218,7 @@ def test_table(tmp_path: Path) -> None:
     ]
     assert words["vae_encoder"][-3:] == ["0", "1", "-"]
     assert words["total"] == ["total", "80", "8.00", "k", "31.2", "KiB", "796", "FLOP"]  # 6+10+280+11+10*13+20*17+19
-    assert lines[-3] == "a picture: 64x64, 20 steps with guidance, controls: depth at 10 of them"
+    assert lines[-4] == "a picture: 64x64, 20 steps with guidance, controls: depth at 10 of them"
 
 
 def test_graph(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_programs_of_the_demo(demo_bundle: Path, capsys: pytest.CaptureFixture[s
     for part in ("unet", "controlnet.canny", "controlnet.mask"):
         expected |= {f"{part}.timestep": 20, f"{part}.prompt": 2}
         expected |= {f"{part}.hint": 1} if part != "unet" else {}
-    assert header.split()[:3] == ["program", "runs", "nodes"]
+    assert header.split()[:5] == ["program", "runs", "computes", "in", "loss"]
     assert [line.split()[0] for line in lines[: len(costs)]] == list(costs)
     for line, (name, cost) in zip(lines, costs.items(), strict=False):
         calls_, entries = (1, 20) if name.endswith(".timestep") else (expected[name], 1)

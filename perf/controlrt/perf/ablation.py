@@ -8,9 +8,7 @@ export in ONNX Runtime, runs beside every group.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
-import shutil
 import statistics
 import sys
 import time
@@ -24,7 +22,7 @@ from controlrt.perf.accuracy import compare
 from controlrt.perf.graphs import PARTS, GraphCounts, prepare_graphs
 from controlrt.perf.inputs import GUIDANCE_SCALE, SAMPLER, STEP, STEPS, step_inputs
 from controlrt.perf.machine import available_memory, commit, installed_versions, this_machine, usable_cores
-from controlrt.perf.models import CONTROL, MODELS, BenchModel, bench_directory, prepare_model
+from controlrt.perf.models import CONTROL, MODELS, BenchModel, prepare_model
 from controlrt.perf.ratios import Measured
 from controlrt.perf.report import (
     SCHEMA_VERSION,
@@ -37,13 +35,14 @@ from controlrt.perf.report import (
 )
 from controlrt.perf.rounds import Footprint, excess, grouped
 from controlrt.perf.runs import Runs
+from controlrt.perf.scratch import scratch_directory
 from controlrt.perf.variants import CUT, EAGER, FUSE, REFERENCE, Variant, all_variants, choose_variants
 from controlrt.perf.worker import WorkerSpec
 from controlrt.perf.worker_process import WorkerProcess
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import ParameterError, UserError
 from controlrt.runtime.profile import ShapeProfile
-from controlrt.runtime.storage import atomic_file, check_writable, lock
+from controlrt.runtime.storage import atomic_file, check_writable
 
 PROFILE = "512x512"
 REPEATS = 10
@@ -137,7 +136,7 @@ def measure(options: AblationOptions, command: str) -> AblationReport:
     exported = Bundle.open(
         export_programs(str(model.model), {CONTROL: str(model.controlnet)}, ShapeProfile.parse(PROFILE)), verify=False
     )
-    with _scratch() as scratch:
+    with scratch_directory("ablation") as scratch:
         specs, counts = _prepare(options, model, exported, variants, scratch)
         runs = Runs(
             start=lambda name: WorkerProcess.start(name, specs[name], scratch / f"{name}.log"),
@@ -255,19 +254,3 @@ def _pass_names(variant: Variant) -> tuple[str, ...]:
         return ()
     names = [type(each).__name__ for each in BACKENDS[variant.backend].passes[: variant.passes]]
     return (*([FUSE] if variant.fused else []), *names, *([CUT] if variant.cut else []))
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
-    """A directory for graphs and outputs, on the disk of the cache; gone afterwards, and leftovers of killed runs too.
-
-    Its lock keeps a second ablation waiting: two at once would measure each other.
-    """
-    scratch = bench_directory() / "ablation"
-    with lock(scratch):
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        try:
-            yield scratch
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)

@@ -2,8 +2,8 @@
 
     python -m controlrt.perf.ceiling THREADS DEVICE
 
-multiplies square matrices with PyTorch, and in float32 with NumPy too, and prints the best of each dtype as JSON. It runs
-in a process of its own, because the number of threads is decided when libraries load.
+multiplies square matrices with PyTorch, and in float32 with NumPy too, and prints the best of each dtype as JSON. It
+runs in a process of its own, because the number of threads is decided when libraries load.
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ def _torch(threads: int, device: str) -> Iterator[Ceiling]:
 
         rate = _rate(product, size)
         if rate is not None:
-            yield Ceiling(
-                dtype=name, flops_per_second=rate, size=size, threads=threads, library=f"PyTorch, {device}"
-            )
+            yield Ceiling(dtype=name, flops_per_second=rate, size=size, threads=threads, library=f"PyTorch, {device}")
 
 
 def _numpy(threads: int) -> Iterator[Ceiling]:

@@ -1,14 +1,19 @@
-"""Measure what the compiler gives, beside eager diffusers and the plain export."""
+"""Measure a bundle beside its peers, what each compiler pass gives, and what a change did.
+
+``controlrt bench BUNDLE`` is short for ``controlrt bench pipeline BUNDLE``.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from types import ModuleType
 
-from controlrt.perf import ablation, compare
+from controlrt.perf import ablation, bench, compare
 from controlrt.perf.page import command as page
 
-BENCHMARKS: dict[str, ModuleType] = {"ablation": ablation, "compare": compare, "page": page}
+DEFAULT = "pipeline"
+BENCHMARKS: dict[str, ModuleType] = {DEFAULT: bench, "ablation": ablation, "compare": compare, "page": page}
 """Benchmarks by name. Each module is like a command's: a docstring, ``add_arguments(parser)``, ``run(arguments)``."""
 
 
@@ -23,6 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
         )
         module.add_arguments(benchmark)
+
+
+def expand(argv: Sequence[str]) -> list[str]:
+    """Puts in the benchmark that is meant where none is named: whatever else comes first is a bundle or an option."""
+    flags = ("-v", "--verbose")
+    first = next((number for number, word in enumerate(argv) if word not in flags), None)
+    if first is None or argv[first] in (*BENCHMARKS, "-h", "--help"):
+        return list(argv)
+    return [*argv[:first], DEFAULT, *argv[first:]]
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -138,7 +138,7 @@ class Memory(_Record, frozen=True, kw_only=True):
     peak_host_bytes: int
     """Most that was resident (VmHWM): libraries, mapped weights, loading and building in it included."""
     file_backed_bytes: int
-    """Of what was resident at the end, pages of files (RssFile), which the system may drop and several processes share."""
+    """Of what was resident at the end, pages of files (RssFile): the system may drop them, and processes share them."""
     peak_device_bytes: int | None
     """None on a CPU."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,21 +44,34 @@ def excess(variants: Sequence[Footprint], reference: Footprint, budget: int) -> 
     return reference.memory_bytes + largest - budget
 
 
+def turns(names: Sequence[str], rounds: range) -> Iterator[tuple[int, str]]:
+    """Who is next, with the number of the round: A B C, C B A, A B C, ...
+
+    Going back and forth cancels what grows steadily, heat above all, and what each does to the one after it.
+    """
+    for number in rounds:
+        order = names if (number - rounds.start) % 2 == 0 else reversed(names)
+        yield from ((number, name) for name in order)
+
+
 def interleaved(
     workers: Mapping[str, Steps], repeats: int, each: Callable[[int], None] = lambda _: None
 ) -> dict[str, list[float]]:
     """Seconds of ``repeats`` steps of each worker, taken in turns after a first round that does not count.
 
     Args:
-        workers: by name; they take turns in this order.
+        workers: by name; they take turns in this order and back.
         repeats: measured rounds.
         each: called after every round with its number, the warm-up being 0.
     """
     samples: dict[str, list[float]] = {name: [] for name in workers}
-    for round_number in range(repeats + 1):
-        for name, worker in workers.items():
-            seconds = worker.step()
-            if round_number > 0:
-                samples[name].append(seconds)
-        each(round_number)
+    last = 0
+    for number, name in turns(tuple(workers), range(repeats + 1)):
+        if number > last:
+            each(last)
+            last = number
+        seconds = workers[name].step()
+        if number > 0:
+            samples[name].append(seconds)
+    each(repeats)
     return samples

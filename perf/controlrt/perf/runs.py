@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from controlrt.perf.rounds import interleaved
 from controlrt.perf.child_process import WorkerError
+from controlrt.perf.rounds import interleaved
 from controlrt.perf.worker_process import WorkerProcess
 from controlrt.runtime.progress import Progress
 

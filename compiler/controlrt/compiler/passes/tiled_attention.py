@@ -82,7 +82,7 @@ class TiledAttention(ir.passes.InPlacePass):
 
 
 def _is_plain(attention: ir.Node) -> bool:
-    """Whether ``attention`` is softmax(scale * q k) v in float32, of as many heads of keys as of queries, and no more."""
+    """Whether it is softmax(scale * q k) v in float32, with as many heads of keys as of queries, and no more."""
     attributes = attention.attributes
     return (
         len(attention.inputs) >= 3

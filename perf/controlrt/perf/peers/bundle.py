@@ -81,8 +81,8 @@ class BundleDrawer:
     def _timed_run(self, program: str, inputs: Any) -> Any:
         return self._watch.timed(self._stages.get(program, "other"), self._run)(program, inputs)
 
-    def _timed_bind(self, *args: Any) -> Callable[[], None]:
-        launch = self._bind(*args)
+    def _timed_bind(self, program: str, inputs: Any, outputs: Any) -> Callable[[], None]:
+        launch = self._bind(program, inputs, outputs)
 
         def timed() -> None:
             started = perf_counter()

@@ -3,8 +3,8 @@
     python -m controlrt.perf.peers.worker SPEC
 
 SPEC is a ``PeerSpec`` as JSON. A ``Request`` comes on stdin, one a line, and each is answered by one ``Answer`` on
-stdout; the first comes unasked. The end of stdin ends the process. Whatever libraries print goes to stderr, and the last
-line there says what went wrong.
+stdout; the first comes unasked. The end of stdin ends the process. Whatever libraries print goes to stderr, and the
+last line there says what went wrong.
 """
 
 from __future__ import annotations

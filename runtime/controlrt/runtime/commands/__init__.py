@@ -1,6 +1,7 @@
 """The command line. Every stage contributes its commands through the entry point group ``controlrt.commands``.
 
-A command is a module with a docstring (its summary), ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
+A command is a module with a docstring (its summary), ``add_arguments(parser)`` and ``run(arguments) -> exit code``. It
+may have ``expand(argv)`` too, which writes out what its command line may leave out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ INTERRUPTED = 130
 RUNTIME_PACKAGES = ("filelock", "msgspec", "numpy", "onnxruntime", "PIL", "tokenizers", "tqdm")
 SUMMARIES = {
     "annotate": "make a control picture from an ordinary one",
-    "bench": "measure what the compiler gives, beside eager diffusers",
+    "bench": "measure a bundle beside eager diffusers and other peers",
     "build": "compile a checkpoint and its ControlNets into a bundle (build-engines)",
     "doctor": "say what this machine can run and what is missing",
     "export": "trace a checkpoint and its ControlNets to ONNX",
@@ -59,7 +60,8 @@ def run_command(command: ModuleType, argv: Sequence[str], program: str) -> int:
     parser = argparse.ArgumentParser(prog=program, description=summary)
     parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
     command.add_arguments(parser)
-    return int(command.run(parser.parse_args(argv)))
+    expand = getattr(command, "expand", list)
+    return int(command.run(parser.parse_args(expand(argv))))
 
 
 def guarded(function: Callable[[], int], argv: Sequence[str]) -> int:

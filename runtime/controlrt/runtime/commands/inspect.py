@@ -92,6 +92,10 @@ def _summarize(bundle: Bundle, tensors: bool) -> None:
         worst = max(manifest.checks, key=lambda check: check.max_relative_error)
         where = f"{worst.compiler_pass} on {worst.program}"
         print(f"  verified   {len(manifest.checks)} changes, the largest by {worst.max_relative_error:.1e} ({where})")
+    losses = [(program.loss, program.part) for program in manifest.programs if program.loss is not None]
+    if losses:
+        loss, part = max(losses, key=lambda measured: measured[0].rms_relative_error)
+        print(f"  loss       at most {loss.rms_relative_error:.1e} of the float32 export's outputs, rms ({part})")
     width = max(len(program.name) for program in manifest.programs)
     for program in manifest.programs:
         print(f"  {program.name:<{width}}  {program.file}, error against PyTorch {program.max_relative_error:.1e}")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.executors.base import Arrays, Executor, Launch
+from controlrt.runtime.executors.mapped_weights import released
 from controlrt.runtime.manifest import Precision
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ def compile_model(
     try:
         if shapes:
             model.reshape({name: list(shape) for name, shape in shapes.items()})
-        return core.compile_model(model, "CPU", options)
+        with released(file.parent):
+            return core.compile_model(model, "CPU", options)
     except RuntimeError as error:
         raise BundleError(f"OpenVINO cannot compile {file}: {error}") from error
 

@@ -22,8 +22,20 @@ _WHOLE = {
     "vae_decoder": "once per picture",
     "vae_encoder": "once per picture to start from",
 }
-_HEADER = ("program", "runs", "nodes", "parameters", "weights", "FLOPs", "calls", "entries", "FLOPs a picture")
-_LEFT = 2
+_HEADER = (
+    "program",
+    "runs",
+    "computes in",
+    "loss",
+    "nodes",
+    "parameters",
+    "weights",
+    "FLOPs",
+    "calls",
+    "entries",
+    "FLOPs a picture",
+)
+_LEFT = 3
 """Columns of words; the others are numbers and stand to the right."""
 
 
@@ -42,10 +54,13 @@ def program_table(bundle: Bundle, work: Workload) -> Iterator[str]:
         readable_count(sum(use.cost.parameters for use in work.uses)),
         readable_bytes(sum(use.cost.weight_bytes for use in work.uses)),
     )
-    yield from _aligned([_HEADER, *map(_row, work.uses), ("total", "", *totals, "", "", "", readable_flops(total))])
+    yield from _aligned(
+        [_HEADER, *map(_row, work.uses), ("total", "", "", "", *totals, "", "", "", readable_flops(total))]
+    )
     width, height = work.layout.width, work.layout.height
     yield ""
     yield f"a picture: {width}x{height}, {len(work.plan.steps)} steps with guidance, controls: {_controls(work)}"
+    yield "loss: of the whole part against the float32 export, rms relative; measured below fp32, and with --verify"
     yield "FLOPs: of matrix products and convolutions, for one guided picture or one entry (a timestep, a prompt)"
     yield f"weights: programs share them; {readable_bytes(_stored(bundle))} are stored"
 
@@ -55,6 +70,8 @@ def _row(use: ProgramUse) -> tuple[str, ...]:
     return (
         use.program.name,
         when(use.program),
+        use.program.precision,
+        "-" if use.program.loss is None else f"{use.program.loss.rms_relative_error:.1e}",
         str(cost.nodes),
         readable_count(cost.parameters),
         readable_bytes(cost.weight_bytes),
