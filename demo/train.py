@@ -1,7 +1,7 @@
 """Trains the demo model from a seed: VAE, then UNet with its text encoder, then the two ControlNets.
 
     python demo/train.py --work build/demo            # about an hour and a half on two CPU cores
-    python demo/train.py --work build/demo --polish   # goes on from the weights that ship, at 512x512; an hour more
+    python demo/train.py --work build/demo --polish --seed 7   # a round of polishing on the weights that ship
 
 Every stage keeps a checkpoint in ``--work`` and resumes from it, so the command can be interrupted and repeated; a
 stage whose steps are raised below goes on from where it ended. The last stage writes the diffusers folders that ship
@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -31,12 +29,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from networks import (
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    build_vae,
+    save_half,
+    save_model,
+)
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from controlrt.demo import CONTROLNETS, MODEL_DIR
-from controlrt.demo.scenes import HELD_OUT_SHAPES, Scene, sample_scene
+from controlrt.demo.scenes import Scene, sample_scene
 
 CACHED_SCENES = {128: 8000, 256: 8000, 512: 1500}
 PROMPT_DROPOUT = {"unet": 0.1, "controlnet": 0.5}
@@ -49,113 +55,13 @@ CONTROLNET_CLIMB = {
     "mask": ((256, 32, 110), (512, 8, 280)),
     "canny": ((256, 16, 600), (512, 8, 420)),
 }
-# polishing: pairs are twice the batch
-UNET_POLISH = ((512, 4, 500),)
-CONTROLNET_POLISH = {"mask": ((512, 4, 1900),), "canny": ((512, 4, 1400),)}
+ROUNDS = {
+    0: {"unet": 500, "mask": 1900, "canny": 1400},
+    7: {"unet": 400, "mask": 2400, "canny": 1600},
+    8: {"unet": 0, "mask": 1200, "canny": 900},
+}
+"""Rounds of polishing by their seed, in the order in which they were run: steps of four pairs of 512x512 pictures."""
 GAP_WEIGHT = 5.0
-
-
-# ---------------------------------------------------------------------------------------------- models
-
-
-def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP byte-level BPE tokenizer whose merges come from scene captions."""
-    rng = np.random.default_rng(0)
-    captions = [sample_scene(rng).prompt for _ in range(4000)] + [f"a {kind}" for kind in HELD_OUT_SHAPES]
-    bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
-    bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(
-        captions,
-        trainers.BpeTrainer(vocab_size=900, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False),
-    )
-    merges = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
-    tokens = alphabet + [char + "</w>" for char in alphabet]
-    for left, right in merges:
-        if left + right not in tokens:
-            tokens.append(left + right)
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=77)
-
-
-def start_as_identity(model: nn.Module) -> None:
-    """Zeroes the last convolution of every residual block: small networks learn several times faster so."""
-    for name, module in model.named_modules():
-        if name.endswith(".conv2"):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
-
-
-def build_vae() -> AutoencoderKL:
-    vae = AutoencoderKL(
-        sample_size=512,
-        block_out_channels=(16, 16, 32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-    )
-    start_as_identity(vae)
-    for name, module in vae.named_modules():
-        if name.endswith(("samplers.0.conv", "conv_shortcut")):
-            nn.init.dirac_(module.weight)
-            module.weight.data += 0.02 * torch.randn_like(module.weight)
-    vae.quant_conv.weight.data[4:] = 0
-    vae.quant_conv.bias.data[4:] = -6  # log variance: nearly deterministic at first
-    return vae
-
-
-def build_unet() -> UNet2DConditionModel:
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(32, 64, 96, 96),
-        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=64,
-        attention_head_dim=4,
-    )
-    start_as_identity(unet)
-    return unet
-
-
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=77,
-            projection_dim=64,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def build_scheduler() -> DDIMScheduler:
-    """Noisier at the end than SD 1.5, so that pure noise carries no trace of the mean colour."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.03,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        steps_offset=1,
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-    )
 
 
 # ---------------------------------------------------------------------------------------------- running
@@ -366,6 +272,11 @@ def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompt
     return text_encoder(ids.to(text_encoder.device))[0]
 
 
+def polishing(seed: int, part: str) -> tuple[tuple[int, int, int], ...]:
+    """The climb of one part in a round of polishing, all of it at full size."""
+    return ((512, 4, ROUNDS[seed][part]),)
+
+
 def train_unet(
     work: Path, vae: AutoencoderKL, device: torch.device, seed: int, polish: bool
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
@@ -378,7 +289,7 @@ def train_unet(
         unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
     unet = unet.to(device, memory_format=torch.channels_last)
     text_encoder = text_encoder.to(device)
-    batches = Batches(UNET_POLISH if polish else UNET_CLIMB, work, vae, device, seed)
+    batches = Batches(polishing(seed, "unet") if polish else UNET_CLIMB, work, vae, device, seed)
     rate = 4e-4 if polish else 1.5e-3
     groups = [
         {"params": list(unet.parameters()), "lr": rate},
@@ -419,7 +330,7 @@ def train_controlnet(
     else:
         controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 32, 64))
     controlnet = controlnet.train().requires_grad_(True).to(device, memory_format=torch.channels_last)
-    batches = Batches((CONTROLNET_POLISH if polish else CONTROLNET_CLIMB)[control], work, vae, device, seed)
+    batches = Batches(polishing(seed, control) if polish else CONTROLNET_CLIMB[control], work, vae, device, seed)
     fresh = [
         p
         for name, p in controlnet.named_parameters()
@@ -452,41 +363,6 @@ def train_controlnet(
     return stage.run(loss_at)["controlnet"]
 
 
-# ---------------------------------------------------------------------------------------------- output
-
-
-def save_half(module: nn.Module, folder: Path) -> None:
-    """Writes float16 weights and the config, which names no path of the machine that trained it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    copy.deepcopy(module).half().save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("_name_or_path", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def save_model(vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
-    """Writes an ordinary diffusers folder in float16, without a safety checker."""
-    for part, module in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
-        save_half(module, MODEL_DIR / part)
-    tokenizer = build_tokenizer()
-    tokenizer.save_pretrained(MODEL_DIR / "tokenizer")
-    tokenizer.backend_tokenizer.model.save(str(MODEL_DIR / "tokenizer"))  # vocab.json and merges.txt, CLIP's own format
-    build_scheduler().save_pretrained(MODEL_DIR / "scheduler")
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (MODEL_DIR / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/demo"), help="checkpoints and caches")
@@ -496,6 +372,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device, seed = torch.device(arguments.device), arguments.seed
     polish: bool = arguments.polish
+    if polish and seed not in ROUNDS:
+        parser.error(f"no round of polishing has seed {seed}; there are: {', '.join(map(str, ROUNDS))}")
     work = arguments.work / (f"polish-{seed}" if polish else f"seed-{seed}")
     work.mkdir(parents=True, exist_ok=True)
     if polish:

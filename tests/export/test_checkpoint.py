@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from controlrt.export import checkpoint
 from controlrt.export.modules import residual_shapes
@@ -84,14 +85,39 @@ def test_what_would_draw_another_picture_is_refused(
     copy = Path(shutil.copytree(family.model.parent, tmp_path / "copy"))
     config = copy / part / ("model_index.json" if part == "model" else "config.json")
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    if "time_cond_proj_dim" in change:  # a UNet that has it has weights for it
+        (weights,) = (copy / part).glob("*.safetensors")
+        projection = torch.zeros(json.loads(config.read_text())["block_out_channels"][0], 32)
+        tensors = load_file(weights) | {"time_embedding.cond_proj.weight": projection}
+        save_file(tensors, weights, {"format": "pt"})
     with pytest.raises(SourceError, match=says):
         checkpoint.load(copy / "model", {"edges": copy / "first"})
 
 
 @one_family
-def test_a_controlnet_that_lacks_tensors(family: Family, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+@pytest.mark.parametrize(
+    ("part", "tensor"),
+    [
+        ("unet", "conv_in.bias"),
+        ("vae", "decoder.conv_in.weight"),
+        ("text_encoder", "text_model.final_layer_norm.weight"),
+    ],
+)
+def test_a_pipeline_that_lacks_tensors(family: Family, tmp_path: Path, part: str, tensor: str) -> None:
+    """diffusers would fill them with random values and warn."""
+    copy = Path(shutil.copytree(family.model, tmp_path / "copy"))
+    (weights,) = (copy / part).glob("*.safetensors")
+    tensors = load_file(weights)
+    last = tensor.removeprefix("text_model.")
+    name = tensor if tensor in tensors else last
+    del tensors[name]
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(SourceError, match=rf"copy/{part} lacks 1 tensors, such as .*{last}"):
+        checkpoint.load(copy, {})
 
+
+@one_family
+def test_a_controlnet_that_lacks_tensors(family: Family, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(family.controlnets["first"], tmp_path / "copy"))
     weights = copy / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)

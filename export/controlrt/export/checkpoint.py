@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ PIPELINES: dict[str, dict[str, Any]] = {
 
 SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 PIPELINE_PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
+WEIGHTED_PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
 # what a pipeline or a ControlNet on the hub is made of, without its doubles in other precisions and formats
 HUB_FILES = [
     "model_index.json",
@@ -161,11 +163,30 @@ def _from_folder(path: Path) -> Any:
     if not (path / "model_index.json").is_file():
         raise SourceError(f"{path} has no model_index.json: it is not a whole pipeline")
     with _loading(path):
-        name = json.loads((path / "model_index.json").read_text())["_class_name"]
+        index = json.loads((path / "model_index.json").read_text())
+        name = index["_class_name"]
     if name not in PIPELINES:
         raise SourceError(f"{path} is a {name}; supported: {', '.join(PIPELINES)}")
     with _loading(path):
-        return getattr(diffusers, name).from_pretrained(path, **PIPELINES[name], **_options(path / "unet"))
+        parts = {part: _load_part(path / part, *index[part]) for part in WEIGHTED_PARTS if index.get(part, [None])[0]}
+        return getattr(diffusers, name).from_pretrained(path, **parts, **PIPELINES[name], **_options(path / "unet"))
+
+
+def _load_part(folder: Path, library: str, name: str) -> Any:
+    """One model of a pipeline's folder. By itself a pipeline leaves weights that are missing at random values."""
+    if library not in ("diffusers", "transformers"):
+        raise SourceError(f"{folder} is a {library}.{name}; supported: classes of diffusers and transformers")
+    load = getattr(importlib.import_module(library), name).from_pretrained
+    model, info = load(folder, output_loading_info=True, **_options(folder))
+    _refuse_incomplete(str(folder), info)
+    return model
+
+
+def _refuse_incomplete(what: str, info: Mapping[str, Any]) -> None:
+    """Raises SourceError where a loader found no tensor for a parameter."""
+    if info["missing_keys"]:
+        first = sorted(info["missing_keys"])[0]
+        raise SourceError(f"{what} lacks {len(info['missing_keys'])} tensors, such as {first}")
 
 
 def _from_single_file(path: Path) -> Any:
@@ -194,9 +215,7 @@ def _load_controlnet(name: str, path: Path, unet: Any) -> Any:
             )
         _refuse_foreign(name, path, config, unet)
         controlnet, info = ControlNetModel.from_pretrained(path, output_loading_info=True, **_options(path))
-        if info["missing_keys"]:
-            first = sorted(info["missing_keys"])[0]
-            raise SourceError(f"ControlNet {name} ({path}) lacks {len(info['missing_keys'])} tensors, such as {first}")
+        _refuse_incomplete(f"ControlNet {name} ({path})", info)
         return _prepared(controlnet)
 
 

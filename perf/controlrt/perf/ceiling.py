@@ -24,8 +24,9 @@ SIZE = {"cpu": 2048, "cuda": 8192}
 """Large enough that nothing but the product counts, small enough to take a second."""
 SECONDS = 1.0
 """How long each dtype is tried."""
+PROBE, PROBES = 512, 5
 SLOW = 4.0
-"""A dtype whose first product takes as many seconds has no kernel of its own here, and is left out."""
+"""A dtype whose products would take as many seconds, by small ones, has no kernel of its own here and is left out."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -62,12 +63,16 @@ def _torch(threads: int, device: str) -> Iterator[Ceiling]:
     torch.set_num_threads(threads)
     size = SIZE[device]
     for name in ("float32", "float16", "bfloat16"):
-        a, b = (torch.randn(size, size, device=device).to(getattr(torch, name)) for _ in range(2))
 
-        def product(a: torch.Tensor = a, b: torch.Tensor = b) -> None:
-            torch.mm(a, b)
-            if device == "cuda":
-                torch.cuda.synchronize()
+        def product(side: int, name: str = name) -> Callable[[], None]:
+            a, b = (torch.randn(side, side, device=device).to(getattr(torch, name)) for _ in range(2))
+
+            def run() -> None:
+                torch.mm(a, b)
+                if device == "cuda":
+                    torch.cuda.synchronize()
+
+            return run
 
         rate = _rate(product, size)
         if rate is not None:
@@ -75,25 +80,37 @@ def _torch(threads: int, device: str) -> Iterator[Ceiling]:
 
 
 def _numpy(threads: int) -> Iterator[Ceiling]:
+    def product(side: int) -> Callable[[], object]:
+        a, b = np.random.default_rng(0).standard_normal((2, side, side), np.float32)
+        return lambda: a @ b
+
     size = SIZE["cpu"]
-    a, b = np.random.default_rng(0).standard_normal((2, size, size), np.float32)
-    rate = _rate(lambda: a @ b, size)
+    rate = _rate(product, size)
     if rate is not None:
         yield Ceiling(dtype="float32", flops_per_second=rate, size=size, threads=threads, library="NumPy, cpu")
 
 
-def _rate(product: Callable[[], object], size: int) -> float | None:
-    """FLOP/s of the fastest of the products that fit into SECONDS; None where the dtype is slow."""
-    started = time.perf_counter()
-    product()
-    if time.perf_counter() - started > SLOW:
+def _rate(product: Callable[[int], Callable[[], object]], size: int) -> float | None:
+    """FLOP/s of the fastest of the products that fit into SECONDS; None where the dtype is slow.
+
+    Args:
+        product: makes one, of matrices with so many rows and columns.
+        size: of those to measure.
+    """
+    small = product(PROBE)
+    if min(_seconds(small) for _ in range(PROBES)) * (size / PROBE) ** 3 > SLOW:
         return None
-    fastest, until = float("inf"), time.perf_counter() + SECONDS
+    large = product(size)
+    fastest, until = _seconds(large), time.perf_counter() + SECONDS
     while time.perf_counter() < until:
-        started = time.perf_counter()
-        product()
-        fastest = min(fastest, time.perf_counter() - started)
+        fastest = min(fastest, _seconds(large))
     return 2 * size**3 / fastest
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

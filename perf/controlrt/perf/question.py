@@ -150,8 +150,8 @@ def _checked(name: str, source: str, controls: dict[str, str]) -> tuple[str, str
         looks_local = place.startswith((".", "/", "~")) or place.count("/") != 1
         if looks_local and not Path(place).expanduser().exists():
             raise UserError(
-                f"{what} {place!r} does not exist; --model takes {', '.join(MODELS)}, or a checkpoint beside --controlnet "
-                "NAME=SOURCE"
+                f"{what} {place!r} does not exist; --model takes {', '.join(MODELS)}, or a checkpoint, which needs "
+                "--controlnet NAME=SOURCE"
             )
     if not controls:
         raise UserError("nothing to compare without a ControlNet: name one with --controlnet NAME=SOURCE")
