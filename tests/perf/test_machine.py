@@ -6,7 +6,7 @@ import importlib.metadata
 import subprocess
 from pathlib import Path
 
-from controlrt.perf.machine import available_memory, commit, installed_versions, this_machine
+from controlrt.perf.machine import ISA, available_memory, commit, installed_versions, this_machine
 
 
 def git(directory: Path, *arguments: str) -> str:
@@ -41,3 +41,9 @@ def test_the_machine_has_cores_and_memory() -> None:
     assert machine.cores >= 1
     assert machine.memory_bytes >= available_memory() > 0
     assert machine.cpu
+
+
+def test_what_kernels_choose_by_is_told() -> None:
+    machine = this_machine()
+    assert set(machine.isa) <= set(ISA)
+    assert machine.clock_mhz is None or machine.clock_mhz > 100

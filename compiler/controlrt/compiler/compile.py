@@ -74,7 +74,8 @@ def compile_program(
         exported: the manifest entry.
         model: its graph, as ``load_program`` gives it.
         profile: sizes and batch.
-        passes: in order. One that cannot handle the graph is left out, with the reason in the log.
+        passes: in order. One that cannot handle the graph is left out, with the reason in the log; one whose attribute
+            ``float32_only`` is true is for "fp32" alone.
         verifier: compares the graph before and after every pass and the cut, in float32.
         precision: what the programs compute in. "bf16" leaves the graph as it is: the backend rounds.
 
@@ -86,7 +87,8 @@ def compile_program(
         BuildError: a graph that cannot be brought to float16.
     """
     for each in passes:
-        model = _apply(each, model, exported.name, verifier)
+        if precision == "fp32" or not getattr(each, "float32_only", False):
+            model = _apply(each, model, exported.name, verifier)
     labels = input_labels(model)
     if _is_step(model) and verifier is not None:
         verifier.check_cut(exported.name, model, cut(model, labels))

@@ -4,7 +4,7 @@ The graph comes out strongly typed, as TensorRT asks: every value has one type, 
 Weights are rounded once, when the model is written. Inputs and outputs keep float32, so callers see no difference, but
 for those that go from program to program (residuals), which are float16 on both sides.
 
-Four islands stay in float32; ``docs/passes.md`` has what each is worth:
+Four islands stay in float32; ``docs/precision.md`` has what each is worth:
 
 * ``timestep``: what depends on the timestep and not on the latents. A sinusoid's argument goes to 999, where float16
   steps by a half. It runs once per schedule, so it costs nothing; the table that crosses into the step is float16.

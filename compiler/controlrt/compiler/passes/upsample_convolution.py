@@ -70,7 +70,7 @@ def _rewrite(resize: ir.Node, graph: ir.Graph, kernels: dict[ir.Value, list[ir.V
         return False
     weight, y = conv.inputs[1], conv.outputs[0]
     tensor = constant(weight)
-    if weight is None or tensor is None or not _repeats(resize) or not _is_3x3(conv, tensor):
+    if weight is None or tensor is None or not _repeats(resize) or not is_3x3(conv, tensor):
         return False
     if weight not in kernels:
         kernels[weight] = [
@@ -96,7 +96,8 @@ def _rewrite(resize: ir.Node, graph: ir.Graph, kernels: dict[ir.Value, list[ir.V
     return True
 
 
-def _is_3x3(conv: ir.Node, weight: ir.TensorProtocol) -> bool:
+def is_3x3(conv: ir.Node, weight: ir.TensorProtocol) -> bool:
+    """Whether ``conv`` is 3x3 with these weights, and gives a picture as large as it reads."""
     attributes = conv.attributes
     return (
         not conv.domain

@@ -12,6 +12,7 @@ from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
 from controlrt.compiler.passes.row_agnostic_reshapes import RowAgnosticReshapes
 from controlrt.compiler.passes.tiled_attention import TiledAttention
 from controlrt.compiler.passes.upsample_convolution import UpsampleConvolution
+from controlrt.compiler.passes.winograd_convolution import WinogradConvolution
 from controlrt.runtime.errors import BuildError, BundleError
 from controlrt.runtime.executors.onnxruntime import open_session
 from controlrt.runtime.manifest import Precision, Program
@@ -27,6 +28,7 @@ class OnnxRuntimeBackend:
         Geglu(),
         GuidanceSharing(),
         TiledAttention(),
+        WinogradConvolution(),
     )
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
 

@@ -11,6 +11,7 @@ from controlrt.compiler.passes.attention_layout import AttentionLayout
 from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
 from controlrt.compiler.passes.row_agnostic_reshapes import RowAgnosticReshapes
 from controlrt.compiler.passes.upsample_convolution import UpsampleConvolution
+from controlrt.compiler.passes.winograd_convolution import WinogradConvolution
 from controlrt.runtime.errors import BuildError, BundleError
 from controlrt.runtime.executors.openvino import read_model
 from controlrt.runtime.manifest import Precision, Program
@@ -19,7 +20,13 @@ from controlrt.runtime.manifest import Precision, Program
 class OpenVinoBackend:
     """See ``Backend``."""
 
-    passes: Passes = (RowAgnosticReshapes(), AttentionLayout(), UpsampleConvolution(), GuidanceSharing())
+    passes: Passes = (
+        RowAgnosticReshapes(),
+        AttentionLayout(),
+        UpsampleConvolution(),
+        GuidanceSharing(),
+        WinogradConvolution(),
+    )
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 
     def is_installed(self) -> bool:

@@ -1,0 +1,49 @@
+"""Tables of results in Markdown, and that those of the README are what the results say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench_reports import full_report
+from controlrt.perf.readme import fill, markdown
+from controlrt.perf.results import save
+from controlrt.runtime.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_readme_says_what_the_results_say() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "<!-- bench perf/results/" in text
+    assert fill(text, ROOT) == text, "run: python -m controlrt.perf.readme README.md"
+
+
+def test_a_table_has_every_contender_with_its_numbers_or_its_reason() -> None:
+    report = full_report()
+    text = markdown(report)
+    single = report.scenario("single stream")
+    assert report.command in text
+    for contender in single.contenders:
+        row = next(line for line in text.splitlines() if line.startswith(f"| {contender.name} |"))
+        assert row.count("|") == 7
+        if contender.status == "ok":
+            assert contender.measurement is not None
+            ratio = contender.measurement.speedup_over_eager
+            assert ratio is not None
+            assert f"| {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) |" in row
+        else:
+            assert f"{contender.status}: {contender.reason}" in row
+
+
+def test_only_what_stands_between_the_marks_changes(tmp_path: Path) -> None:
+    save(full_report(), tmp_path / "a.json")
+    text = "before\n<!-- bench a.json -->\nold\n<!-- end bench -->\nafter\n"
+    filled = fill(text, tmp_path)
+    assert filled.startswith("before\n<!-- bench a.json -->\n`controlrt bench")
+    assert filled.endswith("<!-- end bench -->\nafter\n")
+    assert "old" not in filled
+    assert fill(filled, tmp_path) == filled
+    with pytest.raises(UserError, match="cannot read"):
+        fill(text.replace("a.json", "b.json"), tmp_path)
