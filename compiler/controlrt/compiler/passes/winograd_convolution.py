@@ -16,9 +16,9 @@ error is twice that of the plain convolution on average and three to four times 
 in ONNX Runtime and 4e-6 in OpenVINO. In half precision it would be too much.
 
 Saves half of the multiplications (six rows of three taps for four rows of nine) and costs weights twice as large: where
-the picture is smaller than MIN_SIDE they are most of the memory and little of the time, so there it stays as it is. One
-thread of an EPYC, float32, milliseconds, as many channels out as in; F(2, 3) on rows has 4/3 of the weights, F(2x2, 3x3)
-on both sides 16/9:
+the picture is smaller than MIN_SIDE they are most of the memory and little of the time, so there it stays as it is.
+One thread of an EPYC, float32, milliseconds, as many channels out as in; F(2, 3) on rows has 4/3 of the weights,
+F(2x2, 3x3) on both sides 16/9:
 
                          Conv                F(2, 3)             this                F(2x2, 3x3)
     x                    ORT     OpenVINO    ORT     OpenVINO    ORT     OpenVINO    ORT     OpenVINO

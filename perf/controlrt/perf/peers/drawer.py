@@ -75,7 +75,3 @@ class Stopwatch:
     def of(self, stage: str) -> float:
         """Seconds so far."""
         return self.seconds.get(stage, 0.0)
-
-    def take(self, stage: str) -> float:
-        """Seconds since the last time they were taken."""
-        return self.seconds.pop(stage, 0.0)
