@@ -1,6 +1,6 @@
 """Trains the demo model from a seed: VAE, then UNet with its text encoder, then the two ControlNets.
 
-    python demo/train.py --work build/demo            # about an hour and a half on two CPU cores
+    python demo/train.py --work build/demo                     # about an hour and a half on two CPU cores
     python demo/train.py --work build/demo --polish --seed 7   # a round of polishing on the weights that ship
 
 Every stage keeps a checkpoint in ``--work`` and resumes from it, so the command can be interrupted and repeated; a

@@ -61,9 +61,9 @@ def test_control_is_followed(demo: ControlNetPipeline, control: str, kinds: tupl
     followed = [overlap(scene, draw(demo, scene, control, 1.0, seed)) for seed, scene in enumerate(scenes)]
     free = [overlap(scene, draw(demo, scene, control, 0.0, seed)) for seed, scene in enumerate(scenes)]
     # loose, since four scenes at ten steps are few: demo/evaluation.json has the figures over 64
-    assert np.mean(followed) > 0.5
+    assert np.mean(followed) > 0.75
     assert np.mean(free) < 0.4
-    assert np.mean(followed) > np.mean(free) + 0.2
+    assert np.mean(followed) > np.mean(free) + 0.35
 
 
 def test_prompt_is_obeyed(demo: ControlNetPipeline) -> None:
@@ -79,4 +79,4 @@ def test_prompt_is_obeyed(demo: ControlNetPipeline) -> None:
         for pixels, name in ((picture[inside], colour), (picture[~inside], background)):
             median = np.median(pixels, axis=0)
             right += min(names, key=lambda other: float(np.linalg.norm(median - PALETTE[other]))) == name
-    assert right >= 8
+    assert right >= 9

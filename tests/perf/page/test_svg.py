@@ -15,7 +15,8 @@ from controlrt.perf.page.svg import CHARACTER, LINE, Drawing, Labels, Scale, lin
 
 
 @given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
-def test_ticks_are_round_few_and_within(low: float, width: float) -> None:
+def test_ticks_are_round_few_and_within(low: float, share: float) -> None:
+    width = low * share
     scale = Scale(low=low, high=low + width, start=0, end=100)
     ticks = scale.ticks()
     assert len(ticks) <= 8
