@@ -60,8 +60,8 @@ def test_control_is_followed(demo: ControlNetPipeline, control: str, kinds: tupl
     scenes = [sample_scene(rng, kinds) for _ in range(4)]
     followed = [overlap(scene, draw(demo, scene, control, 1.0, seed)) for seed, scene in enumerate(scenes)]
     free = [overlap(scene, draw(demo, scene, control, 0.0, seed)) for seed, scene in enumerate(scenes)]
-    # medians, since one scene of few may get a colour wrong, and nothing of it counts then; demo/evaluation.json has the
-    # means over 64 scenes at twenty steps
+    # medians, since one scene of few may get a colour wrong, and nothing of it counts then;
+    # demo/evaluation.json has the means over 64 scenes at twenty steps
     assert np.median(followed) > 0.75
     assert np.mean(followed) > 0.5
     assert np.mean(free) < 0.4
