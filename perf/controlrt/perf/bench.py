@@ -112,6 +112,7 @@ def _empty_report(question: Question, model: BenchModel, machine: Machine) -> Re
         progress.start("matrix products")
         ceilings = measure_ceilings(question.threads, question.device)
     first = question.tasks[0]
+    ours = question.source is None  # where this installation keeps it says nothing
     return Report(
         benchmark="pipeline",
         schema_version=SCHEMA_VERSION,
@@ -123,8 +124,8 @@ def _empty_report(question: Question, model: BenchModel, machine: Machine) -> Re
         versions=installed_versions(),
         model=ModelSetting(
             name=model.name,
-            source=model.source,
-            controls=dict(model.controls),
+            source=model.name if ours else model.source,
+            controls={name: name for name in model.controls} if ours else dict(model.controls),
             bundle=None if question.named is None else str(question.named.path),
             profile=str(question.profile or first.size),
             batch=question.batch if question.profile is None else str(question.profile.batch),

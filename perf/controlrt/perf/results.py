@@ -47,8 +47,9 @@ class ModelSetting(_Record, frozen=True, kw_only=True):
     name: str
     """``demo``, ``sd15``, ..., or the folder."""
     source: str
+    """As it was given; the name again for a model that comes with controlrt."""
     controls: dict[str, str]
-    """Folder of each ControlNet, by name."""
+    """Source of each ControlNet, by name; the name again for those of such a model."""
     bundle: str | None
     """The bundle that was named on the command line; None where the benchmark built its own."""
     profile: str
