@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 import controlrt.compiler
+import controlrt.engines
 from controlrt.compiler.compile import FUSED, ProgramGraph, compile_program, fuse_programs, load_program, one_picture
 from controlrt.compiler.reference import Reference
 from controlrt.compiler.verify import Verifier
@@ -101,11 +102,12 @@ def build(options: BuildOptions, command: str) -> Built:
     with lock(options.output):
         source = export_programs(options.model, options.controlnets, options.profile)
         exported = read_manifest(source)
-        compiler = [sha256_tree(Path(folder), "*.py") for folder in controlrt.compiler.__path__]
+        folders = [*controlrt.compiler.__path__, *controlrt.engines.__path__]
+        code = [sha256_tree(Path(folder), "*.py") for folder in folders]
         passes = [type(each).__name__ for each in backend.passes]
         decisive = [
             *(exported.key, options.backend, options.precision, options.fuse, options.verify),
-            *(backend.versions(), compiler, passes, SCHEMA_VERSION),
+            *(backend.versions(), code, passes, SCHEMA_VERSION),
         ]
         key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         found = _whole_bundle(options.output, key)
@@ -192,9 +194,9 @@ def _measured(options: BuildOptions, built: Bundle, source: Path, exported: Mani
             with open_executor(built) as executor:
                 loss = measure_loss(executor, stages, each.model, reference)
             if not math.isfinite(loss.max_relative_error):
-                raise BuildError(
-                    f"{part} gives values that are not finite in {options.precision}; build it with --precision fp32"
-                )
+                exact = options.precision == "fp32"
+                mend = "its weights are damaged or too large" if exact else "build it with --precision fp32"
+                raise BuildError(f"{part} gives values that are not finite in {options.precision}; {mend}")
             programs += [msgspec.structs.replace(program, loss=loss) for program in stages]
     return msgspec.structs.replace(built.manifest, programs=tuple(programs))
 

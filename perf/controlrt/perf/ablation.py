@@ -30,7 +30,7 @@ from controlrt.perf.report import (
     Group,
     Setting,
     VariantResult,
-    encode,
+    save_ablation,
     table,
 )
 from controlrt.perf.rounds import Footprint, excess, grouped
@@ -42,7 +42,7 @@ from controlrt.perf.worker_process import WorkerProcess
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import ParameterError, UserError
 from controlrt.runtime.profile import ShapeProfile
-from controlrt.runtime.storage import atomic_file, check_writable
+from controlrt.runtime.storage import check_writable
 
 PROFILE = "512x512"
 REPEATS = 10
@@ -100,9 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(arguments.output)
     report = measure(options, shlex.join(["controlrt", *sys.argv[1:]]))
     if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(arguments.output) as partial:
-            partial.write_bytes(encode(report))
+        save_ablation(report, arguments.output)
     print(table(report))
     for variant in report.failed:
         if variant.accuracy is not None:

@@ -11,6 +11,7 @@ import msgspec
 from controlrt.perf.accuracy import Accuracy
 from controlrt.perf.graphs import GraphCounts
 from controlrt.perf.machine import Commit, Machine
+from controlrt.perf.result_file import load_result, save_result
 from controlrt.perf.statistics import Ratio
 from controlrt.perf.text_table import aligned
 from controlrt.runtime.errors import UserError
@@ -98,25 +99,18 @@ class AblationReport(_Record, frozen=True, kw_only=True):
         return [variant for variant in self.variants if variant.accuracy is not None and not variant.accuracy.is_met]
 
 
-def encode(report: AblationReport) -> bytes:
-    """The report as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+def save_ablation(report: AblationReport, file: Path) -> None:
+    """Writes the report as indented JSON, whole or not at all."""
+    save_result(report, file)
 
 
 def load_ablation(file: Path) -> AblationReport:
-    """Reads what ``encode`` wrote.
+    """Reads what ``save_ablation`` wrote.
 
     Raises:
         UserError: no such file, or it holds something else.
     """
-    try:
-        report = msgspec.json.decode(file.read_bytes(), type=AblationReport)
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
-    except msgspec.DecodeError as error:  # ValidationError is one
-        raise UserError(f"{file} is no result of controlrt bench ablation: {error}") from None
-    if report.schema_version != SCHEMA_VERSION:
-        raise UserError(f"{file} has schema version {report.schema_version}; this controlrt reads {SCHEMA_VERSION}")
+    report = load_result(file, AblationReport, SCHEMA_VERSION, "controlrt bench ablation")
     grouped = {report.reference}.union(*(group.variants for group in report.groups))
     lonely = {report.reference} - {each.name for each in report.variants} | {
         each.name for each in report.variants if each.name not in grouped

@@ -13,9 +13,8 @@ from typing import Literal
 import msgspec
 
 from controlrt.perf.machine import Commit, Machine
+from controlrt.perf.result_file import load_result, save_result
 from controlrt.perf.statistics import Percentiles, Ratio
-from controlrt.runtime.errors import UserError
-from controlrt.runtime.storage import atomic_file
 
 SCHEMA_VERSION = 1
 
@@ -250,9 +249,7 @@ class Report(_Record, frozen=True, kw_only=True):
 
 def save(report: Report, file: Path) -> None:
     """Writes the report as indented JSON, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(file) as partial:
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    save_result(report, file)
 
 
 def load(file: Path) -> Report:
@@ -261,12 +258,4 @@ def load(file: Path) -> Report:
     Raises:
         UserError: no such file, or it holds something else.
     """
-    try:
-        report = msgspec.json.decode(file.read_bytes(), type=Report)
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
-    except msgspec.DecodeError as error:  # ValidationError is one
-        raise UserError(f"{file} is no result of controlrt bench: {error}") from None
-    if report.schema_version != SCHEMA_VERSION:
-        raise UserError(f"{file} has schema version {report.schema_version}; this controlrt reads {SCHEMA_VERSION}")
-    return report
+    return load_result(file, Report, SCHEMA_VERSION, "controlrt bench")
