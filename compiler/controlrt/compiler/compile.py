@@ -68,7 +68,7 @@ def compile_program(
     verifier: Verifier | None = None,
     precision: Precision = "fp32",
 ) -> list[ProgramGraph]:
-    """Runs ``passes`` over an exported program and cuts it by binding times if it is a step.
+    """Runs ``passes`` over an exported program and cuts it by binding times if its inputs have any.
 
     Args:
         exported: the manifest entry.
@@ -90,11 +90,11 @@ def compile_program(
         if precision == "fp32" or not getattr(each, "float32_only", False):
             model = _apply(each, model, exported.name, verifier)
     labels = input_labels(model)
-    if _is_step(model) and verifier is not None:
+    if labels and verifier is not None:
         verifier.check_cut(exported.name, model, cut(model, labels))
     if precision == "fp16":
         model = _in_half(model, labels, exported.name)
-    if not _is_step(model):
+    if not labels:
         return [_describe(exported, model, exported.name, None, profile, precision)]
     return [
         _describe(exported, part, f"{exported.name}.{stage}", stage, profile, precision)

@@ -1,8 +1,8 @@
 """Fuses ControlNets and the UNet into one step: residuals never leave the graph.
 
 The graphs are joined before any other pass, at the tensors whose names they share: latents, rows, timestep, prompt.
-Each ControlNet's hint and scale get its name, ``hint.NAME`` and ``conditioning_scale.NAME``. Nothing is computed
-otherwise, so the fused step gives the picture of the separate ones.
+Each ControlNet's hint, scale and regions get its name, such as ``hint.NAME``. Nothing is computed otherwise, so the
+fused step gives the picture of the separate ones.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from controlrt.compiler.graph import only_consumer
 
-OWN_INPUTS = ("hint", "conditioning_scale")
-"""Inputs of a ControlNet that are not those of the UNet."""
+OWN_INPUTS = ("hint", "conditioning_scale", "region_")
+"""How the names of a ControlNet's inputs begin that are not those of the UNet."""
 
 
 def fuse(unet: ir.Model, controlnets: Mapping[str, ir.Model]) -> ir.Model:
@@ -43,7 +43,7 @@ def fuse(unet: ir.Model, controlnets: Mapping[str, ir.Model]) -> ir.Model:
                 value.replace_all_uses_with(residuals[given])
             elif _is_residual(given):
                 _add_nothing_before(value)
-            elif given in OWN_INPUTS:
+            elif given.startswith(OWN_INPUTS):
                 own = ir.Value(name=f"{given}.{name}", shape=value.shape, type=value.type)
                 graph.inputs.append(own)
                 value.replace_all_uses_with(own)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -50,6 +50,7 @@ class BuildOptions:
 
     model: str
     controlnets: Mapping[str, str]
+    adapters: Mapping[str, str] = field(default_factory=dict)
     profile: ShapeProfile
     output: Path
     backend: BackendName = "onnxruntime"
@@ -100,7 +101,7 @@ def build(options: BuildOptions, command: str) -> Built:
     check_writable(options.output)
     backend = BACKENDS[options.backend]
     with lock(options.output):
-        source = export_programs(options.model, options.controlnets, options.profile)
+        source = export_programs(options.model, options.controlnets, options.profile, options.adapters)
         exported = read_manifest(source)
         folders = [*controlrt.compiler.__path__, *controlrt.engines.__path__]
         code = [sha256_tree(Path(folder), "*.py") for folder in folders]
@@ -154,7 +155,7 @@ def _compile(
             precision=options.precision,
             model=msgspec.structs.replace(exported.model, source=options.model),
             controls=tuple(
-                msgspec.structs.replace(control, source=options.controlnets[control.name])
+                msgspec.structs.replace(control, source={**options.controlnets, **options.adapters}[control.name])
                 for control in exported.controls
             ),
             fusion=Fusion(part=FUSED, controls=options.fuse) if options.fuse else None,
@@ -224,7 +225,9 @@ def _few_pictures(profile: ShapeProfile) -> dict[str, int]:
     return one_picture(profile) | {"batch": batch, "rows": 2 * batch}
 
 
-def export_programs(model: str, controlnets: Mapping[str, str], profile: ShapeProfile) -> Path:
+def export_programs(
+    model: str, controlnets: Mapping[str, str], profile: ShapeProfile, adapters: Mapping[str, str] | None = None
+) -> Path:
     """The directory of the traced ONNX programs, which the cache keeps.
 
     Runs ``controlrt export`` in a process of its own, so that PyTorch is gone before engines build.
@@ -238,6 +241,8 @@ def export_programs(model: str, controlnets: Mapping[str, str], profile: ShapePr
         arguments = ["--profile", str(profile), "--batch", str(profile.batch), "--model", model]
         for name, controlnet in controlnets.items():
             arguments += ["--controlnet", f"{name}={controlnet}"]
+        for name, adapter in (adapters or {}).items():
+            arguments += ["--adapter", f"{name}={adapter}"]
         command = [sys.executable, "-m", "controlrt.runtime.commands", "export", *arguments, "--report", str(report)]
         process = subprocess.Popen(command)
         try:

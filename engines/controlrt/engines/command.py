@@ -38,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a ControlNet and the name to call it by; may be repeated; the demo model brings canny and mask",
     )
     parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=SOURCE",
+        help="a T2I-Adapter and the name to call it by; may be repeated",
+    )
+    parser.add_argument(
         "--backend", choices=sorted(BACKENDS), help="what runs the programs; the fastest one installed where not given"
     )
     parser.add_argument(
@@ -74,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = BuildOptions(
         model=model,
         controlnets=controlnets,
+        adapters=named_values(arguments.adapter, "--adapter", "NAME=SOURCE"),
         profile=profile,
         output=output,
         backend=choose_backend(arguments.backend),

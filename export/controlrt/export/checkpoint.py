@@ -55,13 +55,14 @@ class TextEncoderParts:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A loaded pipeline, in float32, with its ControlNets by name."""
+    """A loaded pipeline, in float32, with its ControlNets and T2I-Adapters by name."""
 
     unet: Any
     vae: Any
     text_encoders: tuple[TextEncoderParts, ...]
     scheduler_config: dict[str, Any]
     controlnets: dict[str, Any]
+    adapters: dict[str, Any]
     zero_empty_negative: bool
 
     @property
@@ -126,12 +127,12 @@ def digest_files(path: Path) -> dict[str, str]:
     return {file.relative_to(path).as_posix(): sha256_file(file) for file in sorted(files)}
 
 
-def load(model: Path, controlnets: Mapping[str, Path]) -> Checkpoint:
-    """Loads a resolved pipeline and its ControlNets in float32.
+def load(model: Path, controlnets: Mapping[str, Path], adapters: Mapping[str, Path]) -> Checkpoint:
+    """Loads a resolved pipeline, its ControlNets and its T2I-Adapters in float32.
 
     Raises:
         SourceError: damaged weights, an architecture that is not Stable Diffusion 1.x, 2.x or XL, or a ControlNet
-            that was made for another architecture.
+            or adapter that was made for another architecture.
     """
     pipeline = _from_single_file(model) if model.is_file() else _from_folder(model)
     unet, vae = _prepared(pipeline.unet), _prepared(pipeline.vae)
@@ -140,7 +141,8 @@ def load(model: Path, controlnets: Mapping[str, Path]) -> Checkpoint:
         vae=vae,
         text_encoders=_text_encoders(pipeline),
         scheduler_config=stored_scheduler_config(pipeline.scheduler),
-        controlnets={name: _load_controlnet(name, path, unet) for name, path in controlnets.items()},
+        controlnets={name: _load_controlnet(name, path, unet, vae) for name, path in controlnets.items()},
+        adapters={name: _load_adapter(name, path, unet) for name, path in adapters.items()},
         zero_empty_negative=bool(pipeline.config.get("force_zeros_for_empty_prompt", False)),
     )
     _refuse_unsupported(model, loaded)
@@ -200,30 +202,56 @@ def _from_single_file(path: Path) -> Any:
         return StableDiffusionPipeline.from_single_file(str(path), safety_checker=None)
 
 
-def _load_controlnet(name: str, path: Path, unet: Any) -> Any:
+def _load_controlnet(name: str, path: Path, unet: Any, vae: Any) -> Any:
     from diffusers import ControlNetModel
 
     with _loading(path):
         if path.is_file():
             controlnet = ControlNetModel.from_single_file(str(path))
-            _refuse_foreign(name, path, controlnet.config, unet)
+            _refuse_foreign(name, path, controlnet.config, unet, vae)
             return _prepared(controlnet)
         config = json.loads((path / "config.json").read_text())
         if config.get("_class_name") != "ControlNetModel":
             raise SourceError(
                 f"ControlNet {name} ({path}) is a {config.get('_class_name')}; supported: ControlNetModel"
             )
-        _refuse_foreign(name, path, config, unet)
+        _refuse_foreign(name, path, config, unet, vae)
         controlnet, info = ControlNetModel.from_pretrained(path, output_loading_info=True, **_options(path))
         _refuse_incomplete(f"ControlNet {name} ({path})", info)
         return _prepared(controlnet)
 
 
-def _refuse_foreign(name: str, path: Path, config: Mapping[str, Any], unet: Any) -> None:
+def _load_adapter(name: str, path: Path, unet: Any) -> Any:
+    from diffusers import T2IAdapter
+
+    with _loading(path):
+        if path.is_file():
+            raise SourceError(f"adapter {name} ({path}) is a single file; give a diffusers folder or a hub id")
+        config = json.loads((path / "config.json").read_text())
+        if config.get("_class_name") != "T2IAdapter":
+            raise SourceError(f"adapter {name} ({path}) is a {config.get('_class_name')}; supported: T2IAdapter")
+        adapter, info = T2IAdapter.from_pretrained(path, output_loading_info=True, **_options(path))
+        _refuse_incomplete(f"adapter {name} ({path})", info)
+    xl = unet.config.addition_embed_type == "text_time"
+    kind = str(config.get("adapter_type", "full_adapter"))
+    if kind.endswith("_xl") != xl:
+        made, wanted = ("SDXL", "is not SDXL") if kind.endswith("_xl") else ("Stable Diffusion 1.x", "is SDXL")
+        raise SourceError(f"adapter {name} ({path}) was made for {made} ({kind}), but the model {wanted}")
+    channels = list(unet.config.block_out_channels)
+    if list(config.get("channels", channels))[: len(channels)] != channels and not xl:
+        raise SourceError(
+            f"adapter {name} ({path}) was made for another model: its channels are {config.get('channels')}, "
+            f"the UNet's {channels}"
+        )
+    return _prepared(adapter)
+
+
+def _refuse_foreign(name: str, path: Path, config: Mapping[str, Any], unet: Any, vae: Any) -> None:
     """Raises SourceError for a ControlNet whose residuals would not fit the UNet."""
     fields = ("cross_attention_dim", "in_channels", "block_out_channels", "layers_per_block", "addition_embed_type")
     for field in fields:
-        theirs = unet.config[field]
+        # a UNet of inpainting sees more than latents, its ControlNets do not
+        theirs = vae.config.latent_channels if field == "in_channels" else unet.config[field]
         ours = config.get(field, theirs)
         if ours != theirs and not (isinstance(ours, (list, tuple)) and list(ours) == list(theirs)):
             raise SourceError(
@@ -235,7 +263,7 @@ def _refuse_unsupported(path: Path, loaded: Checkpoint) -> None:
     """Raises SourceError for what would draw another picture than diffusers, rather than draw it."""
     unet, vae = loaded.unet.config, loaded.vae.config
     allowed: list[tuple[str, Any, tuple[Any, ...]]] = [
-        ("the UNet's in_channels", unet.in_channels, (loaded.latent_channels,)),
+        ("the UNet's in_channels", unet.in_channels, (loaded.latent_channels, 2 * loaded.latent_channels + 1)),
         ("the UNet's time_cond_proj_dim", unet.time_cond_proj_dim, (None,)),
         ("the UNet's addition_embed_type", unet.addition_embed_type, (None, "text_time")),
         ("the UNet's class_embed_type", unet.class_embed_type, (None,)),
@@ -244,10 +272,7 @@ def _refuse_unsupported(path: Path, loaded: Checkpoint) -> None:
     ]
     for name, controlnet in loaded.controlnets.items():
         config = controlnet.config
-        allowed += [
-            (f"ControlNet {name}'s conditioning_channels", config.conditioning_channels, (3,)),
-            (f"ControlNet {name}'s global_pool_conditions", config.global_pool_conditions, (False,)),
-        ]
+        allowed.append((f"ControlNet {name}'s conditioning_channels", config.conditioning_channels, (1, 3)))
     for what, found, supported in allowed:
         if found not in supported:
             listed = " or ".join(str(value) for value in supported)

@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", default="1", help="pictures per call, such as 1 or 1-4")
     parser.add_argument("--model", required=True, help="diffusers folder, .safetensors file or hub id")
     parser.add_argument("--controlnet", action="append", default=[], metavar="NAME=SOURCE", help="may be repeated")
+    parser.add_argument("--adapter", action="append", default=[], metavar="NAME=SOURCE", help="a T2I-Adapter; likewise")
     parser.add_argument("--report", type=Path, help="write where the programs are to this JSON file")
 
 
@@ -27,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = ExportOptions(
         model=arguments.model,
         controlnets=named_values(arguments.controlnet, "--controlnet", "NAME=SOURCE"),
+        adapters=named_values(arguments.adapter, "--adapter", "NAME=SOURCE"),
         profile=ShapeProfile.parse(arguments.profile, arguments.batch),
     )
     try:

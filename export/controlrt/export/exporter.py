@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,10 +45,15 @@ class ExportOptions:
 
     model: str
     controlnets: Mapping[str, str]
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """T2I-Adapters; they share the names of the ControlNets, so each is called by one name."""
     profile: ShapeProfile
 
     def __post_init__(self) -> None:
-        for name in self.controlnets:
+        twice = sorted(set(self.controlnets) & set(self.adapters))
+        if twice:
+            raise ParameterError("control name", twice[0], "given to one ControlNet or one adapter, not to both")
+        for name in (*self.controlnets, *self.adapters):
             try:
                 msgspec.convert(name, Name)
             except msgspec.ValidationError:
@@ -76,12 +81,14 @@ def export(options: ExportOptions, command: str) -> Exported:
     """
     model = checkpoints.resolve(options.model, "model")
     controlnets = {name: checkpoints.resolve(source, "ControlNet") for name, source in options.controlnets.items()}
+    adapters = {name: checkpoints.resolve(source, "adapter") for name, source in options.adapters.items()}
     resolved = {"model": model} | {f"controlnet.{name}": path for name, path in controlnets.items()}
+    resolved |= {f"adapter.{name}": path for name, path in adapters.items()}
     sources = {name: _digest(checkpoints.digest_files(path)) for name, path in resolved.items()}
     versions = {tool: importlib.metadata.version(tool) for tool in TOOLS}
     inputs = {
         "sources": sources,
-        "controls": [[name, annotator_named_in(name, source)] for name, source in options.controlnets.items()],
+        "controls": [[name, annotator_named_in(name, source)] for name, source in _controls(options).items()],
         "profile": msgspec.to_builtins(options.profile),
         "versions": versions,
         "schema": SCHEMA_VERSION,
@@ -100,23 +107,34 @@ def export(options: ExportOptions, command: str) -> Exported:
                 sources=sources,
                 versions=versions,
             )
-            _export_into(partial, options, model, controlnets, key, provenance)
+            _export_into(partial, options, resolved, key, provenance)
     return Exported(path=target, cached=False)
 
 
 def _export_into(
-    directory: Path, options: ExportOptions, model: Path, controlnets: dict[str, Path], key: str, provenance: Provenance
+    directory: Path, options: ExportOptions, resolved: Mapping[str, Path], key: str, provenance: Provenance
 ) -> None:
-    from controlrt.export.programs import controlnet_program, text_encoder_program, unet_program, vae_programs
+    from controlrt.export.programs import (
+        adapter_program,
+        controlnet_program,
+        text_encoder_program,
+        unet_program,
+        vae_programs,
+    )
     from controlrt.export.trace import export_program
 
-    with Progress("export", 3 + len(controlnets) + 1) as progress:
+    with Progress("export", 3 + len(resolved)) as progress:
         progress.start("load checkpoint")
-        loaded = checkpoints.load(model, controlnets)
+        loaded = checkpoints.load(
+            resolved["model"],
+            {name: resolved[f"controlnet.{name}"] for name in options.controlnets},
+            {name: resolved[f"adapter.{name}"] for name in options.adapters},
+        )
         factor = loaded.vae_scale_factor
         specs: list[ProgramSpec] = [
             *(text_encoder_program(parts) for parts in loaded.text_encoders),
             *(controlnet_program(loaded, name, controlnet) for name, controlnet in loaded.controlnets.items()),
+            *(adapter_program(loaded, name, adapter) for name, adapter in loaded.adapters.items()),
             unet_program(loaded),
             *vae_programs(loaded),
         ]
@@ -132,13 +150,12 @@ def _export_into(
         parts.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     (directory / "scheduler.json").write_text(json.dumps(loaded.scheduler_config, indent=2, default=str) + "\n")
     (directory / "hints").mkdir()
-    for name, controlnet in loaded.controlnets.items():
-        hint = Hint(
-            annotator=annotator_named_in(name, options.controlnets[name]),
-            channels=controlnet.config.conditioning_channels,
-        )
-        (directory / "hints" / f"{name}.json").write_bytes(msgspec.json.encode(hint) + b"\n")
     by_name = {program.name: program for program in programs}
+    controls = _manifest_controls(options, loaded, by_name)
+    for name, source in _controls(options).items():
+        channels = next(control.channels for control in controls if control.name == name)
+        hint = Hint(annotator=annotator_named_in(name, source), channels=channels)
+        (directory / "hints" / f"{name}.json").write_bytes(msgspec.json.encode(hint) + b"\n")
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         key=key,
@@ -165,15 +182,7 @@ def _export_into(
             )
             for parts in loaded.text_encoders
         ),
-        controls=tuple(
-            Control(
-                name=name,
-                part=f"controlnet.{name}",
-                source=options.controlnets[name],
-                layers=len(by_name[f"controlnet.{name}"].outputs),
-            )
-            for name in controlnets
-        ),
+        controls=controls,
         fusion=None,
         programs=tuple(programs),
         checks=(),
@@ -181,6 +190,40 @@ def _export_into(
         provenance=provenance,
     )
     bundle.write_manifest(directory, manifest)
+
+
+def _controls(options: ExportOptions) -> dict[str, str]:
+    """Sources of ControlNets and adapters, by name."""
+    return {**options.controlnets, **options.adapters}
+
+
+def _manifest_controls(
+    options: ExportOptions, loaded: checkpoints.Checkpoint, programs: Mapping[str, Program]
+) -> tuple[Control, ...]:
+    controlnets = [
+        Control(
+            name=name,
+            kind="controlnet",
+            part=f"controlnet.{name}",
+            source=options.controlnets[name],
+            layers=len(programs[f"controlnet.{name}"].outputs),
+            channels=controlnet.config.conditioning_channels,
+            global_pool=bool(controlnet.config.global_pool_conditions),
+        )
+        for name, controlnet in loaded.controlnets.items()
+    ]
+    adapters = [
+        Control(
+            name=name,
+            kind="adapter",
+            part=f"adapter.{name}",
+            source=options.adapters[name],
+            layers=len(programs[f"adapter.{name}"].outputs),
+            channels=adapter.config.in_channels,
+        )
+        for name, adapter in loaded.adapters.items()
+    ]
+    return (*controlnets, *adapters)
 
 
 def _digest(value: object) -> str:

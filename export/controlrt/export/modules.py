@@ -8,12 +8,15 @@ of the UNet program, so a step is program launches and nothing else.
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
+
+SMALLEST_SPREAD = 1e-12
+"""Below this a model's output counts as constant, and guidance rescale has nothing to restore."""
 
 
 class UNetStep(nn.Module):
-    """One denoising step after the ControlNets: scaled UNet, guidance, sampler update.
+    """One denoising step after the ControlNets: scaled UNet, guidance, sampler update, what is known put back.
 
     The update is the sampler table's row (``controlrt.runtime.samplers``): any sampler is one matrix over the latents,
     a short history, the guided output, noise, and the predicted picture clamped to a range.
@@ -32,11 +35,18 @@ class UNetStep(nn.Module):
         prompt_embeds: Tensor,
         added: dict[str, Tensor],
         residuals: list[Tensor],
+        adapters: list[Tensor],
+        inpaint: list[Tensor],
         guidance: Tensor,
+        conditional: Tensor,
+        guidance_rescale: Tensor,
         history: Tensor,
         noise: Tensor,
         update: Tensor,
         clip: Tensor,
+        mask: Tensor,
+        known: Tensor,
+        blend: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Latents and history after the step.
 
@@ -47,13 +57,22 @@ class UNetStep(nn.Module):
             prompt_embeds: (rows, tokens, channels).
             added: SDXL's ``text_embeds`` (rows, channels) and ``time_ids`` (rows, 6); empty otherwise.
             residuals: one per skip connection and one for the middle block, added where ControlNet adds them.
+            adapters: what T2I-Adapters add inside the encoder, (batch, channels, ...) each; none without adapters.
+            inpaint: for UNets of inpainting one (batch, 1 + channels, height/8, width/8), the mask and the latents of
+                the masked picture, which they see beside the latents; none otherwise.
             guidance: (batch, rows); the guided output is this matrix times the model's output.
+            conditional: (batch, rows); picks the conditional output.
+            guidance_rescale: (batch,); how far the guided output gets the conditional one's standard deviation, 0 to 1
+                (Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16).
             history: (batch, slots, channels, height/8, width/8); what the sampler keeps from step to step.
             noise: as latents; standard normal, or zero.
             update: (batch, 1 + slots, columns); next latents and history from latents, history, output, noise, clipped.
             clip: (batch, 3); clipped = clamp(c[0] * latents + c[1] * output, -c[2], c[2]).
+            mask: (batch, 1, height/8, width/8); 1 where the picture is drawn, 0 where it is known.
+            known: (batch, 2, channels, height/8, width/8); the known picture's latents, and noise.
+            blend: (batch, 2); how much of each the known latents after this step are.
         """
-        sample = (latents * _per_picture(input_scale)).index_select(0, rows)
+        sample = torch.cat([latents * _per_picture(input_scale), *inpaint], dim=1).index_select(0, rows)
         output = self.unet(
             sample,
             timestep.index_select(0, rows),
@@ -61,15 +80,19 @@ class UNetStep(nn.Module):
             added_cond_kwargs=added or None,
             down_block_additional_residuals=residuals[:-1],
             mid_block_additional_residual=residuals[-1],
+            down_intrablock_additional_residuals=[features.index_select(0, rows) for features in adapters] or None,
             return_dict=False,
-        )[0]
-        guided = (guidance @ output.flatten(1)).view_as(latents)
+        )[0].flatten(1)
+        guided = guidance @ output
+        spread = _spread(conditional @ output) / _spread(guided).clamp(min=SMALLEST_SPREAD)
+        guided = (guided * (1 + guidance_rescale[:, None] * (spread - 1))).view_as(latents)
         predicted = _per_picture(clip[:, 0]) * latents + _per_picture(clip[:, 1]) * guided
         limit = _per_picture(clip[:, 2])
         clipped = torch.minimum(torch.maximum(predicted, -limit), limit)
         seen = torch.cat([latents[:, None], history, guided[:, None], noise[:, None], clipped[:, None]], dim=1)
         following = (update @ seen.flatten(2)).unflatten(2, latents.shape[1:])
-        return following[:, 0], following[:, 1:]
+        kept = (blend[:, None] @ known.flatten(2)).view_as(latents)
+        return mask * following[:, 0] + (1 - mask) * kept, following[:, 1:]
 
 
 class ControlNetStep(nn.Module):
@@ -89,14 +112,16 @@ class ControlNetStep(nn.Module):
         added: dict[str, Tensor],
         hint: Tensor,
         conditioning_scale: Tensor,
+        regions: list[Tensor],
         residuals: list[Tensor],
     ) -> list[Tensor]:
-        """Residuals so far plus this ControlNet's, each times its row's and layer's scale.
+        """Residuals so far plus this ControlNet's, each times its row's and layer's scale and its picture's region.
 
         Args:
             latents, rows, timestep, input_scale, prompt_embeds, added: as in UNetStep.
             hint: (batch, 3, height, width), in [0, 1].
             conditioning_scale: (rows, layers).
+            regions: where it acts, (batch, 1, ...) for each size that residuals have, largest first.
             residuals: the sum so far, as many as layers.
         """
         sample = (latents * _per_picture(input_scale)).index_select(0, rows)
@@ -108,10 +133,25 @@ class ControlNetStep(nn.Module):
             added_cond_kwargs=added or None,
             return_dict=False,
         )
+        expanded = [region.index_select(0, rows) for region in regions]
+        levels = [scale for _, scale in residual_shapes(self.controlnet)]
+        sizes = sorted(set(levels))
         return [
-            before + own * conditioning_scale[:, layer, None, None, None]
-            for layer, (before, own) in enumerate(zip(residuals, [*down, middle], strict=True))
+            before + own * (conditioning_scale[:, layer, None, None, None] * expanded[sizes.index(level)])
+            for layer, (before, own, level) in enumerate(zip(residuals, [*down, middle], levels, strict=True))
         ]
+
+
+class AdapterProgram(nn.Module):
+    """A T2I-Adapter (Mou et al. 2023, arXiv 2302.08453): its features depend on the control picture alone."""
+
+    def __init__(self, adapter: T2IAdapter) -> None:
+        super().__init__()
+        self.adapter = adapter
+
+    def forward(self, hint: Tensor) -> list[Tensor]:
+        """Features of each level of the UNet's encoder, from a hint (batch, channels, height, width) in [0, 1]."""
+        return list(self.adapter(hint))
 
 
 class TextEncoderProgram(nn.Module):
@@ -161,7 +201,12 @@ def _per_picture(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def residual_shapes(unet: UNet2DConditionModel) -> list[tuple[int, int]]:
+def _spread(rows: Tensor) -> Tensor:
+    """Standard deviation of each row: (rows, 1)."""
+    return (rows - rows.mean(1, keepdim=True)).square().mean(1, keepdim=True).sqrt()
+
+
+def residual_shapes(unet: UNet2DConditionModel | ControlNetModel) -> list[tuple[int, int]]:
     """(channels, downscale against the latents) of each residual, skip connections first and the middle block last."""
     channels = unet.config.block_out_channels
     layers = unet.config.layers_per_block

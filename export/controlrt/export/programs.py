@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 
 from controlrt.export.checkpoint import Checkpoint, TextEncoderParts
 from controlrt.export.modules import (
+    AdapterProgram,
     ControlNetStep,
     TextEncoderProgram,
     UNetStep,
@@ -20,6 +22,7 @@ from controlrt.export.modules import (
     residual_shapes,
 )
 from controlrt.runtime.manifest import TensorSpec
+from controlrt.runtime.profile import SIDE_STEP
 from controlrt.runtime.samplers import COLUMNS, HISTORY
 
 Sizes = dict[str, int]
@@ -27,6 +30,11 @@ Sizes = dict[str, int]
 
 TIME_IDS = 6
 FLOAT, INT = "float32", "int64"
+POSITIVE = (
+    *("input_scale", "hint", "conditioning_scale", "guidance_rescale"),
+    *("update", "clip", "mask", "blend"),
+)
+"""Inputs of a step whose values lie around one half."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +58,18 @@ def unet_program(checkpoint: Checkpoint) -> ProgramSpec:
         "residuals": [
             _residual(f"residual_{i}_in", *shape, checkpoint) for i, shape in enumerate(residual_shapes(unet))
         ],
+        "adapters": _adapter_features(checkpoint),
+        "inpaint": _inpaint_channels(checkpoint),
         "guidance": TensorSpec(name="guidance", dtype=FLOAT, shape=("batch", "rows")),
+        "conditional": TensorSpec(name="conditional", dtype=FLOAT, shape=("batch", "rows")),
+        "guidance_rescale": TensorSpec(name="guidance_rescale", dtype=FLOAT, shape=("batch",)),
         "history": history,
         "noise": TensorSpec(name="noise", dtype=FLOAT, shape=latents.shape),
         "update": TensorSpec(name="update", dtype=FLOAT, shape=("batch", 1 + HISTORY, COLUMNS)),
         "clip": TensorSpec(name="clip", dtype=FLOAT, shape=("batch", 3)),
+        "mask": TensorSpec(name="mask", dtype=FLOAT, shape=("batch", 1, *latents.shape[2:])),
+        "known": TensorSpec(name="known", dtype=FLOAT, shape=("batch", 2, *latents.shape[1:])),
+        "blend": TensorSpec(name="blend", dtype=FLOAT, shape=("batch", 2)),
     }
     outputs = (
         TensorSpec(name="next_latents", dtype=FLOAT, shape=latents.shape),
@@ -71,6 +86,10 @@ def controlnet_program(checkpoint: Checkpoint, name: str, controlnet: ControlNet
         **_step_inputs(checkpoint, controlnet),
         "hint": TensorSpec(name="hint", dtype=FLOAT, shape=hint_shape),
         "conditioning_scale": TensorSpec(name="conditioning_scale", dtype=FLOAT, shape=("rows", len(shapes))),
+        "regions": [
+            TensorSpec(name=f"region_{level}", dtype=FLOAT, shape=("batch", 1, *_sides(downscale, checkpoint)))
+            for level, downscale in enumerate(sorted({downscale for _, downscale in shapes}))
+        ],
         "residuals": [_residual(f"residual_{i}_in", *shape, checkpoint) for i, shape in enumerate(shapes)],
     }
     outputs = tuple(_residual(f"residual_{i}", *shape, checkpoint) for i, shape in enumerate(shapes))
@@ -80,6 +99,22 @@ def controlnet_program(checkpoint: Checkpoint, name: str, controlnet: ControlNet
         inputs=inputs,
         outputs=outputs,
         example=_step_example,
+    )
+
+
+def adapter_program(checkpoint: Checkpoint, name: str, adapter: T2IAdapter) -> ProgramSpec:
+    """One T2I-Adapter."""
+    hint = TensorSpec(name="hint", dtype=FLOAT, shape=("batch", adapter.config.in_channels, "height", "width"))
+    outputs = tuple(
+        msgspec.structs.replace(spec, name=f"feature_{level}")
+        for level, spec in enumerate(_adapter_features(checkpoint))
+    )
+    return ProgramSpec(
+        name=f"adapter.{name}",
+        module=AdapterProgram(adapter),
+        inputs={"hint": hint},
+        outputs=outputs,
+        example=_uniform_example,
     )
 
 
@@ -153,9 +188,45 @@ def _latents(name: str, checkpoint: Checkpoint) -> TensorSpec:
     return TensorSpec(name=name, dtype=FLOAT, shape=shape)
 
 
-def _residual(name: str, channels: int, downscale: int, checkpoint: Checkpoint) -> TensorSpec:
+def _adapter_features(checkpoint: Checkpoint) -> list[TensorSpec]:
+    """What the UNet takes from adapters, by level; nothing where the checkpoint has none."""
+    if not checkpoint.adapters:
+        return []
+    adapter = next(iter(checkpoint.adapters.values()))
+    with torch.no_grad():  # the sizes of its features are nowhere in its config
+        side = SIDE_STEP * 2
+        features = adapter(torch.zeros(1, adapter.config.in_channels, side, side))
+    return [
+        TensorSpec(
+            name=f"adapter_{level}",
+            dtype=FLOAT,
+            shape=(
+                "batch",
+                feature.shape[1],
+                *_sides(side // feature.shape[2] // checkpoint.vae_scale_factor, checkpoint),
+            ),
+        )
+        for level, feature in enumerate(features)
+    ]
+
+
+def _inpaint_channels(checkpoint: Checkpoint) -> list[TensorSpec]:
+    """The mask and the masked picture's latents, for a UNet that was made for inpainting."""
+    extra = checkpoint.unet.config.in_channels - checkpoint.latent_channels
+    if not extra:
+        return []
+    latents = _latents("inpaint", checkpoint)
+    return [msgspec.structs.replace(latents, shape=("batch", extra, *latents.shape[2:]))]
+
+
+def _sides(downscale: int, checkpoint: Checkpoint) -> tuple[str, str]:
+    """Height and width of what is ``downscale`` times smaller than the latents."""
     factor = checkpoint.vae_scale_factor * downscale
-    return TensorSpec(name=name, dtype=FLOAT, shape=("rows", channels, f"height/{factor}", f"width/{factor}"))
+    return f"height/{factor}", f"width/{factor}"
+
+
+def _residual(name: str, channels: int, downscale: int, checkpoint: Checkpoint) -> TensorSpec:
+    return TensorSpec(name=name, dtype=FLOAT, shape=("rows", channels, *_sides(downscale, checkpoint)))
 
 
 def _normal_example(_: TensorSpec, shape: tuple[int, ...], __: Sizes, generator: torch.Generator) -> Tensor:
@@ -174,6 +245,6 @@ def _step_example(spec: TensorSpec, shape: tuple[int, ...], sizes: Sizes, genera
         return (torch.rand(shape, generator=generator) * 999).round()
     if spec.name == "time_ids":
         return torch.rand(shape, generator=generator) * 1024
-    if spec.name in ("input_scale", "hint", "conditioning_scale", "update", "clip"):
+    if spec.name in POSITIVE or spec.name.startswith("region_"):
         return torch.rand(shape, generator=generator)
     return torch.randn(shape, generator=generator)

@@ -49,11 +49,16 @@ class CompiledStep:
             "update": inputs.update,
             "clip": inputs.clip,
             "guidance": np.array([1 - GUIDANCE_SCALE, GUIDANCE_SCALE], np.float32),
+            "conditional": np.array([0, 1], np.float32),
+            "mask": np.float32(1),
             f"conditioning_scale.{CONTROL}": np.float32(CONDITIONING_SCALE),
         }
         for name, value in values.items():
             if name in self._bound.buffers:  # a program that was cut reads less
                 self._bound.buffers[name][...] = value
+        for name, buffer in self._bound.buffers.items():
+            if name.startswith("region_"):
+                buffer[...] = 1
         for part in plan.parts:
             for stage in EARLIER:
                 self._condition(bundle.manifest, part, stage, inputs)

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.errors import BundleError
 from controlrt.runtime.executors import Executor
 from controlrt.runtime.manifest import Program, Stage
-from controlrt.runtime.plan import Plan, stage_buffer
+from controlrt.runtime.plan import Plan, adapter_buffer, stage_buffer
 from controlrt.runtime.prompts import Conditioning, PromptEncoder
 
 KEPT_BYTES = 256 * 2**20
@@ -44,6 +45,7 @@ class Conditioner:
         prompts: Sequence[str | None],
         timesteps: NDArray[np.float32],
         hints: Mapping[str, NDArray[np.float32]],
+        adapters: Mapping[str, NDArray[np.float32]],
         size: tuple[int, int],
     ) -> None:
         """Writes the outputs of every earlier stage of the plan's parts.
@@ -52,7 +54,8 @@ class Conditioner:
             plan, buffers: what reads them.
             prompts: one per row; None is SDXL's empty embedding of zeros.
             timesteps: (steps,).
-            hints: (batch, 3, height, width) by control name.
+            hints: (batch, channels, height, width) by control name.
+            adapters: (features,) by adapter name, the weight of each of its features.
             size: width and height of the pictures.
         """
         embeds = {prompt: self._embed(prompt) for prompt in dict.fromkeys(prompts)}
@@ -65,6 +68,7 @@ class Conditioner:
                 for name, value in self._prompt_timestep(part, prompt, embeds[prompt], timesteps, size).items():
                     buffers[stage_buffer(name, part)][:, row] = value
             self._fill_hints(part, buffers, hints)
+        self._fill_adapters(plan, buffers, hints, adapters)
 
     def _embed(self, prompt: str | None) -> Conditioning:
         """The prompt's embeddings, one row each."""
@@ -98,15 +102,43 @@ class Conditioner:
         self, part: str, buffers: Mapping[str, NDArray[Any]], hints: Mapping[str, NDArray[np.float32]]
     ) -> None:
         program = self._manifest.stage(part, "hint")
-        if program is None:
+        if program is None or self._manifest.stage(part, "step") is None:
             return
-        own = {spec.name: hints[self._control(part, spec.name)] for spec in program.inputs}
-        for picture, row in enumerate(zip(*own.values(), strict=True)):
-            pictures = dict(zip(own, row, strict=True))
-            digests = tuple((value.shape, hashlib.sha256(value.tobytes()).digest()) for value in row)
-            features = self._stage(part, "hint", digests, partial(_single, pictures))
+        for picture, features in enumerate(self._hint_features(program, hints)):
             for name, value in features.items():
                 buffers[stage_buffer(name, part)][picture] = value[0]
+
+    def _fill_adapters(
+        self,
+        plan: Plan,
+        buffers: Mapping[str, NDArray[Any]],
+        hints: Mapping[str, NDArray[np.float32]],
+        weights: Mapping[str, NDArray[np.float32]],
+    ) -> None:
+        """The weighted sum of the features of every set of adapters that are on together (diffusers' MultiAdapter)."""
+        features = {}
+        for name in dict.fromkeys(name for names in plan.adapter_sets for name in names):
+            program = self._manifest.stage(f"adapter.{name}", "hint")
+            if program is None:
+                raise BundleError(f"the bundle has no program of adapter {name}; build it again with build-engines")
+            features[name] = self._hint_features(program, hints)
+        for names in plan.adapter_sets:
+            for level in range(len(weights[names[0]])):
+                buffer = buffers[adapter_buffer(f"adapter_{level}", names)]
+                for picture in range(len(buffer)):
+                    buffer[picture] = sum(
+                        weights[name][level] * features[name][picture][f"feature_{level}"][0] for name in names
+                    )
+
+    def _hint_features(self, program: Program, hints: Mapping[str, NDArray[np.float32]]) -> list[Arrays]:
+        """What a hint program makes of each picture's hints: (1, ...) by output name."""
+        own = {spec.name: hints[self._control(program.part, spec.name)] for spec in program.inputs}
+        found = []
+        for row in zip(*own.values(), strict=True):
+            pictures = dict(zip(own, row, strict=True))
+            digests = tuple((value.shape, hashlib.sha256(value.tobytes()).digest()) for value in row)
+            found.append(self._stage(program.part, "hint", digests, partial(_single, pictures)))
+        return found
 
     def _control(self, part: str, hint: str) -> str:
         """The control that an input called ``hint`` or ``hint.NAME`` belongs to."""

@@ -10,7 +10,7 @@ import msgspec
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.profile import ShapeProfile
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST_NAME = "manifest.json"
 
 DType = Literal["float32", "float16", "int64", "int32", "uint8"]
@@ -93,14 +93,19 @@ class TextEncoder(_Record, frozen=True, kw_only=True):
 
 
 class Control(_Record, frozen=True, kw_only=True):
-    """One ControlNet."""
+    """One ControlNet or T2I-Adapter."""
 
     name: Name
+    kind: Literal["controlnet", "adapter"]
     part: str
     """What its programs are cut from."""
     source: str
     layers: int
-    """How many residuals it makes: one per skip connection and one for the middle block."""
+    """Residuals of a ControlNet, one per skip connection and one for the middle block; features of an adapter."""
+    channels: int = 3
+    """Of the control picture."""
+    global_pool: bool = False
+    """Whether its residuals are averaged over the picture, so that they say what and not where (shuffle)."""
 
 
 class Fusion(_Record, frozen=True, kw_only=True):

@@ -51,11 +51,16 @@ class Draws:
         seeds: list[Any] = list(seed) if isinstance(seed, (list, tuple)) else [seed]
         self._generators = [generator(kind, one) for one in seeds]
 
+    @property
+    def single(self) -> bool:
+        """Whether one generator draws for every picture."""
+        return len(self._generators) == 1
+
     def randn(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """The next standard normal values: (batch, ...), float32."""
-        if len(self._generators) == 1:
+        """The next standard normal values: (pictures, ...), float32; of the first generators where there are more."""
+        if self.single:
             return self._generators[0].randn(shape)
-        return np.concatenate([one.randn((1, *shape[1:])) for one in self._generators])
+        return np.concatenate([one.randn((1, *shape[1:])) for one in self._generators[: shape[0]]])
 
 
 class TorchGenerator:

@@ -66,8 +66,10 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
-def to_hint(picture: Picture, width: int, height: int, name: str, resize: Resize | None = None) -> NDArray[np.float32]:
-    """A control picture as the ControlNet takes it: (3, height, width), float32 in [0, 1].
+def to_hint(
+    picture: Picture, width: int, height: int, name: str, resize: Resize | None = None, channels: int = 3
+) -> NDArray[np.float32]:
+    """A control picture as the ControlNet takes it: (channels, height, width), float32 in [0, 1]; grey for one channel.
 
     Takes a PIL picture, or an array (height, width), (height, width, 1), (height, width, 3) or (height, width, 4),
     uint8 in 0..255 or float in 0..1.
@@ -77,16 +79,39 @@ def to_hint(picture: Picture, width: int, height: int, name: str, resize: Resize
     """
     exact = _exact_hint(picture, width, height)
     if exact is not None:
-        return exact
-    rgb = _as_rgb(picture, name)
-    if rgb.size != (width, height):
-        if resize is None:
-            raise PictureError(
-                f"control picture {name!r} is {rgb.width}x{rgb.height}, the output is {width}x{height}; give one of "
-                f"that size, or let it be fitted with resize= (--resize) {', '.join(RESIZES)}"
-            )
-        rgb = _fit(rgb, width, height, resize)
-    return np.asarray(rgb, np.float32).transpose(2, 0, 1) / np.float32(255)
+        return exact if channels == 3 else exact.mean(axis=0, keepdims=True)
+    rgb = _fitted(_as_rgb(picture, f"control picture {name!r}"), width, height, f"control picture {name!r}", resize)
+    fitted = rgb if channels == 3 else rgb.convert("L")
+    planes = np.asarray(fitted, np.float32).reshape(height, width, channels)
+    return planes.transpose(2, 0, 1) / np.float32(255)
+
+
+def to_planes(
+    picture: Picture, width: int, height: int, what: str, resize: Resize | None = None
+) -> NDArray[np.float32]:
+    """A picture as the VAE takes it: (height, width, 3), float32 in [0, 1].
+
+    Raises:
+        PictureError: another kind of object or value, or another size while ``resize`` is None.
+    """
+    exact = _exact_hint(picture, width, height)
+    if exact is not None:
+        return exact.transpose(1, 2, 0)
+    return np.asarray(_fitted(_as_rgb(picture, what), width, height, what, resize), np.float32) / np.float32(255)
+
+
+def to_mask(picture: Picture, width: int, height: int, what: str, resize: Resize | None = None) -> NDArray[np.float32]:
+    """A mask: (height, width), float32 in [0, 1], from the brightness of a picture.
+
+    Raises:
+        PictureError: another kind of object or value, or another size while ``resize`` is None.
+    """
+    exact = _exact_hint(picture, width, height)
+    if exact is not None and (exact == exact[:1]).all():
+        grey_plane: NDArray[np.float32] = exact[0]
+        return grey_plane
+    grey = _fitted(_as_rgb(picture, what), width, height, what, resize).convert("L")
+    return np.asarray(grey, np.float32) / np.float32(255)
 
 
 def _exact_hint(picture: Picture, width: int, height: int) -> NDArray[np.float32] | None:
@@ -99,23 +124,32 @@ def _exact_hint(picture: Picture, width: int, height: int) -> NDArray[np.float32
     return np.broadcast_to(planes, (height, width, 3)).transpose(2, 0, 1).astype(np.float32)
 
 
-def _as_rgb(picture: Picture, name: str) -> Image.Image:
+def _as_rgb(picture: Picture, what: str) -> Image.Image:
     if isinstance(picture, Image.Image):
         return to_rgb(picture)
     if not isinstance(picture, np.ndarray):
-        raise PictureError(f"control picture {name!r} is a {type(picture).__name__}; give a PIL picture or NumPy array")
+        raise PictureError(f"{what} is a {type(picture).__name__}; give a PIL picture or NumPy array")
     array = picture[..., 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)) or 0 in array.shape:
-        raise PictureError(
-            f"control picture {name!r} has shape {picture.shape}; allowed: (height, width) with 1, 3 or 4 channels last"
-        )
+        raise PictureError(f"{what} has shape {picture.shape}; allowed: (height, width) with 1, 3 or 4 channels last")
     if np.issubdtype(array.dtype, np.floating):
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise PictureError(f"control picture {name!r} is a float array with values outside 0..1")
+            raise PictureError(f"{what} is a float array with values outside 0..1")
         array = np.round(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:
-        raise PictureError(f"control picture {name!r} has dtype {array.dtype}; allowed: uint8 in 0..255, float in 0..1")
+        raise PictureError(f"{what} has dtype {array.dtype}; allowed: uint8 in 0..255, float in 0..1")
     return to_rgb(Image.fromarray(array))
+
+
+def _fitted(rgb: Image.Image, width: int, height: int, what: str, resize: Resize | None) -> Image.Image:
+    if rgb.size == (width, height):
+        return rgb
+    if resize is None:
+        raise PictureError(
+            f"{what} is {rgb.width}x{rgb.height}, the output is {width}x{height}; give one of "
+            f"that size, or let it be fitted with resize= (--resize) {', '.join(RESIZES)}"
+        )
+    return _fit(rgb, width, height, resize)
 
 
 def _fit(picture: Image.Image, width: int, height: int, resize: Resize) -> Image.Image:

@@ -18,17 +18,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.canvas import prepare_canvas, read_source
 from controlrt.runtime.conditioning import Conditioner
-from controlrt.runtime.control import ControlUse, PerControl, Pictures, check_window, in_window, resolve_controls
+from controlrt.runtime.control import (
+    Guidance,
+    PerControl,
+    PerControlScale,
+    Pictures,
+    check_window,
+    in_window,
+    resolve_controls,
+)
 from controlrt.runtime.errors import ParameterError
 from controlrt.runtime.executors import BoundPlan, open_executor
+from controlrt.runtime.filling import fill_buffers
 from controlrt.runtime.noise import Draws
-from controlrt.runtime.pictures import Resize, to_pil
-from controlrt.runtime.plan import UNGUIDED, Layout, StepLayout, plan_denoising
+from controlrt.runtime.pictures import Picture, Resize, to_pil
+from controlrt.runtime.plan import Layout, StepLayout, plan_denoising
 from controlrt.runtime.samplers import SamplerTable, SchedulerChoice, compile_sampler
+from controlrt.runtime.scales import GuessMode, LayerWeights, is_number
 
 StepCallback = Callable[["ControlNetPipeline", int, float, dict[str, NDArray[np.float32]]], Mapping[str, Any] | None]
 DEFAULT_STEPS = 50
+DEFAULT_STRENGTH = 0.8
+"""Of picture to picture; inpainting has 1. Both are diffusers'."""
 _KEPT_PLANS = 4
 
 
@@ -41,7 +54,7 @@ class Timings:
     condition: float
     """Text encoders, and what depends on prompt, schedule or control picture alone."""
     noise: float
-    """Drawing all noise, and the sampler's coefficients."""
+    """Drawing all noise, encoding the pictures to start from, and the sampler's coefficients."""
     steps: tuple[float, ...]
     decode: float
 
@@ -93,13 +106,13 @@ class ControlNetPipeline:
         fused = manifest.fusion.controls if manifest.fusion else ()
         rare = {"unet", *(control.part for control in manifest.controls if control.name in fused)} if fused else set()
         for program in manifest.programs:
-            if program.name != "vae_encoder" and program.part not in rare:
+            if program.name != "vae_encoder" and program.part not in rare and not program.part.startswith("adapter."):
                 pipeline._executor.load(program.name)
         return pipeline
 
     @property
     def controls(self) -> tuple[str, ...]:
-        """Names of the bundle's ControlNets."""
+        """Names of the bundle's ControlNets and T2I-Adapters."""
         return tuple(control.name for control in self.bundle.manifest.controls)
 
     def sampler_table(
@@ -110,12 +123,19 @@ class ControlNetPipeline:
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
         eta: float = 0.0,
+        strength: float | None = None,
     ) -> SamplerTable:
         """The table that a call with these arguments runs; one row per model call. See ``compile_sampler``."""
         if num_inference_steps is None and timesteps is None and sigmas is None:
             num_inference_steps = DEFAULT_STEPS
         return compile_sampler(
-            scheduler, self._scheduler, num_inference_steps, timesteps=timesteps, sigmas=sigmas, eta=eta
+            scheduler,
+            self._scheduler,
+            num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            eta=eta,
+            strength=strength,
         )
 
     def __call__(
@@ -124,18 +144,25 @@ class ControlNetPipeline:
         image: Pictures | Mapping[str, Pictures] | None = None,
         *,
         negative_prompt: str | Sequence[str] | None = None,
+        init_image: Picture | Sequence[Picture] | None = None,
+        mask_image: Picture | Sequence[Picture] | None = None,
+        strength: float | None = None,
         width: int | None = None,
         height: int | None = None,
         num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
         guidance_scale: float = 7.5,
+        guidance_rescale: float = 0.0,
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
-        controlnet_conditioning_scale: PerControl = 1.0,
+        controlnet_conditioning_scale: PerControlScale = 1.0,
         control_guidance_start: PerControl = 0.0,
         control_guidance_end: PerControl = 1.0,
-        guess_mode: bool = False,
+        control_mode: str | Sequence[str] | Mapping[str, str] = "balanced",
+        control_layer_weights: LayerWeights | Mapping[str, LayerWeights | None] | None = None,
+        control_region: Picture | Mapping[str, Picture] | None = None,
+        guess_mode: GuessMode = False,
         eta: float = 0.0,
         seed: int | Sequence[int] | None = None,
         noise: Literal["cpu", "gpu"] = "cpu",
@@ -153,16 +180,31 @@ class ControlNetPipeline:
             image: control pictures by control name; a bare picture where the bundle has one control; None for no
                 control. A list gives one picture per prompt. PIL, uint8 or float arrays (height, width[, channels]).
             negative_prompt: what to steer away from, one or one per prompt.
+            init_image: a picture to start from (picture to picture), one or one per prompt.
+            mask_image: where that picture is drawn anew, white on black (inpainting), one or one per prompt.
+            strength: how much of the picture is changed: the fraction of the steps that is run. 0.8 where not given, 1
+                with a mask.
             width, height: pixels, within the bundle's profile; its default size where not given.
             num_inference_steps: denoising steps, 1 to 1000; 50 where not given. Second-order samplers call the model
                 twice a step.
             timesteps, sigmas: custom ones, descending, in place of a number of steps, for samplers that take them.
             guidance_scale: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); 1 or less turns it off.
+            guidance_rescale: how far the guided output gets the standard deviation of the conditional one, 0 to 1 (Lin
+                et al. 2023, arXiv 2305.08891).
             guidance_start, guidance_end: the fractions of the steps between which guidance acts (Kynkäänniemi et al.
                 2024, arXiv 2404.07724); outside, a step runs the conditional rows alone and costs half.
-            controlnet_conditioning_scale, control_guidance_start, control_guidance_end: one number for all controls,
-                a list in the order of ``image``, or a mapping by name. The window is in fractions of the steps.
-            guess_mode: diffusers' guess mode: control rises over the layers and acts on the conditional half only.
+            controlnet_conditioning_scale: one for all controls, a list in the order of ``image``, or a mapping by name.
+                Each is a number, a function of the fraction of the steps that are done, a list with one number per step
+                (inside a mapping or a list), or an array that broadcasts to (steps, pictures, layers).
+            control_guidance_start, control_guidance_end: the window, in fractions of the steps; one number for all
+                controls, a list or a mapping likewise.
+            control_mode: as in the web UI's extension: "balanced"; "prompt", control weaker in the outer layers; or
+                "controlnet", that and control of the conditional half only. For all controls, a list or a mapping.
+            control_layer_weights: one number for each residual of a ControlNet, the middle block's last, or "soft",
+                0.825 to the power of its distance from the middle block. For all controls, or a mapping by name.
+            control_region: where control acts, a picture, white on black; for all controls, or a mapping by name.
+            guess_mode: control acts on the conditional half only and rises over the layers: True or "diffusers" from
+                0.1 to 1 on a log scale, "original" as the soft weights do.
             eta: how much noise DDIM and TCD add at each step, 0 to 1.
             seed: draws the noise that diffusers draws from ``torch.Generator("cpu").manual_seed(seed)``, at the start
                 and at every step; a list gives each picture its own generator. None picks one; it is in the output.
@@ -191,6 +233,8 @@ class ControlNetPipeline:
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 raise ParameterError(name, value, "a fraction of the steps, from 0 to 1")
         check_window("guidance", guidance_start, guidance_end)
+        if not is_number(guidance_rescale) or not 0 <= guidance_rescale <= 1:
+            raise ParameterError("guidance_rescale", guidance_rescale, "a number from 0 to 1")
         if output_type not in ("pil", "np", "latent"):
             raise ParameterError("output_type", output_type, "pil, np or latent")
         default_width, default_height = manifest.profile.default_size
@@ -198,13 +242,42 @@ class ControlNetPipeline:
         height = default_height if height is None else height
         batch = len(prompts) * num_images_per_prompt
         manifest.profile.check(width, height, batch)
-        table = self.sampler_table(scheduler, num_inference_steps, timesteps=timesteps, sigmas=sigmas, eta=eta)
+        source = read_source(
+            init_image,
+            mask_image,
+            strength=strength,
+            width=width,
+            height=height,
+            prompts=len(prompts),
+            resize=resize,
+        )
+        inpaints = source is not None and source.masks is not None
+        if self._sees_mask and not inpaints:
+            raise ParameterError("mask_image", None, "given, with init_image: this model was made for inpainting")
+        if source is not None and strength is None:
+            strength = 1.0 if inpaints else DEFAULT_STRENGTH
+        pure_noise = inpaints and strength == 1
+        table = self.sampler_table(
+            scheduler,
+            num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            eta=eta,
+            strength=None if pure_noise else strength,
+        )
         uses = resolve_controls(
             manifest.controls,
             image,
-            scale=controlnet_conditioning_scale,
-            start=control_guidance_start,
-            end=control_guidance_end,
+            Guidance(
+                scale=controlnet_conditioning_scale,
+                start=control_guidance_start,
+                end=control_guidance_end,
+                mode=control_mode,
+                weights=control_layer_weights,
+                region=control_region,
+                guess_mode=guess_mode,
+            ),
+            steps=len(table),
             width=width,
             height=height,
             prompts=len(prompts),
@@ -216,8 +289,10 @@ class ControlNetPipeline:
         if seed is None and (latents is None or draws_later):
             seed = secrets.randbits(32)
         draws = Draws(0 if seed is None else seed, batch, noise)
-        start = self._starting_noise(draws, latents, batch, width, height)
+        latents = self._checked_latents(latents, batch, width, height)
         count = len(table)
+        adapters = [use for use in uses if use.control.kind == "adapter"]
+        nets = [use for use in uses if use.control.kind == "controlnet"]
         layout = Layout(
             width=width,
             height=height,
@@ -225,7 +300,9 @@ class ControlNetPipeline:
             draws=draws_later,
             steps=tuple(
                 StepLayout(
-                    controls=tuple(use.control.name for use in uses if use.active(step, count)),
+                    controls=tuple(use.control.name for use in nets if use.active(step)),
+                    conditional=tuple(use.control.name for use in nets if use.active(step) and use.conditional),
+                    adapters=tuple(use.control.name for use in adapters if use.active(step)),
                     guided=guidance_scale > 1 and in_window(step, count, guidance_start, guidance_end),
                 )
                 for step in range(count)
@@ -244,10 +321,31 @@ class ControlNetPipeline:
                 prompts=[*unconditional, *conditional] if layout.guided else conditional,
                 timesteps=table.timesteps.astype(np.float32),
                 hints={use.control.name: use.hint for use in uses},
+                adapters={use.control.name: use.scale[0, 0].astype(np.float32) for use in adapters},
                 size=(width, height),
             )
             conditioned = time.perf_counter()
-            _fill(bound, layout, table, uses, start, draws, guidance_scale, guess_mode)
+            canvas = prepare_canvas(
+                manifest.model,
+                source,
+                table,
+                draws,
+                self._encode,
+                self._latent_shape(batch, width, height),
+                latents,
+                pure_noise=pure_noise,
+                sees_mask=self._sees_mask,
+            )
+            fill_buffers(
+                bound,
+                layout,
+                table,
+                uses,
+                canvas,
+                draws,
+                guidance_scale=guidance_scale,
+                guidance_rescale=guidance_rescale,
+            )
             prepared = time.perf_counter()
             step_seconds = self._denoise(bound, table, callback_on_step_end)
             denoised = time.perf_counter()
@@ -311,17 +409,31 @@ class ControlNetPipeline:
             raise ParameterError("negative_prompt", negative_prompt, f"one string or {prompts}, one for each prompt")
         return list(negatives)
 
-    def _starting_noise(
-        self, draws: Draws, latents: NDArray[np.float32] | None, batch: int, width: int, height: int
-    ) -> NDArray[np.float32]:
+    @property
+    def _sees_mask(self) -> bool:
+        """Whether the UNet was made for inpainting."""
+        unet = self.bundle.manifest.stage("unet", "step")
+        return unet is not None and any(spec.name == "inpaint" for spec in unet.inputs)
+
+    def _latent_shape(self, batch: int, width: int, height: int) -> tuple[int, ...]:
         model = self.bundle.manifest.model
-        shape = (batch, model.latent_channels, height // model.vae_scale_factor, width // model.vae_scale_factor)
+        return batch, model.latent_channels, height // model.vae_scale_factor, width // model.vae_scale_factor
+
+    def _checked_latents(
+        self, latents: NDArray[np.float32] | None, batch: int, width: int, height: int
+    ) -> NDArray[np.float32] | None:
         if latents is None:
-            return draws.randn(shape)
+            return None
+        shape = self._latent_shape(batch, width, height)
         if not isinstance(latents, np.ndarray) or latents.shape != shape or not np.isfinite(latents).all():
             found = f"shape {latents.shape}" if isinstance(latents, np.ndarray) else type(latents).__name__
             raise ParameterError("latents", found, f"an array of finite values of shape {shape}")
         return latents.astype(np.float32)
+
+    def _encode(self, picture: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and standard deviation of a picture's latents; the VAE's encoder opens on first use."""
+        encoded = self._executor.run("vae_encoder", {"picture": picture})
+        return encoded["mean"], encoded["std"]
 
     def _bind(self, layout: Layout) -> BoundPlan:
         """The bound plan of ``layout``; the last few are kept."""
@@ -331,41 +443,3 @@ class ControlNetPipeline:
                 self._bound.popitem(last=False)
         self._bound.move_to_end(layout)
         return self._bound[layout]
-
-
-def _fill(
-    bound: BoundPlan,
-    layout: Layout,
-    table: SamplerTable,
-    uses: Sequence[ControlUse],
-    start: NDArray[np.float32],
-    draws: Draws,
-    guidance_scale: float,
-    guess_mode: bool,
-) -> None:
-    """Writes one call's inputs into the buffers of its plan."""
-    pictures = np.arange(layout.batch)
-    guidance = np.zeros((layout.batch, layout.rows), np.float32)
-    guidance[pictures, pictures] = 1 - guidance_scale if layout.guided else 1
-    if layout.guided:
-        guidance[pictures, layout.batch + pictures] = guidance_scale
-    values = {
-        "latents.0": start * np.float32(table.initial[1]),
-        "history.0": np.float32(0),
-        "rows": np.tile(pictures, layout.rows // layout.batch),
-        "input_scale": table.input_scale[:, None],
-        "update": table.update[:, None],
-        "clip": table.clip[:, None],
-        "guidance": guidance,
-        UNGUIDED: np.eye(layout.batch, dtype=np.float32),
-    }
-    for use in uses:
-        values[f"conditioning_scale.{use.control.name}"] = use.conditioning_scale(
-            layout.batch, layout.guided, guess_mode
-        )
-    if layout.draws:
-        for step in range(len(table)):
-            bound.buffers["noise"][step] = draws.randn(start.shape) if table.draws[step] else 0
-    for name, value in values.items():
-        if name in bound.buffers:  # a control that never runs has no buffers
-            bound.buffers[name][...] = value

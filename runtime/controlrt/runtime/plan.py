@@ -7,6 +7,7 @@ has no call of it, and one without guidance runs the conditional rows alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from controlrt.runtime.errors import BundleError
@@ -18,7 +19,11 @@ class StepLayout:
     """What runs at one step."""
 
     controls: tuple[str, ...]
-    """The controls that are on, in the order of the bundle."""
+    """The ControlNets that are on, in the order of the bundle."""
+    conditional: tuple[str, ...] = ()
+    """Those of them that act on the conditional rows alone, as in guess mode; they are not run on the others."""
+    adapters: tuple[str, ...] = ()
+    """The T2I-Adapters that are on, in the order of the bundle."""
     guided: bool
     """Whether each picture takes two rows, unconditional then conditional, for classifier-free guidance."""
 
@@ -73,13 +78,15 @@ class Plan:
     """The buffer that holds the final latents."""
     parts: tuple[str, ...]
     """The parts that are called."""
+    adapter_sets: tuple[tuple[str, ...], ...] = ()
+    """Adapters that are on together at some step; each set has buffers of its own."""
 
     def latents(self, step: int) -> str:
         """The buffer that holds the latents before ``step``."""
         return _turn("latents", step)
 
 
-PER_STEP = ("input_scale", "guidance", "update", "clip", "conditioning_scale")
+PER_STEP = ("input_scale", "guidance", "update", "clip", "conditioning_scale", "blend")
 """Inputs that are tables over steps; noise is one too where the sampler draws it."""
 PER_STEP_STAGES: tuple[Stage, ...] = ("timestep", "prompt_timestep")
 """Stages whose outputs are tables over steps."""
@@ -87,13 +94,16 @@ STATE = ("latents", "history")
 """What a step passes on to the next, in two buffers that take turns."""
 UNGUIDED = "guidance.off"
 """The guidance matrix of a step without guidance: the identity."""
+OWN_INPUTS = ("conditioning_scale", "region_")
+"""How the names of inputs begin that each ControlNet has a buffer of its own for."""
 
 
 def plan_denoising(manifest: Manifest, layout: Layout) -> Plan:
     """Lays out the denoising loop of ``manifest`` for ``layout``.
 
     The residuals of several ControlNets accumulate by chaining: each reads the sum so far and writes the new sum
-    into the other of two buffer sets. The first one of a step, and a UNet without control, read zeros.
+    into the other of two buffer sets. The first one of a step, and a UNet without control, read zeros. ControlNets
+    that act on the conditional rows alone come first, in two sets of their own whose other rows stay zero.
     """
     planner = _Planner(manifest, layout)
     for step in range(len(layout.steps)):
@@ -103,12 +113,18 @@ def plan_denoising(manifest: Manifest, layout: Layout) -> Plan:
         steps=tuple(planner.steps),
         result=_turn("latents", len(layout.steps)),
         parts=tuple(planner.parts),
+        adapter_sets=tuple(dict.fromkeys(step.adapters for step in layout.steps if step.adapters)),
     )
 
 
 def stage_buffer(name: str, part: str) -> str:
     """The buffer that holds ``name``, an output of an earlier stage of ``part``."""
     return f"{name}.{part}"
+
+
+def adapter_buffer(name: str, adapters: Sequence[str]) -> str:
+    """The buffer that holds ``name``, the sum of one feature of these adapters."""
+    return f"{name}.{'+'.join(adapters) or 'off'}"
 
 
 def _turn(state: str, step: int) -> str:
@@ -133,56 +149,64 @@ class _Planner:
         }
 
     def add_step(self, step: int) -> None:
-        controls = self.layout.steps[step].controls
-        fused = self.manifest.fused(controls)
+        layout = self.layout.steps[step]
+        self.parts |= {f"adapter.{name}": None for name in layout.adapters}
+        half = layout.conditional if layout.guided else ()
+        fused = None if half else self.manifest.fused(layout.controls)
         if fused is not None:
             self.steps.append((self._call(fused, step, "zero", "zero", ""),))
             return
         calls, residuals = [], "zero"
-        for control in self.manifest.controls:
-            if control.name in controls:
-                written = "b" if residuals == "a" else "a"
-                calls.append(self._call(control.part, step, residuals, written, control.name))
-                residuals = written
+        names = [control.name for control in self.manifest.controls if control.name in layout.controls]
+        for name in sorted(names, key=lambda each: each not in half):  # sums do not mind the order
+            sets = ("half.a", "half.b") if name in half else ("a", "b")
+            written = sets[residuals == sets[0]]
+            calls.append(self._call(f"controlnet.{name}", step, residuals, written, name, half=name in half))
+            residuals = written
         calls.append(self._call("unet", step, residuals, residuals, ""))
         self.steps.append(tuple(calls))
 
-    def _call(self, part: str, step: int, read: str, write: str, control: str) -> Call:
+    def _call(self, part: str, step: int, read: str, write: str, control: str, *, half: bool = False) -> Call:
         program = self.manifest.stage(part, "step")
         if program is None:
             raise BundleError(f"the bundle has no step program of {part}; build it again with build-engines")
         self.parts[part] = None
-        inputs = {spec.name: self._input(program, spec, step, read, control) for spec in program.inputs}
-        outputs = {spec.name: self._output(spec, step, write) for spec in program.outputs}
+        half = half or not self.layout.steps[step].guided
+        inputs = {spec.name: self._input(program, spec, step, read, control, half) for spec in program.inputs}
+        outputs = {spec.name: self._output(spec, step, write, half) for spec in program.outputs}
         return Call(program=program.name, inputs=inputs, outputs=outputs)
 
-    def _input(self, program: Program, spec: TensorSpec, step: int, residuals: str, control: str) -> View:
+    def _input(self, program: Program, spec: TensorSpec, step: int, read: str, control: str, half: bool) -> View:
+        layout = self.layout.steps[step]
         stage = self.early.get((program.part, spec.name))
         if stage is not None:
             tabled = stage in PER_STEP_STAGES
-            return self._view(stage_buffer(spec.name, program.part), spec, step, tabled=tabled)
+            return self._view(stage_buffer(spec.name, program.part), spec, step, half, tabled=tabled)
         if spec.name.startswith("residual_"):
-            return self._view(f"{spec.name.removesuffix('_in')}.{residuals}", spec, step)
+            return self._view(f"{spec.name.removesuffix('_in')}.{read}", spec, step, half)
+        if spec.name.startswith("adapter_"):
+            return self._view(adapter_buffer(spec.name, layout.adapters), spec, step, half)
         if spec.name in STATE:
-            return self._view(_turn(spec.name, step), spec, step)
-        if spec.name == "guidance" and not self.layout.steps[step].guided:
+            return self._view(_turn(spec.name, step), spec, step, half)
+        if spec.name in ("guidance", "conditional") and not layout.guided:
             self.buffers[UNGUIDED] = (self.layout.batch, self.layout.batch), spec.dtype
             return View(UNGUIDED)
         kind = spec.name.partition(".")[0]
-        name = f"{spec.name}.{control}" if spec.name == "conditioning_scale" else spec.name
+        name = f"{spec.name}.{control}" if control and spec.name.startswith(OWN_INPUTS) else spec.name
         tabled = kind in PER_STEP or (spec.name == "noise" and self.layout.draws)
-        return self._view(name, spec, step, tabled=tabled)
+        return self._view(name, spec, step, half, tabled=tabled)
 
-    def _output(self, spec: TensorSpec, step: int, residuals: str) -> View:
+    def _output(self, spec: TensorSpec, step: int, residuals: str, half: bool) -> View:
         if spec.name.removeprefix("next_") in STATE:
-            return self._view(_turn(spec.name.removeprefix("next_"), step + 1), spec, step)
-        return self._view(f"{spec.name}.{residuals}", spec, step)
+            return self._view(_turn(spec.name.removeprefix("next_"), step + 1), spec, step, half)
+        return self._view(f"{spec.name}.{residuals}", spec, step, half)
 
-    def _view(self, buffer: str, spec: TensorSpec, step: int, *, tabled: bool = False) -> View:
+    def _view(self, buffer: str, spec: TensorSpec, step: int, half: bool, *, tabled: bool = False) -> View:
+        """A view of ``buffer``, which is laid out; with ``half`` of the conditional rows, where there are others."""
         shape = tuple(dim if isinstance(dim, int) else self.dimensions[dim] for dim in spec.shape)
         self.buffers[buffer] = (len(self.layout.steps), *shape) if tabled else shape, spec.dtype
         rows = None
-        if spec.shape[:1] == ("rows",) and self.layout.guided and not self.layout.steps[step].guided:
+        if spec.shape[:1] == ("rows",) and self.layout.guided and half:
             first = 0 if spec.name == "rows" else self.layout.batch  # the conditional half; pictures 0, 1, ...
             rows = range(first, first + self.layout.batch)
         return View(buffer, step if tabled else None, rows)

@@ -28,7 +28,9 @@ from controlrt.compiler.binding import COPIES, dependencies
 from controlrt.compiler.graph import constant, new_initializer
 
 ISLANDS: Final = ("timestep", "sampler", "normalization", "softmax")
-SAMPLER_INPUTS = frozenset(("guidance", "history", "noise", "update", "clip"))
+SAMPLER_INPUTS = frozenset(
+    ("guidance", "conditional", "guidance_rescale", "history", "noise", "update", "clip", "mask", "known", "blend")
+)
 SCALE = "input_scale"
 PASSED_ON = "residual_"
 """Inputs and outputs whose names begin so go from program to program and become float16 themselves."""

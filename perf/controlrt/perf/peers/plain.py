@@ -134,9 +134,12 @@ class _Loop:
             "guidance": guidance,
             "time_ids": size,
             "noise": 0.0,
+            "conditional": np.concatenate([np.zeros((call.batch, call.batch)), np.eye(call.batch)], axis=1),
+            "mask": 1.0,
         }
         values |= {f"hint.{name}": hint for name, hint in hints.items()}
         values |= {f"conditioning_scale.{name}": 1.0 for name in hints}
+        values |= {name: 1.0 for name in self._arrays if name.startswith("region_")}
         self._write(values)
 
     def set_step(self, timestep: Any, input_scale: Any, update: Any, clip: Any) -> None:
@@ -174,7 +177,7 @@ def _name(spec: TensorSpec, residuals: str, control: str) -> str:
     """What the tensor is called among the arrays of a loop."""
     if spec.name.startswith("residual_"):
         return f"{spec.name.removesuffix('_in')}.{residuals}"
-    return f"{spec.name}.{control}" if spec.name in ("hint", "conditioning_scale") else spec.name
+    return f"{spec.name}.{control}" if spec.name.startswith(("hint", "conditioning_scale", "region_")) else spec.name
 
 
 def _dimensions(call: Call) -> dict[str, int]:

@@ -103,14 +103,22 @@ def _layout(bundle: Bundle, steps: int, controls: Mapping[str, ControlWindow] | 
             raise UnknownNameError("control", name, names, "add it with: build-engines --controlnet NAME=SOURCE")
     table = compile_sampler(None, json.loads(bundle.file("scheduler.json").read_text()), steps)
     count = len(table)
-    active = [tuple(n for n in names if n in windows and windows[n].active(step, count)) for step in range(count)]
+    adapters = {control.name for control in bundle.manifest.controls if control.kind == "adapter"}
+    active = [[n for n in names if n in windows and windows[n].active(step, count)] for step in range(count)]
     width, height = bundle.manifest.profile.default_size
     return Layout(
         width=width,
         height=height,
         batch=bundle.manifest.profile.batch.low,
         draws=bool(table.draws.any()),
-        steps=tuple(StepLayout(controls=controls_on, guided=True) for controls_on in active),
+        steps=tuple(
+            StepLayout(
+                controls=tuple(name for name in on if name not in adapters),
+                adapters=tuple(name for name in on if name in adapters),
+                guided=True,
+            )
+            for on in active
+        ),
     )
 
 

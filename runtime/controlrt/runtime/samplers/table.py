@@ -117,6 +117,8 @@ class SamplerTable:
     """(n,): whether noise is drawn for the step; the noise column is zero where not."""
     initial: tuple[float, float]
     """The run starts from initial[0] * picture latents + initial[1] * standard normal noise."""
+    known: Array
+    """(n, 2): after the step, latents stand at known[0] * picture latents + known[1] * noise (inpainting)."""
     history: tuple[str, ...]
     """Names of the history slots in use."""
 
@@ -147,6 +149,8 @@ def assemble(steps: Steps, begin: int, picture_to_picture: bool) -> SamplerTable
         for column, name in enumerate(("latents", "output")):
             clip[:, column] = np.broadcast_to(predicted.terms.get(name, 0.0), len(steps.timesteps))[rows]
         clip[:, 2] = limit
+    at = [np.broadcast_to(np.asarray(each, np.float64), len(steps.timesteps)) for each in steps.start]
+    known = np.stack([np.append(at[0][begin + 1 :], 1.0), np.append(at[1][begin + 1 :], 0.0)], axis=1)
     initial = (0.0, float(steps.noise_scale))
     if picture_to_picture:
         initial = (float(steps.start[0][begin]), float(steps.start[1][begin]))
@@ -157,5 +161,6 @@ def assemble(steps: Steps, begin: int, picture_to_picture: bool) -> SamplerTable
         clip=clip,
         draws=np.broadcast_to(steps.draws, len(steps.timesteps))[rows],
         initial=initial,
+        known=known,
         history=history,
     )

@@ -1,0 +1,70 @@
+"""The bytes of one call: what the buffers of a plan hold that a call decides, but for what earlier stages compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlrt.runtime.canvas import Canvas
+from controlrt.runtime.control import ControlUse
+from controlrt.runtime.executors import BoundPlan
+from controlrt.runtime.noise import Draws
+from controlrt.runtime.plan import UNGUIDED, Layout
+from controlrt.runtime.regions import resize_region
+from controlrt.runtime.samplers import SamplerTable
+
+
+def fill_buffers(
+    bound: BoundPlan,
+    layout: Layout,
+    table: SamplerTable,
+    uses: Sequence[ControlUse],
+    canvas: Canvas,
+    draws: Draws,
+    *,
+    guidance_scale: float,
+    guidance_rescale: float,
+) -> None:
+    """Writes one call's inputs into the buffers of its plan."""
+    pictures = np.arange(layout.batch)
+    guidance = np.zeros((layout.batch, layout.rows), np.float32)
+    conditional = np.zeros((layout.batch, layout.rows), np.float32)
+    guidance[pictures, pictures] = 1 - guidance_scale if layout.guided else 1
+    if layout.guided:
+        guidance[pictures, layout.batch + pictures] = guidance_scale
+    conditional[pictures, layout.rows - layout.batch + pictures] = 1
+    values: dict[str, NDArray[np.generic] | np.generic | float] = {
+        "latents.0": canvas.latents,
+        "history.0": 0.0,
+        "rows": np.tile(pictures, layout.rows // layout.batch),
+        "input_scale": table.input_scale[:, None],
+        "update": table.update[:, None],
+        "clip": table.clip[:, None],
+        "guidance": guidance,
+        "conditional": conditional,
+        "guidance_rescale": guidance_rescale if layout.guided else 0.0,
+        UNGUIDED: np.eye(layout.batch, dtype=np.float32),
+        "mask": canvas.mask,
+        "known": canvas.known,
+        "blend": table.known[:, None],
+    }
+    if canvas.inpaint is not None:
+        values["inpaint"] = canvas.inpaint
+    for use in uses:
+        values[f"conditioning_scale.{use.control.name}"] = use.conditioning_scale(layout.guided)
+        _fill_regions(bound, use)
+    if layout.draws:
+        for step in range(len(table)):
+            bound.buffers["noise"][step] = draws.randn(canvas.latents.shape) if table.draws[step] else 0
+    for name, value in values.items():
+        if name in bound.buffers:  # a control that never runs has no buffers
+            bound.buffers[name][...] = value
+
+
+def _fill_regions(bound: BoundPlan, use: ControlUse) -> None:
+    """Where a control acts, at each size that residuals have."""
+    for name, buffer in bound.buffers.items():
+        if name.startswith("region_") and name.endswith(f".{use.control.name}"):
+            buffer[...] = 1 if use.region is None else resize_region(use.region, *buffer.shape[2:])
