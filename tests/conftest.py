@@ -60,6 +60,6 @@ def demo(demo_bundle: Path) -> Iterator[ControlNetPipeline]:
 @pytest.fixture(scope="session")
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     """One of the small random checkpoints; parametrize it indirectly by name."""
-    from families import FAMILIES
+    import families
 
-    return FAMILIES[request.param](tmp_path_factory.mktemp(request.param))
+    return getattr(families, request.param)(tmp_path_factory.mktemp(request.param))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLPipeline,
+    T2IAdapter,
     UNet2DConditionModel,
 )
 from torch import nn
@@ -24,17 +26,20 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from controlrt.demo import MODEL_DIR
 
 CONTROLS = ("first", "second")
+SHUFFLE = "shuffle"
+"""A control whose residuals are averaged over the picture; Stable Diffusion 1.5 has it."""
 SIDE = 128
 SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A model folder and its ControlNets' folders."""
+    """A model folder and the folders of its ControlNets and T2I-Adapters."""
 
     name: str
     model: Path
     controlnets: dict[str, Path]
+    adapters: dict[str, Path] = field(default_factory=dict)
 
     def reference(self, *controls: str) -> Any:
         """diffusers' own ControlNet pipeline in float32, or its plain one without controls."""
@@ -88,19 +93,34 @@ def _text_config(tokenizer: CLIPTokenizer, width: int, activation: str, layers: 
     )
 
 
-def _save(name: str, root: Path, pipeline: Any) -> Family:
+def _save(
+    name: str,
+    root: Path,
+    pipeline: Any,
+    controls: Sequence[str] = CONTROLS,
+    adapters: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Family:
     pipeline.save_pretrained(root / "model")
     controlnets = {}
-    for seed, control in enumerate(CONTROLS, 1):
+    for seed, control in enumerate(controls, 1):
         torch.manual_seed(seed)
         controlnet = ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(8, 8, 16, 16))
+        controlnet.register_to_config(global_pool_conditions=control == SHUFFLE)
         _fill_zeros(controlnet, std=0.2).save_pretrained(root / control)
         controlnets[control] = root / control
-    return Family(name=name, model=root / "model", controlnets=controlnets)
+    for seed, (adapter, config) in enumerate((adapters or {}).items(), 11):
+        torch.manual_seed(seed)
+        T2IAdapter(**config).save_pretrained(root / adapter)
+    return Family(
+        name=name,
+        model=root / "model",
+        controlnets=controlnets,
+        adapters={adapter: root / adapter for adapter in adapters or {}},
+    )
 
 
 def sd15(root: Path) -> Family:
-    """Stable Diffusion 1.5: four levels of two layers (12+1 residuals), epsilon, Euler."""
+    """Stable Diffusion 1.5: four levels of two layers (12+1 residuals), epsilon, Euler; with adapters."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     unet = UNet2DConditionModel(
@@ -120,7 +140,45 @@ def sd15(root: Path) -> Family:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return _save("sd15", root, pipeline)
+    adapter = {"channels": (32, 32, 64, 64), "num_res_blocks": 1, "downscale_factor": 8}
+    adapters = {
+        "depth": {**adapter, "in_channels": 3, "adapter_type": "full_adapter"},
+        "sketch": {**adapter, "in_channels": 1, "adapter_type": "full_adapter"},
+    }
+    return _save("sd15", root, pipeline, controls=(*CONTROLS, SHUFFLE), adapters=adapters)
+
+
+def inpainting(root: Path) -> Family:
+    """Stable Diffusion 1.5 for inpainting: the UNet sees the mask and the masked picture's latents (9 channels)."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    config = {
+        "sample_size": SIDE // 8,
+        "block_out_channels": (32, 64),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "cross_attention_dim": 32,
+        "attention_head_dim": 4,
+    }
+    pipeline = StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, 32, "quick_gelu", layers=2)),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(in_channels=9, **config),
+        scheduler=DDIMScheduler(**SCALED_LINEAR, clip_sample=False, set_alpha_to_one=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(root / "model")
+    torch.manual_seed(1)
+    controlnet = ControlNetModel.from_unet(
+        UNet2DConditionModel(**config), conditioning_embedding_out_channels=(8, 8, 16, 16)
+    )
+    _fill_zeros(controlnet, std=0.2).save_pretrained(root / "first")
+    return Family(name="inpainting", model=root / "model", controlnets={"first": root / "first"})
 
 
 def sd21(root: Path) -> Family:
@@ -181,7 +239,8 @@ def sdxl(root: Path) -> Family:
         scheduler=EulerDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="leading"),
         force_zeros_for_empty_prompt=True,
     )
-    return _save("sdxl", root, pipeline)
+    adapter = {"channels": (32, 32, 64, 64), "num_res_blocks": 1, "downscale_factor": 16}
+    return _save("sdxl", root, pipeline, adapters={"depth": {**adapter, "adapter_type": "full_adapter_xl"}})
 
 
 FAMILIES = {"sd15": sd15, "sd21": sd21, "sdxl": sdxl}

@@ -18,6 +18,7 @@ def compiled(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     options = BuildOptions(
         model=str(family.model),
         controlnets={name: str(path) for name, path in family.controlnets.items()},
+        adapters={name: str(path) for name, path in family.adapters.items()},
         profile=ShapeProfile.parse(f"{SIDE}x{SIDE}", "1-4"),
         output=output,
     )

@@ -1,0 +1,213 @@
+"""Picture to picture and inpainting against diffusers' own pipelines, on the same checkpoints, pictures and seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from parity.eager import PROMPT, hints, psnr, relative
+from PIL import Image
+
+from controlrt.demo.scenes import sample_scene
+from controlrt.runtime import ControlNetPipeline
+from families import SIDE, Family
+
+BOUND, PSNR_BOUND = 1e-3, 45.0
+SHARED: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 4.0}
+
+on = {
+    name: pytest.mark.parametrize("family", [name], indirect=True, scope="module")
+    for name in ("sd15", "sdxl", "inpainting")
+}
+
+
+def start() -> Image.Image:
+    return Image.fromarray(sample_scene(np.random.default_rng(3)).render(SIDE))
+
+
+def mask() -> Image.Image:
+    """A disc, with a soft rim that is cut at one half."""
+    y, x = np.mgrid[:SIDE, :SIDE] / SIDE - 0.5
+    return Image.fromarray((255 * np.clip(1.5 - 4 * np.hypot(x, y), 0, 1)).astype(np.uint8))
+
+
+def reference(family: Family, kind: str, scheduler: str | None = None) -> Any:
+    controlnet = diffusers.ControlNetModel.from_pretrained(family.controlnets["first"])
+    pipeline = getattr(diffusers, f"StableDiffusion{kind}Pipeline").from_pretrained(family.model, controlnet=controlnet)
+    pipeline.set_progress_bar_config(disable=True)
+    if scheduler is not None:
+        pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
+    return pipeline
+
+
+def generator(seed: int | list[int]) -> Any:
+    one = torch.Generator("cpu").manual_seed
+    return [torch.Generator("cpu").manual_seed(each) for each in seed] if isinstance(seed, list) else one(seed)
+
+
+@on["sd15"]
+@pytest.mark.parametrize("strength", [0.35, 0.8, 1.0])
+@pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "DDIMScheduler", "EulerAncestralDiscreteScheduler"])
+def test_picture_to_picture(
+    compiled: ControlNetPipeline, family: Family, strength: float, scheduler: str
+) -> None:
+    (hint,) = hints(SIDE, 1)
+    pipeline = reference(family, "ControlNetImg2Img", scheduler)
+    latents = pipeline(
+        PROMPT,
+        image=start(),
+        control_image=hint,
+        strength=strength,
+        controlnet_conditioning_scale=0.9,
+        generator=generator(7),
+        output_type="latent",
+        **SHARED,
+    ).images.numpy()
+    found = compiled(
+        PROMPT,
+        {"first": hint},
+        init_image=start(),
+        strength=strength,
+        controlnet_conditioning_scale=0.9,
+        scheduler=scheduler,
+        seed=7,
+        output_type="latent",
+        **SHARED,
+    ).images
+    assert relative(found, latents) < BOUND
+
+
+@on["sd15"]
+@pytest.mark.parametrize("seed", [7, [7, 8]])
+def test_two_pictures_of_one(compiled: ControlNetPipeline, family: Family, seed: int | list[int]) -> None:
+    (hint,) = hints(SIDE, 1)
+    latents = reference(family, "ControlNetImg2Img")(
+        PROMPT,
+        image=start(),
+        control_image=hint,
+        strength=0.7,
+        controlnet_conditioning_scale=1.0,
+        num_images_per_prompt=2,
+        generator=generator(seed),
+        output_type="latent",
+        **SHARED,
+    ).images.numpy()
+    found = compiled(
+        PROMPT,
+        {"first": hint},
+        init_image=start(),
+        strength=0.7,
+        num_images_per_prompt=2,
+        seed=seed,
+        output_type="latent",
+        **SHARED,
+    ).images
+    assert relative(found, latents) < BOUND
+
+
+@on["sd15"]
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+@pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "DDIMScheduler", "EulerAncestralDiscreteScheduler"])
+def test_inpainting_by_blending(
+    compiled: ControlNetPipeline, family: Family, strength: float, scheduler: str
+) -> None:
+    check_inpainting(compiled, family, strength, scheduler)
+
+
+@on["inpainting"]
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerAncestralDiscreteScheduler"])
+def test_inpainting_by_a_unet_that_sees_the_mask(
+    compiled: ControlNetPipeline, family: Family, strength: float, scheduler: str
+) -> None:
+    check_inpainting(compiled, family, strength, scheduler)
+
+
+def check_inpainting(compiled: ControlNetPipeline, family: Family, strength: float, scheduler: str) -> None:
+    (hint,) = hints(SIDE, 1)
+    pipeline = reference(family, "ControlNetInpaint", scheduler)
+    latents = pipeline(
+        PROMPT,
+        image=start(),
+        mask_image=mask(),
+        control_image=hint,
+        strength=strength,
+        controlnet_conditioning_scale=0.9,
+        generator=generator(7),
+        output_type="latent",
+        **SHARED,
+    ).images
+    picture = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+    picture = pipeline.image_processor.postprocess(picture, output_type="np")
+    options = {
+        "init_image": start(),
+        "mask_image": mask(),
+        "strength": strength,
+        "controlnet_conditioning_scale": 0.9,
+        "scheduler": scheduler,
+        "seed": 7,
+        **SHARED,
+    }
+    found = compiled(PROMPT, {"first": hint}, output_type="latent", **options).images
+    assert relative(found, latents.numpy()) < BOUND
+    assert psnr(compiled(PROMPT, {"first": hint}, output_type="np", **options).images, picture) > PSNR_BOUND
+
+
+@on["sdxl"]
+@pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler"])
+def test_picture_to_picture_xl(compiled: ControlNetPipeline, family: Family, scheduler: str) -> None:
+    (hint,) = hints(SIDE, 1)
+    latents = reference(family, "XLControlNetImg2Img", scheduler)(
+        PROMPT,
+        image=start(),
+        control_image=hint,
+        strength=0.7,
+        controlnet_conditioning_scale=0.9,
+        generator=generator(7),
+        output_type="latent",
+        **SHARED,
+    ).images.numpy()
+    found = compiled(
+        PROMPT,
+        {"first": hint},
+        init_image=start(),
+        strength=0.7,
+        controlnet_conditioning_scale=0.9,
+        seed=7,
+        output_type="latent",
+        **SHARED,
+    ).images
+    assert relative(found, latents) < BOUND
+
+
+@on["sdxl"]
+def test_an_adapter_of_xl_for_some_of_the_steps(compiled: ControlNetPipeline, family: Family) -> None:
+    (hint,) = hints(SIDE, 1)
+    adapter = diffusers.T2IAdapter.from_pretrained(family.adapters["depth"])
+    pipeline = diffusers.StableDiffusionXLAdapterPipeline.from_pretrained(family.model, adapter=adapter)
+    pipeline.set_progress_bar_config(disable=True)
+    latents = pipeline(
+        PROMPT,
+        image=hint,
+        adapter_conditioning_scale=0.8,
+        adapter_conditioning_factor=0.6,
+        height=SIDE,
+        width=SIDE,
+        generator=generator(7),
+        output_type="latent",
+        **SHARED,
+    ).images.numpy()
+    found = compiled(
+        PROMPT,
+        {"depth": hint},
+        controlnet_conditioning_scale=0.8,
+        control_guidance_end=0.6,
+        seed=7,
+        output_type="latent",
+        **SHARED,
+    ).images
+    assert relative(found, latents) < BOUND
+    assert relative(found, compiled(PROMPT, seed=7, output_type="latent", **SHARED).images) > 1e-3
