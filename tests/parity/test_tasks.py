@@ -51,9 +51,7 @@ def generator(seed: int | list[int]) -> Any:
 @on["sd15"]
 @pytest.mark.parametrize("strength", [0.35, 0.8, 1.0])
 @pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "DDIMScheduler", "EulerAncestralDiscreteScheduler"])
-def test_picture_to_picture(
-    compiled: ControlNetPipeline, family: Family, strength: float, scheduler: str
-) -> None:
+def test_picture_to_picture(compiled: ControlNetPipeline, family: Family, strength: float, scheduler: str) -> None:
     (hint,) = hints(SIDE, 1)
     pipeline = reference(family, "ControlNetImg2Img", scheduler)
     latents = pipeline(
@@ -111,9 +109,7 @@ def test_two_pictures_of_one(compiled: ControlNetPipeline, family: Family, seed:
 @on["sd15"]
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 @pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "DDIMScheduler", "EulerAncestralDiscreteScheduler"])
-def test_inpainting_by_blending(
-    compiled: ControlNetPipeline, family: Family, strength: float, scheduler: str
-) -> None:
+def test_inpainting_by_blending(compiled: ControlNetPipeline, family: Family, strength: float, scheduler: str) -> None:
     check_inpainting(compiled, family, strength, scheduler)
 
 

@@ -252,7 +252,7 @@ def manifest() -> Manifest:
         profile=ShapeProfile.parse("64-128x64-128", "1-4"),
         model=Model(source="", latent_channels=4, vae_scale_factor=8, time_ids=True, zero_empty_negative=True),
         text_encoders=(),
-        controls=(Control(name="a", part="controlnet.a", source="", layers=1),),
+        controls=(Control(name="a", kind="controlnet", part="controlnet.a", source="", layers=1),),
         fusion=None,
         programs=tuple(programs),
         checks=(),
@@ -295,6 +295,7 @@ def fill(
         "prompts": [None, None, "ab", "abc"],
         "timesteps": np.array([900.0, 20.0], np.float32),
         "hints": {"a": hints},
+        "adapters": {},
         "size": (width, height),
     }
     conditioner.fill(plan, buffers, **{**arguments, **changes})

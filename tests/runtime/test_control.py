@@ -1,37 +1,40 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
-from controlrt.runtime.control import ControlUse, resolve_controls
+from controlrt.runtime.control import ControlUse, Guidance, resolve_controls
 from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError
 from controlrt.runtime.manifest import Control
 
-KNOWN = tuple(Control(name=name, part=f"controlnet.{name}", source=name, layers=13) for name in ("canny", "mask"))
+KNOWN = (
+    *(
+        Control(name=name, kind="controlnet", part=f"controlnet.{name}", source=name, layers=13)
+        for name in ("canny", "mask")
+    ),
+    Control(name="pool", kind="controlnet", part="controlnet.pool", source="pool", layers=13, global_pool=True),
+    Control(name="sketch", kind="adapter", part="adapter.sketch", source="sketch", layers=4, channels=1),
+)
 HINT = np.zeros((64, 64, 3), np.uint8)
+SOFT = 0.825 ** (12.0 - np.arange(13))
+SETTINGS = [field.name for field in dataclasses.fields(Guidance)]
 
 
 def resolve(image: Any, **changes: Any) -> list[ControlUse]:
-    arguments: dict[str, Any] = {
-        "scale": 1.0,
-        "start": 0.0,
-        "end": 1.0,
-        "width": 64,
-        "height": 64,
-        "prompts": 1,
-        "images_per_prompt": 1,
-        "resize": None,
-    }
-    return resolve_controls(KNOWN, image, **{**arguments, **changes})
+    guidance = Guidance(**{name: changes.pop(name) for name in SETTINGS if name in changes})
+    sizes = {"steps": 5, "width": 64, "height": 64, "prompts": 1, "images_per_prompt": 1, "resize": None}
+    return resolve_controls(KNOWN, image, guidance, **{**sizes, **changes})
 
 
 def test_none_and_both() -> None:
     assert resolve(None) == []
     assert resolve({}) == []
     both = resolve({"mask": HINT, "canny": HINT}, scale=[0.5, 2], start={"canny": 0.1, "mask": 0.2})
-    assert [(use.control.name, use.scale, use.start) for use in both] == [("canny", 2.0, 0.1), ("mask", 0.5, 0.2)]
+    found = [(use.control.name, use.scale.max(), use.scale.min(), use.start) for use in both]
+    assert found == [("canny", 2.0, 2.0, 0.1), ("mask", 0.5, 0.5, 0.2)]
 
 
 def test_hints_repeat_as_diffusers_repeats_them() -> None:
@@ -46,36 +49,96 @@ def test_hints_repeat_as_diffusers_repeats_them() -> None:
 @pytest.mark.parametrize("steps", [1, 4, 7, 20])
 def test_window_is_diffusers_rule(start: float, end: float, steps: int) -> None:
     """pipeline_controlnet.py: keeps = 1.0 - float(i / len(timesteps) < s or (i + 1) / len(timesteps) > e)."""
-    (use,) = resolve({"mask": HINT}, start=start, end=end)
+    (use,) = resolve({"mask": HINT}, start=start, end=end, steps=steps)
     keeps = [1.0 - float(i / steps < start or (i + 1) / steps > end) for i in range(steps)]
-    assert [float(use.active(i, steps)) for i in range(steps)] == keeps
+    assert [float(use.active(i)) for i in range(steps)] == keeps
 
 
 def test_scale_zero_runs_nothing() -> None:
     (use,) = resolve({"mask": HINT}, scale=0.0)
-    assert not any(use.active(step, 5) for step in range(5))
+    assert not any(use.active(step) for step in range(5))
 
 
-def test_guess_mode_layers() -> None:
-    (use,) = resolve({"mask": HINT}, scale=2.0)
-    table = use.conditioning_scale(batch=2, guided=True, guess_mode=True)
-    assert table.shape == (4, 13)
-    assert not table[:2].any()
-    np.testing.assert_allclose(table[2:], np.tile(2 * 10 ** np.linspace(-1, 0, 13), (2, 1)), rtol=1e-6)
-    assert use.conditioning_scale(batch=2, guided=False, guess_mode=False).tolist() == [[2.0] * 13] * 2
+LOG = np.logspace(-1, 0, 13)
+ONES = np.ones(13)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "weights", "conditional"),
+    [
+        ("mask", {}, ONES, False),
+        ("mask", {"guess_mode": True}, LOG, True),
+        ("mask", {"guess_mode": "diffusers"}, LOG, True),
+        ("mask", {"guess_mode": "original"}, SOFT, True),
+        ("mask", {"mode": "prompt"}, SOFT, False),
+        ("mask", {"mode": 2}, SOFT, True),
+        ("mask", {"mode": {"mask": "ControlNet is more important"}}, SOFT, True),
+        ("mask", {"weights": "soft"}, SOFT, False),
+        ("mask", {"weights": {"mask": list(LOG)}, "mode": ["balanced"]}, LOG, False),
+        ("pool", {}, ONES, True),
+        ("pool", {"guess_mode": True}, ONES, True),
+        ("sketch", {}, np.ones(4), False),
+        ("sketch", {"mode": "prompt"}, np.array([0.25, 0.62, 0.825, 1]), False),
+        ("sketch", {"weights": [1, 2, 3, 4]}, np.array([1, 2, 3, 4]), False),
+        ("sketch", {"guess_mode": True}, np.ones(4), False),
+    ],
+)
+def test_weights_of_the_layers(name: str, changes: dict[str, Any], weights: Any, conditional: bool) -> None:
+    (use,) = resolve({name: HINT}, scale=2.0, prompts=2, **changes)
+    np.testing.assert_allclose(use.scale, np.broadcast_to(2 * weights, (5, 2, len(weights))))
+    assert use.conditional == conditional
+    table = use.conditioning_scale(guided=True)
+    assert table.shape == (5, 4, len(weights))
+    assert table[:, :2].any() != conditional
+    np.testing.assert_allclose(table[:, 2:], use.scale, rtol=1e-6)
+    np.testing.assert_allclose(use.conditioning_scale(guided=False), use.scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        ({"mask": [0, 1, 2, 0, 0]}, np.array([0, 1, 2, 0, 0])[:, None, None]),
+        ({"mask": (0, 1, 2, 0, 0)}, np.array([0, 1, 2, 0, 0])[:, None, None]),
+        (lambda done: done * done, (np.arange(5)[:, None, None] / 5) ** 2),
+        (np.full((5, 1, 1), 3.0), np.full((5, 1, 1), 3.0)),
+        (np.arange(26.0).reshape(1, 2, 13), np.arange(26.0).reshape(1, 2, 13)),
+        (np.float32(0.5), np.full((1, 1, 1), 0.5)),
+    ],
+)
+def test_scales_over_steps_pictures_and_layers(scale: Any, expected: Any) -> None:
+    (use,) = resolve({"mask": HINT}, scale=scale, prompts=2)
+    np.testing.assert_allclose(use.scale, np.broadcast_to(expected, (5, 2, 13)))
+    assert [use.active(step) for step in range(5)] == use.scale.any(axis=(1, 2)).tolist()
 
 
 @pytest.mark.parametrize(
     ("image", "changes", "error", "says"),
     [
         ({"cany": HINT}, {}, UnknownNameError, "did you mean 'canny'"),
-        (HINT, {}, PictureError, "canny, mask"),
+        (HINT, {}, PictureError, "canny, mask, pool, sketch"),
         ({"mask": None}, {}, PictureError, "NoneType"),
         ({"mask": [HINT] * 3}, {"prompts": 2}, PictureError, "give 1 or 2"),
         ({"mask": HINT}, {"scale": float("nan")}, ParameterError, "finite"),
         ({"mask": HINT}, {"scale": float("inf")}, ParameterError, "finite"),
         ({"mask": HINT}, {"scale": "1"}, ParameterError, "finite"),
-        ({"mask": HINT}, {"scale": [1.0, 2.0]}, ParameterError, "one number or 1"),
+        ({"mask": HINT}, {"scale": [1.0, 2.0]}, ParameterError, "one value or 1"),
+        ({"mask": HINT}, {"scale": {"mask": [1.0, 2.0]}}, ParameterError, "a number or 5 of them"),
+        ({"mask": HINT}, {"scale": {"mask": ["a"] * 5}}, ParameterError, "finite number"),
+        ({"mask": HINT}, {"scale": np.ones((5, 3, 1))}, ParameterError, r"\(5, 1, 13\)"),
+        ({"mask": HINT}, {"scale": np.ones((5, 1))}, ParameterError, "per step"),
+        ({"mask": HINT}, {"scale": lambda done: float("nan")}, ParameterError, "finite"),
+        ({"mask": HINT}, {"scale": True}, ParameterError, "finite"),
+        ({"mask": HINT}, {"weights": [1.0] * 12}, ParameterError, "13 finite numbers"),
+        ({"mask": HINT}, {"weights": "hard"}, ParameterError, "'soft'"),
+        ({"mask": HINT}, {"weights": {"canny": "soft"}}, UnknownNameError, "control in control_layer_weights"),
+        ({"mask": HINT}, {"mode": "promt"}, UnknownNameError, "did you mean 'prompt'"),
+        ({"mask": HINT}, {"mode": 3}, UnknownNameError, "3"),
+        ({"mask": HINT}, {"mode": "prompt", "guess_mode": True}, ParameterError, "guess mode"),
+        ({"mask": HINT}, {"guess_mode": "web"}, ParameterError, "'original'"),
+        ({"mask": HINT}, {"region": np.zeros((32, 32), np.uint8)}, PictureError, "32x32, the output is 64x64"),
+        ({"sketch": HINT}, {"mode": "controlnet"}, ParameterError, "balanced or prompt"),
+        ({"sketch": HINT}, {"scale": lambda done: done}, ParameterError, "one number for adapter"),
+        ({"sketch": HINT}, {"region": HINT}, ParameterError, "left out for adapters"),
         ({"mask": HINT}, {"scale": {"canny": 1.0}}, UnknownNameError, "canny"),
         ({"mask": HINT, "canny": HINT}, {"scale": {"canny": 1.0}}, ParameterError, "mask"),
         ({"mask": HINT}, {"start": -0.1}, ParameterError, "from 0 to 1"),

@@ -118,7 +118,7 @@ def sdxl_like(tmp_path: Path, scheduler: str = "DDIMScheduler", **options: objec
         profile=ShapeProfile.parse("64x64"),
         model=Model(source="", latent_channels=4, vae_scale_factor=8, time_ids=True, zero_empty_negative=True),
         text_encoders=encoders,
-        controls=(Control(name="depth", part="controlnet.depth", source="", layers=LAYERS),),
+        controls=(Control(name="depth", kind="controlnet", part="controlnet.depth", source="", layers=LAYERS),),
         fusion=None,
         programs=programs,
         checks=(),

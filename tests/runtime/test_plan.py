@@ -103,7 +103,9 @@ def manifest(fusion: tuple[str, ...] = ()) -> Manifest:
             zero_empty_negative=False,
         ),
         text_encoders=(),
-        controls=tuple(Control(name=name, part=f"controlnet.{name}", source="", layers=LAYERS) for name in "ab"),
+        controls=tuple(
+            Control(name=name, kind="controlnet", part=f"controlnet.{name}", source="", layers=LAYERS) for name in "ab"
+        ),
         fusion=Fusion(part="fused", controls=fusion) if fusion else None,
         programs=tuple(programs),
         checks=(),
@@ -171,6 +173,34 @@ def test_residuals_chain_and_never_run_in_place() -> None:
     for call in (*both, *only_b, *none):
         assert not set(call.inputs.values()) & set(call.outputs.values())
         assert all(not view.buffer.endswith(".zero") for view in call.outputs.values())
+
+
+def test_control_of_the_conditional_half_runs_half_the_rows_and_first() -> None:
+    """Its residuals lie in buffers whose other rows nobody writes, so they are the zeros of the start."""
+    steps = (
+        StepLayout(controls=("a", "b"), conditional=("b",), guided=True),
+        StepLayout(controls=("a", "b"), conditional=("a", "b"), guided=True),
+        StepLayout(controls=("a", "b"), conditional=("b",), guided=False),
+    )
+    plan = plan_denoising(manifest(), Layout(width=128, height=64, batch=2, draws=False, steps=steps))
+    assert names(plan) == [["controlnet.b", "controlnet.a", "unet"], *[["controlnet.a", "controlnet.b", "unet"]] * 2]
+    residuals = [[call.inputs["residual_0_in"] for call in calls] for calls in plan.steps]
+    half = range(2, 4)
+    assert residuals[0] == [
+        View("residual_0.zero", rows=half),
+        View("residual_0.half.a"),
+        View("residual_0.a"),
+    ]
+    assert residuals[1] == [
+        View("residual_0.zero", rows=half),
+        View("residual_0.half.a", rows=half),
+        View("residual_0.half.b"),
+    ]
+    assert residuals[2] == [View(f"residual_0.{name}", rows=half) for name in ("zero", "a", "b")]
+    for call in [*plan.steps[0][:1], *plan.steps[1][:2]]:
+        assert call.inputs["rows"] == View("rows", rows=range(2))
+        assert all(view.rows == half and ".half." in view.buffer for view in call.outputs.values())
+    assert not any(".half." in view.buffer for view in plan.steps[0][1].outputs.values())
 
 
 def test_latents_alternate_and_tables_advance() -> None:

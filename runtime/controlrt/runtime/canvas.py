@@ -18,6 +18,7 @@ from controlrt.runtime.samplers import SamplerTable
 Array = NDArray[np.float32]
 Encode = Callable[[Array], tuple[Array, Array]]
 """A picture (1, height, width, 3) in [0, 1] to mean and standard deviation of its latents."""
+DEFAULT_STRENGTH = 0.8
 DRAWN = np.float32(0.5)
 """From this on a mask says that a pixel is drawn anew."""
 GREY = np.float32(0.5)
@@ -46,6 +47,16 @@ class Canvas:
     """(batch, 2, channels, height/8, width/8): the known picture's latents, and noise."""
     inpaint: Array | None = None
     """(batch, 1 + channels, height/8, width/8): the mask, and the masked picture's latents."""
+
+
+def run_strength(source: bool, mask: bool, strength: float | None) -> float | None:
+    """The strength that a sampler's table is compiled for; None where a run starts from noise alone.
+
+    That is text to image, and inpainting at strength 1, its default; picture to picture has diffusers' 0.8.
+    """
+    if not source or (mask and strength in (None, 1)):
+        return None
+    return DEFAULT_STRENGTH if strength is None else strength
 
 
 def read_source(

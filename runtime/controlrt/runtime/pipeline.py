@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.canvas import prepare_canvas, read_source
+from controlrt.runtime.canvas import prepare_canvas, read_source, run_strength
 from controlrt.runtime.conditioning import Conditioner
 from controlrt.runtime.control import (
     Guidance,
@@ -40,8 +40,6 @@ from controlrt.runtime.scales import GuessMode, LayerWeights, is_number
 
 StepCallback = Callable[["ControlNetPipeline", int, float, dict[str, NDArray[np.float32]]], Mapping[str, Any] | None]
 DEFAULT_STEPS = 50
-DEFAULT_STRENGTH = 0.8
-"""Of picture to picture; inpainting has 1. Both are diffusers'."""
 _KEPT_PLANS = 4
 
 
@@ -254,16 +252,14 @@ class ControlNetPipeline:
         inpaints = source is not None and source.masks is not None
         if self._sees_mask and not inpaints:
             raise ParameterError("mask_image", None, "given, with init_image: this model was made for inpainting")
-        if source is not None and strength is None:
-            strength = 1.0 if inpaints else DEFAULT_STRENGTH
-        pure_noise = inpaints and strength == 1
+        strength = run_strength(source is not None, inpaints, strength)
         table = self.sampler_table(
             scheduler,
             num_inference_steps,
             timesteps=timesteps,
             sigmas=sigmas,
             eta=eta,
-            strength=None if pure_noise else strength,
+            strength=strength,
         )
         uses = resolve_controls(
             manifest.controls,
@@ -333,7 +329,7 @@ class ControlNetPipeline:
                 self._encode,
                 self._latent_shape(batch, width, height),
                 latents,
-                pure_noise=pure_noise,
+                pure_noise=strength is None,
                 sees_mask=self._sees_mask,
             )
             fill_buffers(

@@ -7,11 +7,13 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from controlrt.runtime.canvas import run_strength
 from controlrt.runtime.commands import named_values
 from controlrt.runtime.commands.control_option import DRAWING_FORM, parse_control
 from controlrt.runtime.errors import UnknownNameError, UserError
@@ -32,17 +34,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=DRAWING_FORM,
         help="a control of the bundle and its picture; may be repeated",
     )
-    parser.add_argument("--resize", choices=RESIZES, help="how to fit control pictures of another size")
+    parser.add_argument("--init", type=Path, metavar="IMAGE", help="a picture to start from: picture to picture")
+    parser.add_argument("--mask", type=Path, metavar="IMAGE", help="where it is drawn anew, white on black: inpainting")
+    parser.add_argument(
+        "--strength", type=float, help="how much of it is changed, 0 to 1; 0.8 where not given, 1 with a mask"
+    )
+    parser.add_argument("--resize", choices=RESIZES, help="how to fit pictures of another size")
     parser.add_argument("--size", metavar="WxH", help="picture size; the bundle's default where not given")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=7.5)
+    parser.add_argument(
+        "--guidance-rescale", type=float, default=0.0, help="how far guidance keeps the contrast of the output, 0 to 1"
+    )
     parser.add_argument(
         "--guidance-start", type=float, default=0.0, help="fraction of the steps at which guidance begins"
     )
     parser.add_argument(
         "--guidance-end", type=float, default=1.0, help="and at which it ends; without it a step costs half"
     )
-    parser.add_argument("--guess-mode", action="store_true")
+    parser.add_argument(
+        "--guess-mode",
+        nargs="?",
+        const="diffusers",
+        choices=("diffusers", "original"),
+        help="control of the conditional half only, rising over the layers as diffusers or the original code has it",
+    )
     parser.add_argument(
         "--scheduler",
         metavar="NAME",
@@ -68,9 +84,12 @@ def run(arguments: argparse.Namespace) -> int:
             if name not in pipeline.controls:
                 raise UnknownNameError("control", name, pipeline.controls, "add it with: build-engines --controlnet")
         images = {name: open_picture(path) for name, path in sources.items()}
+        regions = {name: open_picture(options["region"]) for name, _, options in controls if options["region"]}
+        start, mask = (None if path is None else open_picture(path) for path in (arguments.init, arguments.mask))
         loaded = time.perf_counter()
-        calls = len(pipeline.sampler_table(arguments.scheduler, arguments.steps, eta=arguments.eta))
-        with tqdm(total=calls, desc="draw", unit="step", leave=False, disable=not sys.stderr.isatty()) as bar:
+        strength = run_strength(start is not None, mask is not None, arguments.strength)
+        table = pipeline.sampler_table(arguments.scheduler, arguments.steps, eta=arguments.eta, strength=strength)
+        with tqdm(total=len(table), desc="draw", unit="step", leave=False, disable=not sys.stderr.isatty()) as bar:
 
             def advance(_: object, __: int, ___: float, ____: dict[str, NDArray[np.float32]]) -> None:
                 bar.update()
@@ -79,13 +98,17 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.prompt,
                 images or None,
                 negative_prompt=arguments.negative_prompt,
+                init_image=start,
+                mask_image=mask,
+                strength=arguments.strength,
                 width=width,
                 height=height,
                 num_inference_steps=arguments.steps,
                 guidance_scale=arguments.guidance_scale,
+                guidance_rescale=arguments.guidance_rescale,
                 guidance_start=arguments.guidance_start,
                 guidance_end=arguments.guidance_end,
-                guess_mode=arguments.guess_mode,
+                guess_mode=arguments.guess_mode or False,
                 eta=arguments.eta,
                 seed=arguments.seed,
                 noise=arguments.noise,
@@ -96,6 +119,9 @@ def run(arguments: argparse.Namespace) -> int:
                 controlnet_conditioning_scale=_per_control(controls, "scale"),
                 control_guidance_start=_per_control(controls, "start"),
                 control_guidance_end=_per_control(controls, "end"),
+                control_mode=_per_control(controls, "mode"),
+                control_layer_weights=_per_control(controls, "weights"),
+                control_region=regions,
             )
     paths = numbered(arguments.output, len(output.images))
     for picture, path in zip(output.images, paths, strict=True):
@@ -129,5 +155,5 @@ def numbered(path: Path, count: int) -> list[Path]:
     return [path.with_stem(f"{path.stem}-{index}") for index in range(count)]
 
 
-def _per_control(controls: list[tuple[str, str, dict[str, float]]], option: str) -> dict[str, float]:
+def _per_control(controls: list[tuple[str, str, dict[str, Any]]], option: str) -> dict[str, Any]:
     return {name: options[option] for name, _, options in controls}

@@ -1,0 +1,55 @@
+"""docs/control.md says of every parameter of diffusers' pipelines what it is here; this holds it to the code."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import diffusers
+import pytest
+
+from controlrt.runtime import ControlNetPipeline
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "control.md"
+PIPELINES = [
+    f"StableDiffusion{kind}Pipeline"
+    for kind in (
+        *("ControlNet", "ControlNetImg2Img", "ControlNetInpaint", "Adapter"),
+        *("XLControlNet", "XLControlNetImg2Img", "XLControlNetInpaint", "XLAdapter"),
+    )
+]
+OURS = set(inspect.signature(ControlNetPipeline.__call__).parameters) - {"self"}
+
+
+def table() -> dict[str, str]:
+    text = DOCUMENT.read_text().split("## Parameters of diffusers' pipelines")[1]
+    rows = re.findall(r"^\| (`.+?`) \| (.+) \|$", text, re.MULTILINE)
+    return {name: here for names, here in rows for name in re.findall(r"`(\w+)`", names)}
+
+
+def theirs(pipeline: str) -> set[str]:
+    parameters = inspect.signature(getattr(diffusers, pipeline).__call__).parameters.values()
+    return {each.name for each in parameters if each.kind is not each.VAR_KEYWORD} - {"self"}
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_every_parameter_is_in_the_table(pipeline: str) -> None:
+    assert theirs(pipeline) - set(table()) == set()
+
+
+def test_nothing_else_is_in_the_table() -> None:
+    assert set(table()) - set().union(*map(theirs, PIPELINES)) == {"callback", "callback_steps"}
+
+
+@pytest.mark.parametrize(("name", "here"), list(table().items()))
+def test_the_table_is_true(name: str, here: str) -> None:
+    if here.startswith("supported"):
+        assert name in OURS
+    elif here.startswith("named"):
+        (ours,) = re.findall(r"`(\w+)`", here.partition(":")[0])
+        assert ours in OURS
+        assert name not in OURS
+    else:
+        assert here.startswith("refused: ")
+        assert name not in OURS
