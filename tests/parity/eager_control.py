@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ class EagerControl:
 
     model: Any
     picture: Image.Image
-    scale: Callable[[int, int], Tensor] = lambda step, steps: torch.ones(1, 1)
-    """(pictures or 1, layers or 1) at a step of so many."""
+    scale: Tensor | None = None
+    """(steps or 1, pictures or 1, layers or 1); 1 where None."""
     conditional: bool = False
     region: NDArray[np.float32] | None = None
 
@@ -69,7 +69,8 @@ def denoise(
             hint = tensor(control.picture).repeat(2 * count, 1, 1, 1)
             own, own_middle = control.model(scaled, timestep, embeds, hint, return_dict=False)
             layers = [*own, own_middle]
-            scale = control.scale(step, steps).expand(count, len(layers))
+            table = torch.ones(1, 1, 1) if control.scale is None else control.scale
+            scale = table.float().expand(steps, count, len(layers))[step]
             rows = torch.cat([torch.zeros_like(scale) if control.conditional else scale, scale])
             weighed = []
             for layer, residual in enumerate(layers):

@@ -85,35 +85,35 @@ def test_a_model_that_pools_beside_one_that_does_not(compiled: ControlNetPipelin
     assert relative(found, latents) < BOUND
 
 
-SOFT = torch.tensor([[0.825 ** (12 - i) for i in range(LAYERS)]], dtype=torch.float64).float()
+SOFT = torch.tensor([[[0.825 ** (12 - i) for i in range(LAYERS)]]])
 RISING = np.linspace(0.2, 1.4, LAYERS)
 CURVE = [1.2, 0.9, 0.0, 0.4, 0.7]
 DIALECTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "original guess mode": (
         {"guess_mode": "original", "controlnet_conditioning_scale": 1.1},
-        {"scale": lambda step, steps: 1.1 * SOFT, "conditional": True},
+        {"scale": 1.1 * SOFT, "conditional": True},
     ),
     "my prompt is more important": (
         {"control_mode": "My prompt is more important", "controlnet_conditioning_scale": 1.1},
-        {"scale": lambda step, steps: 1.1 * SOFT},
+        {"scale": 1.1 * SOFT},
     ),
     "ControlNet is more important": (
         {"control_mode": {"first": "ControlNet is more important"}},
-        {"scale": lambda step, steps: SOFT, "conditional": True},
+        {"scale": SOFT, "conditional": True},
     ),
     "balanced": ({"control_mode": 0}, {}),
-    "soft weights": ({"control_layer_weights": "soft"}, {"scale": lambda step, steps: SOFT}),
+    "soft weights": ({"control_layer_weights": "soft"}, {"scale": SOFT}),
     "layer weights": (
         {"control_layer_weights": {"first": list(RISING)}, "controlnet_conditioning_scale": 0.9},
-        {"scale": lambda step, steps: torch.tensor(0.9 * RISING[None]).float()},
+        {"scale": torch.tensor(0.9 * RISING[None, None])},
     ),
     "a list over the steps": (
         {"controlnet_conditioning_scale": {"first": CURVE}},
-        {"scale": lambda step, steps: torch.tensor([[CURVE[step]]])},
+        {"scale": torch.tensor(CURVE)[:, None, None]},
     ),
     "a function of the step": (
         {"controlnet_conditioning_scale": lambda done: 1.5 - done},
-        {"scale": lambda step, steps: torch.tensor([[1.5 - step / steps]])},
+        {"scale": 1.5 - torch.arange(5)[:, None, None] / 5},
     ),
 }
 
@@ -137,7 +137,7 @@ def test_a_scale_for_every_picture_and_a_region(compiled: ControlNetPipeline, fa
     control = EagerControl(
         model=reference.controlnet,
         picture=picture,
-        scale=lambda step, steps: torch.tensor([[0.5], [1.5]]),
+        scale=torch.tensor([[[0.5], [1.5]]]),
         region=region,
     )
     latents = denoise(reference, prompts, seed=7, steps=5, guidance_scale=5.0, side=SIDE, controls=[control])
