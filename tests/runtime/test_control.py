@@ -126,7 +126,7 @@ def test_scales_over_steps_pictures_and_layers(scale: Any, expected: Any) -> Non
         ({"mask": HINT}, {"scale": {"mask": ["a"] * 5}}, ParameterError, "finite number"),
         ({"mask": HINT}, {"scale": np.ones((5, 3, 1))}, ParameterError, r"\(5, 1, 13\)"),
         ({"mask": HINT}, {"scale": np.ones((5, 1))}, ParameterError, "per step"),
-        ({"mask": HINT}, {"scale": lambda done: done / 0 if done else np.nan}, ParameterError, "finite"),
+        ({"mask": HINT}, {"scale": lambda done: done + np.nan}, ParameterError, "finite"),
         ({"mask": HINT}, {"scale": True}, ParameterError, "finite"),
         ({"mask": HINT}, {"weights": [1.0] * 12}, ParameterError, "13 finite numbers"),
         ({"mask": HINT}, {"weights": "hard"}, ParameterError, "'soft'"),
