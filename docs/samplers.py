@@ -11,7 +11,8 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw
+from contact_sheet import contact_sheet
+from PIL import Image
 
 from controlrt.demo.scenes import sample_scene
 from controlrt.runtime import ControlNetPipeline
@@ -32,7 +33,7 @@ CONFIG = {
     "steps_offset": 1,
 }
 CURVES = ("DDIM", "PLMS", "Euler", "Euler a", "Heun", "LMS", "DPM++ 2M Karras", "DPM++ 2M SDE", "UniPC")
-STEPS, SEED, GUIDANCE, TILE, COLUMNS_OF_TILES = 20, 7, 7.5, 192, 6
+STEPS, SEED, GUIDANCE, COLUMNS_OF_TILES = 20, 7, 7.5, 6
 
 
 def draw_curves(target: Path) -> None:
@@ -73,15 +74,7 @@ def draw_pictures(bundle: Path, target: Path) -> None:
             )
             tiles[name] = output.images[0]
             print(f"{name}: {len(output.timings.steps)} calls", flush=True)
-    caption = 18
-    rows = -(-len(tiles) // COLUMNS_OF_TILES)
-    sheet = Image.new("RGB", (COLUMNS_OF_TILES * TILE, rows * (TILE + caption)), "white")
-    canvas = ImageDraw.Draw(sheet)
-    for index, (name, picture) in enumerate(tiles.items()):
-        x, y = index % COLUMNS_OF_TILES * TILE, index // COLUMNS_OF_TILES * (TILE + caption)
-        canvas.text((x + 4, y + 2), name, fill="black", font_size=13)
-        sheet.paste(picture.resize((TILE, TILE), Image.Resampling.LANCZOS), (x, y + caption))
-    sheet.save(target)
+    contact_sheet(tiles, COLUMNS_OF_TILES).save(target)
 
 
 def main() -> None:

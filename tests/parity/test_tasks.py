@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import diffusers
@@ -12,7 +13,9 @@ from parity.eager import PROMPT, hints, psnr, relative
 from PIL import Image
 
 from controlrt.demo.scenes import sample_scene
-from controlrt.runtime import ControlNetPipeline
+from controlrt.engines.build import BuildOptions, build
+from controlrt.runtime import ControlNetPipeline, hires_fix
+from controlrt.runtime.profile import ShapeProfile
 from families import SIDE, Family
 
 BOUND, PSNR_BOUND = 1e-3, 45.0
@@ -22,6 +25,21 @@ on = {
     name: pytest.mark.parametrize("family", [name], indirect=True, scope="module")
     for name in ("sd15", "sdxl", "inpainting")
 }
+
+
+@pytest.fixture(scope="module")
+def wide(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlNetPipeline]:
+    """The family's checkpoint with one ControlNet, at two sizes."""
+    output = tmp_path_factory.mktemp("bundles") / "wide"
+    options = BuildOptions(
+        model=str(family.model),
+        controlnets={"first": str(family.controlnets["first"])},
+        profile=ShapeProfile.parse(f"{SIDE}x{SIDE},{2 * SIDE}x{2 * SIDE}"),
+        output=output,
+    )
+    build(options, "pytest")
+    with ControlNetPipeline.load(output) as pipeline:
+        yield pipeline
 
 
 def start() -> Image.Image:
@@ -207,3 +225,43 @@ def test_an_adapter_of_xl_for_some_of_the_steps(compiled: ControlNetPipeline, fa
     ).images
     assert relative(found, latents) < BOUND
     assert relative(found, compiled(PROMPT, seed=7, output_type="latent", **SHARED).images) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["sd21"], indirect=True, scope="module")
+@pytest.mark.parametrize("upscaler", ["latent", "lanczos"])
+def test_two_passes(wide: ControlNetPipeline, family: Family, upscaler: str) -> None:
+    """diffusers has no such pipeline: text to image, the enlargement, and picture to picture one after the other."""
+    large = 2 * SIDE
+    (large_hint,) = hints(large, 1)
+    small_hint = large_hint.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    first = family.reference("first")
+    shared = {"generator": generator(7), "output_type": "latent" if upscaler == "latent" else "pil", **SHARED}
+    start_from = first(PROMPT, image=small_hint, **shared).images
+    if upscaler == "latent":
+        start_from = torch.nn.functional.interpolate(start_from, size=(large // 8, large // 8), mode="bilinear")
+    else:
+        start_from = start_from[0].resize((large, large), Image.Resampling.LANCZOS)
+    latents = reference(family, "ControlNetImg2Img")(
+        PROMPT,
+        image=start_from,
+        control_image=large_hint,
+        strength=0.7,
+        controlnet_conditioning_scale=1.0,
+        generator=generator(7),
+        output_type="latent",
+        **SHARED,
+    ).images.numpy()
+    found = hires_fix(
+        wide,
+        PROMPT,
+        {"first": large_hint},
+        first_size=(SIDE, SIDE),
+        width=large,
+        height=large,
+        strength=0.7,
+        upscaler=upscaler,  # type: ignore[arg-type]
+        seed=7,
+        output_type="latent",
+        **SHARED,
+    ).images
+    assert relative(found, latents) < BOUND

@@ -112,8 +112,7 @@ def test_annotate(tmp_path: Path, mask: Path, capsys: pytest.CaptureFixture[str]
 def test_parsing() -> None:
     assert parse_control("canny=a.png") == ("canny", "a.png", {"scale": 1.0, "start": 0.0, "end": 1.0})
     assert parse_control("canny=a,b.png,scale=0.5,end=0.8")[1:] == ("a,b.png", {"scale": 0.5, "start": 0.0, "end": 0.8})
-    assert parse_size("768x512") == (768, 512)
-    assert parse_size(None) == (None, None)
+    assert parse_size("768x512", "--size") == (768, 512)
     assert numbered(Path("a/out.png"), 2) == [Path("a/out-0.png"), Path("a/out-1.png")]
     for wrong in ("canny", "=a.png", "canny=", "canny=a.png,size=3", "canny=a.png,scale=x", "c=a,scale=1,scale=2"):
         with pytest.raises(UserError):

@@ -30,7 +30,9 @@ class Source:
     """The pictures that a call starts from, checked: one for all pictures, or one per prompt."""
 
     pictures: Array
-    """(1 or prompts, height, width, 3) in [0, 1]."""
+    """(1 or prompts, height, width, 3) in [0, 1]; or latents, (1, prompts or batch, channels, height/8, width/8)."""
+    encoded: bool = False
+    """Whether ``pictures`` are latents."""
     masks: Array | None
     """(1 or prompts, height, width), 1 where the picture is drawn anew, else 0; None to draw all of it anew."""
 
@@ -64,12 +66,18 @@ def read_source(
     mask_image: Picture | Sequence[Picture] | None,
     *,
     strength: float | None,
+    latents: tuple[int, ...],
     width: int,
     height: int,
     prompts: int,
     resize: Resize | None,
 ) -> Source | None:
     """The pictures that a call starts from; None for text to image.
+
+    Args:
+        init_image, mask_image, strength, width, height, resize: as the pipeline's.
+        latents: shape of the run's latents, which ``init_image`` may have instead of pixels.
+        prompts: how many.
 
     Raises:
         PictureError: unreadable, of another size, or another number of them than prompts.
@@ -81,6 +89,8 @@ def read_source(
                 found = value if name == "strength" else "a picture"
                 raise ParameterError(name, found, "left out where there is no init_image (--init) to start from")
         return None
+    if isinstance(init_image, np.ndarray) and init_image.ndim == 4:
+        return _latent_source(init_image, mask_image, latents, prompts)
     pictures = [
         to_planes(each, width, height, "init_image", resize) for each in _listed(init_image, "init_image", prompts)
     ]
@@ -88,6 +98,18 @@ def read_source(
         return Source(pictures=np.stack(pictures), masks=None)
     masks = [to_mask(each, width, height, "mask_image", resize) for each in _listed(mask_image, "mask_image", prompts)]
     return Source(pictures=np.stack(pictures), masks=(np.stack(masks) >= DRAWN).astype(np.float32))
+
+
+def _latent_source(init_image: NDArray[Any], mask_image: object, latents: tuple[int, ...], prompts: int) -> Source:
+    """Latents to start from, as another call of the pipeline gave them."""
+    if init_image.shape[1:] != latents[1:] or len(init_image) not in (1, prompts, latents[0]):
+        found, allowed = f"an array of shape {init_image.shape}", f"a picture, or latents of shape {latents}"
+        raise ParameterError("init_image", found, allowed)
+    if not np.isfinite(init_image).all():
+        raise ParameterError("init_image", "latents that are not finite", "finite")
+    if mask_image is not None:
+        raise ParameterError("init_image", "latents", "a picture where there is a mask_image")
+    return Source(pictures=init_image.astype(np.float32), encoded=True, masks=None)
 
 
 def prepare_canvas(
@@ -121,7 +143,11 @@ def prepare_canvas(
     batch = shape[0]
     needed = not sees_mask or not pure_noise  # of the picture as it is
     sample = _Sampling(draws, encode, batch, each=source.masks is None)
-    known = sample(source.pictures) if needed else None
+    known = None
+    if source.encoded:
+        known = _repeated(source.pictures, batch)
+    elif needed:
+        known = sample(source.pictures)
     noise = draws.randn(shape) if latents is None else latents
     start = noise * np.float32(table.initial[1])
     if known is not None and not pure_noise:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from controlrt.runtime.canvas import Canvas
 from controlrt.runtime.control import ControlUse
 from controlrt.runtime.executors import BoundPlan
+from controlrt.runtime.interpolation import resize_bilinear
 from controlrt.runtime.noise import Draws
 from controlrt.runtime.plan import UNGUIDED, Layout
-from controlrt.runtime.regions import resize_region
 from controlrt.runtime.samplers import SamplerTable
 
 
@@ -67,4 +67,4 @@ def _fill_regions(bound: BoundPlan, use: ControlUse) -> None:
     """Where a control acts, at each size that residuals have."""
     for name, buffer in bound.buffers.items():
         if name.startswith("region_") and name.endswith(f".{use.control.name}"):
-            buffer[...] = 1 if use.region is None else resize_region(use.region, *buffer.shape[2:])
+            buffer[...] = 1 if use.region is None else resize_bilinear(use.region, *buffer.shape[2:])

@@ -178,7 +178,8 @@ class ControlNetPipeline:
             image: control pictures by control name; a bare picture where the bundle has one control; None for no
                 control. A list gives one picture per prompt. PIL, uint8 or float arrays (height, width[, channels]).
             negative_prompt: what to steer away from, one or one per prompt.
-            init_image: a picture to start from (picture to picture), one or one per prompt.
+            init_image: a picture to start from (picture to picture), one or one per prompt; or latents, an array of
+                four axes.
             mask_image: where that picture is drawn anew, white on black (inpainting), one or one per prompt.
             strength: how much of the picture is changed: the fraction of the steps that is run. 0.8 where not given, 1
                 with a mask.
@@ -244,6 +245,7 @@ class ControlNetPipeline:
             init_image,
             mask_image,
             strength=strength,
+            latents=self._latent_shape(batch, width, height),
             width=width,
             height=height,
             prompts=len(prompts),

@@ -6,6 +6,8 @@ import argparse
 import resource
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from controlrt.runtime.canvas import run_strength
 from controlrt.runtime.commands import named_values
 from controlrt.runtime.commands.control_option import DRAWING_FORM, parse_control
 from controlrt.runtime.errors import UnknownNameError, UserError
+from controlrt.runtime.hires import hires_fix
 from controlrt.runtime.noise import KINDS as NOISE_KINDS
 from controlrt.runtime.pictures import RESIZES, check_picture_path, open_picture, save_picture
-from controlrt.runtime.pipeline import ControlNetPipeline
+from controlrt.runtime.pipeline import ControlNetPipeline, PipelineOutput
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resize", choices=RESIZES, help="how to fit pictures of another size")
     parser.add_argument("--size", metavar="WxH", help="picture size; the bundle's default where not given")
+    parser.add_argument(
+        "--first-size", metavar="WxH", help="draw at this size first, then from there at --size, changed by --strength"
+    )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=7.5)
     parser.add_argument(
@@ -78,7 +84,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_picture_path(arguments.output)
     controls = [parse_control(text) for text in arguments.control]
     sources = named_values([f"{name}={path}" for name, path, _ in controls], "--control", "NAME=IMAGE")
-    width, height = parse_size(arguments.size)
+    width, height = parse_size(arguments.size, "--size") if arguments.size else (None, None)
+    first_size = parse_size(arguments.first_size, "--first-size") if arguments.first_size else None
+    if first_size is not None and width is None:
+        raise UserError("--first-size goes with --size: the size of the picture")
     with ControlNetPipeline.load(arguments.bundle, threads=arguments.threads) as pipeline:
         for name in sources:
             if name not in pipeline.controls:
@@ -87,6 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
         regions = {name: open_picture(options["region"]) for name, _, options in controls if options["region"]}
         start, mask = (None if path is None else open_picture(path) for path in (arguments.init, arguments.mask))
         loaded = time.perf_counter()
+        draw: Callable[..., PipelineOutput] = pipeline
+        if first_size is not None:
+            draw = partial(hires_fix, pipeline, first_size=first_size)
         strength = run_strength(start is not None, mask is not None, arguments.strength)
         table = pipeline.sampler_table(arguments.scheduler, arguments.steps, eta=arguments.eta, strength=strength)
         with tqdm(total=len(table), desc="draw", unit="step", leave=False, disable=not sys.stderr.isatty()) as bar:
@@ -94,13 +106,13 @@ def run(arguments: argparse.Namespace) -> int:
             def advance(_: object, __: int, ___: float, ____: dict[str, NDArray[np.float32]]) -> None:
                 bar.update()
 
-            output = pipeline(
+            output = draw(
                 arguments.prompt,
                 images or None,
                 negative_prompt=arguments.negative_prompt,
                 init_image=start,
                 mask_image=mask,
-                strength=arguments.strength,
+                **({} if arguments.strength is None else {"strength": arguments.strength}),
                 width=width,
                 height=height,
                 num_inference_steps=arguments.steps,
@@ -138,13 +150,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def parse_size(text: str | None) -> tuple[int | None, int | None]:
-    """``768x512`` as width and height."""
-    if text is None:
-        return None, None
+def parse_size(text: str, option: str) -> tuple[int, int]:
+    """``768x512``, which ``option`` was given, as width and height."""
     width, _, height = text.partition("x")
     if not (text.isascii() and width.isdigit() and height.isdigit()):
-        raise UserError(f"--size {text!r} is not WIDTHxHEIGHT, such as 512x512")
+        raise UserError(f"{option} {text!r} is not WIDTHxHEIGHT, such as 512x512")
     return int(width), int(height)
 
 
