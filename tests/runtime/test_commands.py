@@ -110,11 +110,24 @@ def test_annotate(tmp_path: Path, mask: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_parsing() -> None:
-    assert parse_control("canny=a.png") == ("canny", "a.png", {"scale": 1.0, "start": 0.0, "end": 1.0})
-    assert parse_control("canny=a,b.png,scale=0.5,end=0.8")[1:] == ("a,b.png", {"scale": 0.5, "start": 0.0, "end": 0.8})
+    plain = {"scale": 1.0, "start": 0.0, "end": 1.0, "mode": "balanced", "weights": None, "region": None}
+    assert parse_control("canny=a.png") == ("canny", "a.png", plain)
+    assert parse_control("canny=a,b.png,scale=0.5,end=0.8")[1:] == ("a,b.png", {**plain, "scale": 0.5, "end": 0.8})
+    _, _, options = parse_control("canny=a.png,mode=prompt,weights=0/0.5/1,region=left.png")
+    assert options == {**plain, "mode": "prompt", "weights": [0.0, 0.5, 1.0], "region": "left.png"}
+    assert parse_control("canny=a.png,weights=soft")[2]["weights"] == "soft"
     assert parse_size("768x512", "--size") == (768, 512)
     assert numbered(Path("a/out.png"), 2) == [Path("a/out-0.png"), Path("a/out-1.png")]
-    for wrong in ("canny", "=a.png", "canny=", "canny=a.png,size=3", "canny=a.png,scale=x", "c=a,scale=1,scale=2"):
+    for wrong in (
+        "canny",
+        "=a.png",
+        "canny=",
+        "canny=a.png,size=3",
+        "canny=a.png,scale=x",
+        "c=a,scale=1,scale=2",
+        "c=a,weights=1/x",
+        "c=a,mode=",
+    ):
         with pytest.raises(UserError):
             parse_control(wrong)
     with pytest.raises(UserError, match="twice"):
