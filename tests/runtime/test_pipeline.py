@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from controlrt.runtime import ControlNetPipeline
-from controlrt.runtime.errors import ControlRTError, ParameterError, ProfileError, UnknownNameError
+from controlrt.runtime import ControlNetPipeline, hires_fix
+from controlrt.runtime.errors import ControlRTError, ParameterError, ProfileError, UnknownNameError, UserError
 
 pytestmark = pytest.mark.bundle
 PROMPT = "a red star on a light blue background"
@@ -46,11 +46,67 @@ def test_same_seed_same_picture_and_other_seed_another(demo: ControlNetPipeline)
     assert np.abs(latents(demo, PROMPT, {"mask": mask()}, seed=4) - first).max() > 0.1
 
 
+def test_how_control_acts_is_bytes_in_one_plan(demo: ControlNetPipeline) -> None:
+    """Scales of any kind, modes and regions need no new plan; and none of them leaves anything behind."""
+    half = np.zeros((512, 512), np.uint8)
+    half[:, :256] = 255
+    first = latents(demo, PROMPT, {"mask": mask()})
+    (plan,) = {id(demo._bound[layout]) for layout in list(demo._bound)[-1:]}
+    changes: list[dict[str, Any]] = [
+        {"controlnet_conditioning_scale": 0.3},
+        {"controlnet_conditioning_scale": {"mask": [1.0, 0.2]}},
+        {"controlnet_conditioning_scale": lambda done: 1 - done},
+        {"control_layer_weights": "soft"},
+        {"control_mode": "prompt"},
+        {"control_region": half},
+        {"guidance_rescale": 0.7},
+        {"guidance_scale": 3.0},
+    ]
+    for change in changes:
+        assert np.abs(latents(demo, PROMPT, {"mask": mask()}, **change) - first).max() > 1e-3
+        assert id(next(reversed(demo._bound.values()))) == plan
+    latents(demo, PROMPT, {"mask": mask()}, guess_mode=True)
+    latents(demo, PROMPT, {"mask": mask()}, init_image=mask(), mask_image=half, num_inference_steps=2)
+    np.testing.assert_array_equal(latents(demo, PROMPT, {"mask": mask()}), first)
+
+
+def test_what_a_mask_leaves_stays(demo: ControlNetPipeline) -> None:
+    """The known half of the latents is the same whatever is drawn in the other."""
+    left = np.zeros((512, 512), np.uint8)
+    left[:, :256] = 255
+    one, other = (
+        latents(demo, prompt, {"mask": mask()}, init_image=mask(), mask_image=left)
+        for prompt in (PROMPT, "a black moon on a green background")
+    )
+    np.testing.assert_array_equal(one[..., 32:], other[..., 32:])
+    assert np.abs(one[..., :32] - other[..., :32]).mean() > 0.05
+
+
 def test_a_seed_is_chosen_and_told(demo: ControlNetPipeline) -> None:
     one = demo(PROMPT, num_inference_steps=1, output_type="latent")
     two = demo(PROMPT, num_inference_steps=1, output_type="latent")
     assert one.seed != two.seed
     np.testing.assert_array_equal(latents(demo, PROMPT, num_inference_steps=1, seed=one.seed), one.images)
+
+
+@pytest.mark.parametrize("rescale", [-0.1, 1.5, float("nan"), "1", True])
+def test_guidance_rescale_is_a_fraction(demo: ControlNetPipeline, rescale: Any) -> None:
+    with pytest.raises(ParameterError, match="guidance_rescale"):
+        latents(demo, PROMPT, guidance_rescale=rescale)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"upscaler": "bicubic"}, "latent or lanczos"),
+        ({"init_image": mask()}, "left out"),
+        ({"width": 1024}, "512x512"),
+    ],
+)
+def test_hires_refuses_before_it_draws(demo: ControlNetPipeline, options: dict[str, Any], says: str) -> None:
+    sizes = {"first_size": (512, 512), "width": 512, "height": 512}
+    with pytest.raises(UserError, match=says):
+        hires_fix(demo, PROMPT, **{**sizes, **options})
 
 
 def test_scale_zero_and_a_closed_window_equal_no_control(demo: ControlNetPipeline) -> None:
