@@ -10,6 +10,7 @@ from pathlib import Path
 
 from controlrt.export.exporter import ExportOptions, export
 from controlrt.runtime.commands import INTERRUPTED, named_values
+from controlrt.runtime.commands.lora_option import LORA_FORM, LORA_HELP, LoraOption
 from controlrt.runtime.profile import ShapeProfile
 
 
@@ -19,6 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", default="1", help="pictures per call, such as 1 or 1-4")
     parser.add_argument("--model", required=True, help="diffusers folder, .safetensors file or hub id")
     parser.add_argument("--controlnet", action="append", default=[], metavar="NAME=SOURCE", help="may be repeated")
+    parser.add_argument("--lora", action="append", default=[], metavar=LORA_FORM, help=LORA_HELP)
+    parser.add_argument("--config", help="for a single file: diffusers folder or hub id of the same architecture")
+    parser.add_argument(
+        "--prediction-type", choices=("epsilon", "v_prediction"), help="for a single file: what its UNet predicts"
+    )
     parser.add_argument("--report", type=Path, help="write where the programs are to this JSON file")
 
 
@@ -28,6 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
         model=arguments.model,
         controlnets=named_values(arguments.controlnet, "--controlnet", "NAME=SOURCE"),
         profile=ShapeProfile.parse(arguments.profile, arguments.batch),
+        loras=tuple(map(LoraOption.parse, arguments.lora)),
+        config=arguments.config,
+        prediction_type=arguments.prediction_type,
     )
     try:
         exported = export(options, shlex.join(["controlrt", *sys.argv[1:]]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -15,13 +16,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from controlrt.export import checkpoint as checkpoints
+from controlrt.export.checkpoint import LoraSource
 from controlrt.runtime import bundle
 from controlrt.runtime.annotators import annotator_named_in
+from controlrt.runtime.commands.lora_option import LoraOption
 from controlrt.runtime.errors import BundleError, ParameterError
 from controlrt.runtime.manifest import (
     SCHEMA_VERSION,
     Control,
     Hint,
+    Lora,
     Manifest,
     Model,
     Name,
@@ -31,7 +35,7 @@ from controlrt.runtime.manifest import (
 )
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.progress import Progress
-from controlrt.runtime.storage import atomic_directory, cache_root, lock, sha256_tree
+from controlrt.runtime.storage import atomic_directory, cache_root, lock, sha256_file, sha256_tree
 
 if TYPE_CHECKING:
     from controlrt.export.programs import ProgramSpec
@@ -46,6 +50,12 @@ class ExportOptions:
     model: str
     controlnets: Mapping[str, str]
     profile: ShapeProfile
+    loras: tuple[LoraOption, ...] = ()
+    """Merged into the model."""
+    config: str | None = None
+    """For a single file: the folder or hub id of a diffusers pipeline that says what the file leaves unsaid."""
+    prediction_type: str | None = None
+    """For a single file: what its UNet predicts, where neither it nor its kind tells."""
 
     def __post_init__(self) -> None:
         for name in self.controlnets:
@@ -76,12 +86,19 @@ def export(options: ExportOptions, command: str) -> Exported:
     """
     model = checkpoints.resolve(options.model, "model")
     controlnets = {name: checkpoints.resolve(source, "ControlNet") for name, source in options.controlnets.items()}
+    config = None if options.config is None else checkpoints.resolve_config(options.config)
+    loras = _resolve_loras(options.loras)
     resolved = {"model": model} | {f"controlnet.{name}": path for name, path in controlnets.items()}
     sources = {name: _digest(checkpoints.digest_files(path)) for name, path in resolved.items()}
+    sources |= {f"lora.{lora.name}": _digest(checkpoints.digest_lora(lora.path)) for lora in loras}
+    if config is not None:
+        sources["config"] = _digest(checkpoints.digest_configs(config))
     versions = {tool: importlib.metadata.version(tool) for tool in TOOLS}
     inputs = {
         "sources": sources,
         "controls": [[name, annotator_named_in(name, source)] for name, source in options.controlnets.items()],
+        "loras": [[lora.name, lora.weight] for lora in loras],
+        "prediction_type": options.prediction_type,
         "profile": msgspec.to_builtins(options.profile),
         "versions": versions,
         "schema": SCHEMA_VERSION,
@@ -100,19 +117,47 @@ def export(options: ExportOptions, command: str) -> Exported:
                 sources=sources,
                 versions=versions,
             )
-            _export_into(partial, options, model, controlnets, key, provenance)
+            sourced = _Resolved(model=model, controlnets=controlnets, loras=loras, config=config)
+            _export_into(partial, options, sourced, key, provenance)
     return Exported(path=target, cached=False)
 
 
-def _export_into(
-    directory: Path, options: ExportOptions, model: Path, controlnets: dict[str, Path], key: str, provenance: Provenance
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Resolved:
+    """Where the sources of ``ExportOptions`` lie."""
+
+    model: Path
+    controlnets: Mapping[str, Path]
+    loras: tuple[LoraSource, ...]
+    config: Path | None
+
+
+def _resolve_loras(options: tuple[LoraOption, ...]) -> tuple[LoraSource, ...]:
+    """LoRAs with names of their own: the file's, with a number where it comes again."""
+    found: list[LoraSource] = []
+    for option in options:
+        path = checkpoints.resolve_lora(option.source)
+        named = path.stem if path.stem not in checkpoints.UNTELLING_LORA_NAMES else Path(option.source).name
+        taken = {lora.name for lora in found}
+        numbered = (f"{named}-{number}" for number in itertools.count(2))
+        name = next(each for each in itertools.chain([named], numbered) if each not in taken)
+        found.append(LoraSource(name=name, path=path, weight=option.weight))
+    return tuple(found)
+
+
+def _export_into(directory: Path, options: ExportOptions, sources: _Resolved, key: str, provenance: Provenance) -> None:
     from controlrt.export.programs import controlnet_program, text_encoder_program, unet_program, vae_programs
     from controlrt.export.trace import export_program
 
-    with Progress("export", 3 + len(controlnets) + 1) as progress:
+    with Progress("export", 3 + len(sources.controlnets) + 1) as progress:
         progress.start("load checkpoint")
-        loaded = checkpoints.load(model, controlnets)
+        loaded = checkpoints.load(
+            sources.model,
+            sources.controlnets,
+            sources.loras,
+            config=sources.config,
+            prediction_type=options.prediction_type,
+        )
         factor = loaded.vae_scale_factor
         specs: list[ProgramSpec] = [
             *(text_encoder_program(parts) for parts in loaded.text_encoders),
@@ -152,6 +197,10 @@ def _export_into(
             time_ids=loaded.time_ids,
             zero_empty_negative=loaded.zero_empty_negative,
             vae_float32=loaded.vae_float32,
+            loras=tuple(
+                Lora(name=lora.name, source=option.source, weight=lora.weight, sha256=sha256_file(lora.path))
+                for lora, option in zip(sources.loras, options.loras, strict=True)
+            ),
         ),
         text_encoders=tuple(
             TextEncoder(
@@ -172,7 +221,7 @@ def _export_into(
                 source=options.controlnets[name],
                 layers=len(by_name[f"controlnet.{name}"].outputs),
             )
-            for name in controlnets
+            for name in sources.controlnets
         ),
         fusion=None,
         programs=tuple(programs),
