@@ -33,6 +33,8 @@ UNSUPPORTED = (  # words of tensors' names that belong to no supported kind
     (("lora_prompt", "vera_lambda", "hada_w3"), "another method"),
 )
 
+SUPPORTED_KINDS = "LoRA, LoCon, LoHa, LoKr, DoRA, (IA)^3 and full differences, as kohya, LyCORIS, diffusers and PEFT do"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSource:
@@ -161,11 +163,6 @@ def _changes(file: TensorFile) -> dict[str, Change]:
             held = ", ".join(sorted(tensors))
             raise SourceError(f"LoRA {file.path} is damaged: {entry} has only {held}") from None
     return changes
-
-
-SUPPORTED_KINDS = (
-    "LoRA, LoCon, LoHa, LoKr, DoRA, (IA)^3 and full differences, in the layouts of kohya, diffusers and PEFT"
-)
 
 
 def _adapter_configs(file: TensorFile) -> dict[str, _AdapterConfig]:

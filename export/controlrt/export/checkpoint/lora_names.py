@@ -54,9 +54,10 @@ def split_name(name: str) -> tuple[str, str] | None:
     if processor:
         owner, which, role = processor.groups()
         text = owner.endswith("self_attn")
-        module = (
-            f"{'out_proj' if text else 'to_out.0'}" if which == "out" else f"{which}_proj" if text else f"to_{which}"
-        )
+        if which == "out":
+            module = "out_proj" if text else "to_out.0"
+        else:
+            module = f"{which}_proj" if text else f"to_{which}"
         return f"{owner}.{module}", role
     parts = name.split(".")
     for count in (3, 2, 1):

@@ -110,11 +110,8 @@ def _build(file: TensorFile, architecture: Architecture) -> PipelineParts:
     import diffusers
     from diffusers.loaders import single_file_utils as ldm
 
-    channels = (
-        file.tensors[UNET + "input_blocks.0.0.weight"].shape[1]
-        if UNET + "input_blocks.0.0.weight" in file.tensors
-        else 4
-    )
+    first = file.tensors.get(UNET + "input_blocks.0.0.weight")
+    channels = first.shape[1] if first is not None else 4
     unet_config = {**architecture.unet, "in_channels": channels}
     unet = empty_model("UNet2DConditionModel", unet_config)
     vae = empty_model("AutoencoderKL", architecture.vae)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from controlrt.runtime.errors import UserError
 
 LORA_FORM = "SOURCE[:WEIGHT]"
-LORA_HELP = "a LoRA or LyCORIS file, folder or hub id to merge into the model, and its weight, 1 where not given; may be repeated"
+LORA_HELP = "a LoRA or LyCORIS file, folder or hub id to merge into the model, at a weight (1); may be repeated"
 
 
 @dataclass(frozen=True, kw_only=True)
