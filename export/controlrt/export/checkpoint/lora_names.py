@@ -44,6 +44,8 @@ SPELLED_ROLES = {
     "lora_magnitude_vector": "magnitude",
 } | {role: role for role in ROLES - {"down", "up", "mid", "up_bias", "magnitude"}}
 PROCESSOR = re.compile(r"^(.*?)(?:\.processor)?\.to_(q|k|v|out)_lora\.(down|up)\.weight$")
+UNET_PROJECTIONS = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+TEXT_PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
 ADAPTER_NAME = re.compile(r"\.(lora_[AB]|lora_magnitude_vector)\.(?!weight$|bias$)[^.]+(?=\.(?:weight|bias)$|$)")
 
 
@@ -53,12 +55,8 @@ def split_name(name: str) -> tuple[str, str] | None:
     processor = PROCESSOR.match(name)
     if processor:
         owner, which, role = processor.groups()
-        text = owner.endswith("self_attn")
-        if which == "out":
-            module = "out_proj" if text else "to_out.0"
-        else:
-            module = f"{which}_proj" if text else f"to_{which}"
-        return f"{owner}.{module}", role
+        projections = TEXT_PROJECTIONS if owner.endswith("self_attn") else UNET_PROJECTIONS
+        return f"{owner}.{projections[which]}", role
     parts = name.split(".")
     for count in (3, 2, 1):
         role = SPELLED_ROLES.get(".".join(parts[-count:]))
