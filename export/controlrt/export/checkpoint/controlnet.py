@@ -30,6 +30,7 @@ REFUSALS = (  # what else controls a UNet, by a pattern of its tensors' names
     (r"^model\.diffusion_model\.", "a whole checkpoint; give it with --model"),
 )
 ORIGINAL = "control_model."
+ADDED_EMBEDDING = {"0": "linear_1", "2": "linear_2"}
 
 
 def load_controlnet(name: str, path: Path, unet: Any) -> Any:
@@ -66,6 +67,12 @@ def _load_file(name: str, path: Path, unet: Any) -> Any:
     controlnet = empty_model("ControlNetModel", config)
     with loading(path):
         converted = convert_controlnet_checkpoint(tensors, controlnet.config)
+        for theirs, ours in ADDED_EMBEDDING.items():  # of XL, which the conversion leaves out
+            converted |= {
+                f"add_embedding.{ours}.{kind}": tensors[f"label_emb.0.{theirs}.{kind}"]
+                for kind in ("weight", "bias")
+                if f"label_emb.0.{theirs}.{kind}" in tensors
+            }
     fill(controlnet, converted, what, "a ControlNet of the model's architecture")
     return prepared(controlnet)
 
