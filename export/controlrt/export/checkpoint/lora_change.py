@@ -128,7 +128,7 @@ class Change:
             raise ValueError(f"a magnitude of {magnitude.numel()} values does not fit {tuple(weight.shape)}")
         others = tuple(dim for dim in range(weight.dim()) if dim != axis)
         shape = [-1 if dim == axis else 1 for dim in range(weight.dim())]
-        return weight * (magnitude.reshape(shape) / weight.norm(dim=others, keepdim=True))
+        return weight * (magnitude.reshape(shape) / weight.square().sum(others, keepdim=True).sqrt())
 
     def _scale(self) -> float:
         rank = self._rank()
@@ -184,4 +184,4 @@ def _product(up: Tensor, down: Tensor) -> Tensor:
 def _tucker(core: Tensor, outputs: Tensor, inputs: Tensor) -> Tensor:
     """Tucker decomposition of a convolution: core (r, r, kernel...), outputs (r, o), inputs (r, i)."""
     made: Tensor = torch.einsum("ij...,jr,ip->pr...", core, inputs, outputs)
-    return made
+    return made.contiguous()
