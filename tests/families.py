@@ -24,6 +24,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from controlrt.demo import MODEL_DIR
+from controlrt.export.checkpoint.lora_names import original_name
 
 CONTROLS = ("first", "second")
 SHUFFLE = "shuffle"
@@ -244,3 +245,54 @@ def sdxl(root: Path) -> Family:
 
 
 FAMILIES = {"sd15": sd15, "sd21": sd21, "sdxl": sdxl}
+
+
+def lora_tensors(
+    family: Family, layout: str, *, seed: int, rank: int = 4, alpha: float | None = None, convolutions: bool = False
+) -> dict[str, torch.Tensor]:
+    """A LoRA for the UNet and the text encoders, with the names that a tool gives its tensors.
+
+    ``layout``: kohya, sgm (kohya's for SDXL), diffusers, processor (diffusers before 0.22), peft.
+    """
+    pipeline = family.reference()
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    parts = [part for part in ("unet", "text_encoder", "text_encoder_2") if getattr(pipeline, part, None) is not None]
+    for part in parts:
+        for name, module in getattr(pipeline, part).named_modules():
+            linear = isinstance(module, nn.Linear) and (layout != "processor" or "attn" in name)
+            if "embedding" in name or name == "text_projection" or "time_emb_proj" in name:
+                linear = linear and convolutions  # LoCon and LCM-LoRA train these too
+            if not (linear or (convolutions and isinstance(module, nn.Conv2d))):
+                continue
+            if name in ("conv_in", "conv_out"):
+                continue
+            up_shape = [module.weight.shape[0], rank, *[1] * (module.weight.dim() - 2)]
+            down = torch.randn(rank, *module.weight.shape[1:], generator=generator) * module.weight[0].numel() ** -0.5
+            up = torch.randn(up_shape, generator=generator) * 0.3
+            entry, down_name, up_name = _lora_entry(layout, part, name, family, pipeline.unet.config)
+            tensors[f"{entry}{down_name}"], tensors[f"{entry}{up_name}"] = down, up
+            if alpha is not None:
+                tensors[f"{entry}.alpha"] = torch.tensor(alpha)
+    return tensors
+
+
+def _lora_entry(layout: str, part: str, name: str, family: Family, config: Any) -> tuple[str, str, str]:
+    """How a layout calls an entry and the two factors of it."""
+    text = part != "unet"
+    wrapped = f"text_model.{name.removeprefix('text_model.')}" if text and name != "text_projection" else name
+    if layout in ("kohya", "sgm"):
+        prefix = {"unet": "lora_unet", "text_encoder_2": "lora_te2"}.get(
+            part, "lora_te1" if family.name == "sdxl" else "lora_te"
+        )
+        spelled = original_name(name, config) if layout == "sgm" and not text else wrapped
+        return f"{prefix}_{spelled.replace('.', '_')}", ".lora_down.weight", ".lora_up.weight"
+    if layout == "diffusers":
+        middle = "lora_linear_layer" if text else "lora"
+        return f"{part}.{wrapped}", f".{middle}.down.weight", f".{middle}.up.weight"
+    if layout == "processor":
+        owner, _, which = wrapped.removesuffix(".0").rpartition(".")
+        which = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}.get(which, which)
+        entry = f"{part}.{owner}{'' if text else '.processor'}.{which}_lora"
+        return entry, ".down.weight", ".up.weight"
+    return f"{part}.{wrapped}", ".lora_A.weight", ".lora_B.weight"

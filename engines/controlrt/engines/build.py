@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from controlrt.engines.backends import BACKENDS, Backend
 from controlrt.engines.quality import measure_loss
 from controlrt.runtime.bundle import Bundle, digest_files, read_manifest, write_manifest
 from controlrt.runtime.commands import INTERRUPTED
+from controlrt.runtime.commands.lora_option import LoraOption
 from controlrt.runtime.errors import BuildError, BundleError, ControlRTError, ParameterError, UnknownNameError
 from controlrt.runtime.executors import open_executor
 from controlrt.runtime.manifest import (
@@ -59,6 +60,12 @@ class BuildOptions:
     """Controls to fuse with the UNet into one program, for the steps at which exactly these are on."""
     verify: bool = False
     """Run every compiler pass before and after on seeded inputs, and record the difference."""
+    loras: tuple[LoraOption, ...] = ()
+    """Merged into the model."""
+    config: str | None = None
+    """For a single file: the folder or hub id of a diffusers pipeline that says what the file leaves unsaid."""
+    prediction_type: str | None = None
+    """For a single file: what its UNet predicts, where neither it nor its kind tells."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -101,7 +108,15 @@ def build(options: BuildOptions, command: str) -> Built:
     check_writable(options.output)
     backend = BACKENDS[options.backend]
     with lock(options.output):
-        source = export_programs(options.model, options.controlnets, options.profile, options.adapters)
+        source = export_programs(
+            options.model,
+            options.controlnets,
+            options.profile,
+            adapters=options.adapters,
+            loras=options.loras,
+            config=options.config,
+            prediction_type=options.prediction_type,
+        )
         exported = read_manifest(source)
         folders = [*controlrt.compiler.__path__, *controlrt.engines.__path__]
         code = [sha256_tree(Path(folder), "*.py") for folder in folders]
@@ -153,7 +168,14 @@ def _compile(
             key=key,
             backend=options.backend,
             precision=options.precision,
-            model=msgspec.structs.replace(exported.model, source=options.model),
+            model=msgspec.structs.replace(
+                exported.model,
+                source=options.model,
+                loras=tuple(
+                    msgspec.structs.replace(lora, source=option.source)
+                    for lora, option in zip(exported.model.loras, options.loras, strict=True)
+                ),
+            ),
             controls=tuple(
                 msgspec.structs.replace(control, source={**options.controlnets, **options.adapters}[control.name])
                 for control in exported.controls
@@ -226,7 +248,14 @@ def _few_pictures(profile: ShapeProfile) -> dict[str, int]:
 
 
 def export_programs(
-    model: str, controlnets: Mapping[str, str], profile: ShapeProfile, adapters: Mapping[str, str] | None = None
+    model: str,
+    controlnets: Mapping[str, str],
+    profile: ShapeProfile,
+    *,
+    adapters: Mapping[str, str] | None = None,
+    loras: Sequence[LoraOption] = (),
+    config: str | None = None,
+    prediction_type: str | None = None,
 ) -> Path:
     """The directory of the traced ONNX programs, which the cache keeps.
 
@@ -243,6 +272,11 @@ def export_programs(
             arguments += ["--controlnet", f"{name}={controlnet}"]
         for name, adapter in (adapters or {}).items():
             arguments += ["--adapter", f"{name}={adapter}"]
+        for lora in loras:
+            arguments += ["--lora", str(lora)]
+        for option, value in (("--config", config), ("--prediction-type", prediction_type)):
+            if value is not None:
+                arguments += [option, value]
         command = [sys.executable, "-m", "controlrt.runtime.commands", "export", *arguments, "--report", str(report)]
         process = subprocess.Popen(command)
         try:

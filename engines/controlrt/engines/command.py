@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 import time
@@ -16,6 +17,7 @@ import controlrt.engines.command
 from controlrt.engines.backends import BACKENDS, choose_backend
 from controlrt.engines.build import BuildOptions, build
 from controlrt.runtime.commands import guarded, named_values, run_command
+from controlrt.runtime.commands.lora_option import LORA_FORM, LORA_HELP, LoraOption
 from controlrt.runtime.errors import UserError
 from controlrt.runtime.manifest import Precision
 from controlrt.runtime.profile import ShapeProfile
@@ -36,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=SOURCE",
         help="a ControlNet and the name to call it by; may be repeated; the demo model brings canny and mask",
+    )
+    parser.add_argument("--lora", action="append", default=[], metavar=LORA_FORM, help=LORA_HELP)
+    parser.add_argument("--config", help="for a single file: diffusers folder or hub id of the same architecture")
+    parser.add_argument(
+        "--prediction-type",
+        choices=("epsilon", "v_prediction"),
+        help="for a single file: what its UNet predicts, where it is Stable Diffusion 2.x",
     )
     parser.add_argument(
         "--adapter",
@@ -74,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         model, name = str(MODEL_DIR), "demo"
         controlnets = controlnets or {control: str(path) for control, path in CONTROLNETS.items()}
     else:
-        model, name = arguments.model, Path(arguments.model).resolve().name.removesuffix(".safetensors")
+        model, name = arguments.model, _bundle_name(arguments.model)
     several = "" if str(profile.batch) == "1" else f"-batch{profile.batch}"
     lower = "" if arguments.precision == "fp32" else f"-{arguments.precision}"
     output = arguments.output or Path("bundles") / f"{name}-{profile}{several}{lower}".replace(",", "+")
@@ -88,6 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         fuse=tuple(name.strip() for name in arguments.fuse.split(",") if name.strip()),
         verify=arguments.verify,
+        loras=tuple(map(LoraOption.parse, arguments.lora)),
+        config=arguments.config,
+        prediction_type=arguments.prediction_type,
     )
     started = time.monotonic()
     built = build(options, shlex.join(["build-engines", *sys.argv[1:]]))
@@ -95,6 +107,12 @@ def run(arguments: argparse.Namespace) -> int:
     what = "up to date, nothing to do" if built.cached else f"built in {time.monotonic() - started:.0f} s"
     print(f"{built.bundle.path}: {what} (controls: {controls}; backend: {options.backend})")
     return 0
+
+
+def _bundle_name(model: str) -> str:
+    """A source's last name, without the suffix of a single file."""
+    name = Path(model).resolve().name
+    return re.sub(r"\.(safetensors|ckpt|pt|pth)$", "", name)
 
 
 def main() -> int:

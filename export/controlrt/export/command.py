@@ -10,6 +10,7 @@ from pathlib import Path
 
 from controlrt.export.exporter import ExportOptions, export
 from controlrt.runtime.commands import INTERRUPTED, named_values
+from controlrt.runtime.commands.lora_option import LORA_FORM, LORA_HELP, LoraOption
 from controlrt.runtime.profile import ShapeProfile
 
 
@@ -20,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="diffusers folder, .safetensors file or hub id")
     parser.add_argument("--controlnet", action="append", default=[], metavar="NAME=SOURCE", help="may be repeated")
     parser.add_argument("--adapter", action="append", default=[], metavar="NAME=SOURCE", help="a T2I-Adapter; likewise")
+    parser.add_argument("--lora", action="append", default=[], metavar=LORA_FORM, help=LORA_HELP)
+    parser.add_argument("--config", help="for a single file: diffusers folder or hub id of the same architecture")
+    parser.add_argument(
+        "--prediction-type", choices=("epsilon", "v_prediction"), help="for a single file: what its UNet predicts"
+    )
     parser.add_argument("--report", type=Path, help="write where the programs are to this JSON file")
 
 
@@ -30,6 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
         controlnets=named_values(arguments.controlnet, "--controlnet", "NAME=SOURCE"),
         adapters=named_values(arguments.adapter, "--adapter", "NAME=SOURCE"),
         profile=ShapeProfile.parse(arguments.profile, arguments.batch),
+        loras=tuple(map(LoraOption.parse, arguments.lora)),
+        config=arguments.config,
+        prediction_type=arguments.prediction_type,
     )
     try:
         exported = export(options, shlex.join(["controlrt", *sys.argv[1:]]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -15,13 +16,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from controlrt.export import checkpoint as checkpoints
+from controlrt.export.checkpoint import LoraSource
 from controlrt.runtime import bundle
 from controlrt.runtime.annotators import annotator_named_in
+from controlrt.runtime.commands.lora_option import LoraOption
 from controlrt.runtime.errors import BundleError, ParameterError
 from controlrt.runtime.manifest import (
     SCHEMA_VERSION,
     Control,
     Hint,
+    Lora,
     Manifest,
     Model,
     Name,
@@ -31,7 +35,7 @@ from controlrt.runtime.manifest import (
 )
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.progress import Progress
-from controlrt.runtime.storage import atomic_directory, cache_root, lock, sha256_tree
+from controlrt.runtime.storage import atomic_directory, cache_root, lock, sha256_file, sha256_tree
 
 if TYPE_CHECKING:
     from controlrt.export.programs import ProgramSpec
@@ -48,6 +52,12 @@ class ExportOptions:
     adapters: Mapping[str, str] = field(default_factory=dict)
     """T2I-Adapters; they share the names of the ControlNets, so each is called by one name."""
     profile: ShapeProfile
+    loras: tuple[LoraOption, ...] = ()
+    """Merged into the model."""
+    config: str | None = None
+    """For a single file: the folder or hub id of a diffusers pipeline that says what the file leaves unsaid."""
+    prediction_type: str | None = None
+    """For a single file: what its UNet predicts, where neither it nor its kind tells."""
 
     def __post_init__(self) -> None:
         twice = sorted(set(self.controlnets) & set(self.adapters))
@@ -82,13 +92,20 @@ def export(options: ExportOptions, command: str) -> Exported:
     model = checkpoints.resolve(options.model, "model")
     controlnets = {name: checkpoints.resolve(source, "ControlNet") for name, source in options.controlnets.items()}
     adapters = {name: checkpoints.resolve(source, "adapter") for name, source in options.adapters.items()}
+    config = None if options.config is None else checkpoints.resolve_config(options.config)
+    loras = _resolve_loras(options.loras)
     resolved = {"model": model} | {f"controlnet.{name}": path for name, path in controlnets.items()}
     resolved |= {f"adapter.{name}": path for name, path in adapters.items()}
     sources = {name: _digest(checkpoints.digest_files(path)) for name, path in resolved.items()}
+    sources |= {f"lora.{lora.name}": _digest(checkpoints.digest_lora(lora.path)) for lora in loras}
+    if config is not None:
+        sources["config"] = _digest(checkpoints.digest_configs(config))
     versions = {tool: importlib.metadata.version(tool) for tool in TOOLS}
     inputs = {
         "sources": sources,
         "controls": [[name, annotator_named_in(name, source)] for name, source in _controls(options).items()],
+        "loras": [[lora.name, lora.weight] for lora in loras],
+        "prediction_type": options.prediction_type,
         "profile": msgspec.to_builtins(options.profile),
         "versions": versions,
         "schema": SCHEMA_VERSION,
@@ -107,13 +124,36 @@ def export(options: ExportOptions, command: str) -> Exported:
                 sources=sources,
                 versions=versions,
             )
-            _export_into(partial, options, resolved, key, provenance)
+            sourced = _Resolved(model=model, controlnets=controlnets, adapters=adapters, loras=loras, config=config)
+            _export_into(partial, options, sourced, key, provenance)
     return Exported(path=target, cached=False)
 
 
-def _export_into(
-    directory: Path, options: ExportOptions, resolved: Mapping[str, Path], key: str, provenance: Provenance
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Resolved:
+    """Where the sources of ``ExportOptions`` lie."""
+
+    model: Path
+    controlnets: Mapping[str, Path]
+    adapters: Mapping[str, Path]
+    loras: tuple[LoraSource, ...]
+    config: Path | None
+
+
+def _resolve_loras(options: tuple[LoraOption, ...]) -> tuple[LoraSource, ...]:
+    """LoRAs with names of their own: the file's, with a number where it comes again."""
+    found: list[LoraSource] = []
+    for option in options:
+        path = checkpoints.resolve_lora(option.source)
+        named = path.stem if path.stem not in checkpoints.UNTELLING_LORA_NAMES else Path(option.source).name
+        taken = {lora.name for lora in found}
+        numbered = (f"{named}-{number}" for number in itertools.count(2))
+        name = next(each for each in itertools.chain([named], numbered) if each not in taken)
+        found.append(LoraSource(name=name, path=path, weight=option.weight))
+    return tuple(found)
+
+
+def _export_into(directory: Path, options: ExportOptions, sources: _Resolved, key: str, provenance: Provenance) -> None:
     from controlrt.export.programs import (
         adapter_program,
         controlnet_program,
@@ -123,12 +163,15 @@ def _export_into(
     )
     from controlrt.export.trace import export_program
 
-    with Progress("export", 3 + len(resolved)) as progress:
+    with Progress("export", 4 + len(sources.controlnets) + len(sources.adapters)) as progress:
         progress.start("load checkpoint")
         loaded = checkpoints.load(
-            resolved["model"],
-            {name: resolved[f"controlnet.{name}"] for name in options.controlnets},
-            {name: resolved[f"adapter.{name}"] for name in options.adapters},
+            sources.model,
+            sources.controlnets,
+            sources.adapters,
+            sources.loras,
+            config=sources.config,
+            prediction_type=options.prediction_type,
         )
         factor = loaded.vae_scale_factor
         specs: list[ProgramSpec] = [
@@ -169,6 +212,10 @@ def _export_into(
             time_ids=loaded.time_ids,
             zero_empty_negative=loaded.zero_empty_negative,
             vae_float32=loaded.vae_float32,
+            loras=tuple(
+                Lora(name=lora.name, source=option.source, weight=lora.weight, sha256=sha256_file(lora.path))
+                for lora, option in zip(sources.loras, options.loras, strict=True)
+            ),
         ),
         text_encoders=tuple(
             TextEncoder(

@@ -124,6 +124,17 @@ class Hint(_Record, frozen=True, kw_only=True):
     """Channels of the control picture, each in [0, 1]."""
 
 
+class Lora(_Record, frozen=True, kw_only=True):
+    """A LoRA that was merged into the model's weights."""
+
+    name: str
+    source: str
+    weight: float
+    """What its differences were multiplied by."""
+    sha256: Sha256
+    """Of its file."""
+
+
 class Model(_Record, frozen=True, kw_only=True):
     """What the runtime must know of the checkpoint."""
 
@@ -136,6 +147,7 @@ class Model(_Record, frozen=True, kw_only=True):
     """Whether a missing negative prompt means zero embeddings (SDXL's force_zeros_for_empty_prompt)."""
     vae_float32: bool = False
     """Whether the VAE's activations leave the range of float16, as SDXL's do (diffusers' force_upcast)."""
+    loras: tuple[Lora, ...] = ()
 
 
 class PassCheck(_Record, frozen=True, kw_only=True):

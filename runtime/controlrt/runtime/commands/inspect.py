@@ -81,6 +81,8 @@ def _summarize(bundle: Bundle, tensors: bool) -> None:
     size = sum(bundle.file(name).stat().st_size for name in manifest.files)
     print(f"{bundle.path}: {len(manifest.files)} files, {readable_bytes(size)}, all as built")
     print(f"  model      {manifest.model.source}")
+    for lora in manifest.model.loras:
+        print(f"  lora       {lora.name} at {lora.weight:g} ({lora.source}, sha256 {lora.sha256[:12]})")
     for control in manifest.controls:
         annotator = bundle.hint(control.name).annotator
         made = f"pictures by: controlrt annotate {annotator}" if annotator else "pictures of its own kind"

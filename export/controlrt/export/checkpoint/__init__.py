@@ -1,0 +1,29 @@
+"""Checkpoints: finding, digesting and loading pipelines, ControlNets and LoRAs, whatever they are kept in."""
+
+from controlrt.export.checkpoint.loading import load, stored_scheduler_config
+from controlrt.export.checkpoint.lora import LoraSource
+from controlrt.export.checkpoint.parts import Checkpoint, TextEncoderParts
+from controlrt.export.checkpoint.sources import (
+    UNTELLING_LORA_NAMES,
+    digest_configs,
+    digest_files,
+    digest_lora,
+    resolve,
+    resolve_config,
+    resolve_lora,
+)
+
+__all__ = [
+    "UNTELLING_LORA_NAMES",
+    "Checkpoint",
+    "LoraSource",
+    "TextEncoderParts",
+    "digest_configs",
+    "digest_files",
+    "digest_lora",
+    "load",
+    "resolve",
+    "resolve_config",
+    "resolve_lora",
+    "stored_scheduler_config",
+]

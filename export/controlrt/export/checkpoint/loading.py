@@ -1,0 +1,118 @@
+"""Loading a pipeline with its LoRAs and ControlNets: from wherever it lies to modules that can be traced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from controlrt.export.checkpoint.adapter import load_adapter
+from controlrt.export.checkpoint.controlnet import load_controlnet
+from controlrt.export.checkpoint.folder import load_folder
+from controlrt.export.checkpoint.lora import LoraSource, merge_loras
+from controlrt.export.checkpoint.parts import Checkpoint, PipelineParts, TextEncoderParts
+from controlrt.export.checkpoint.quiet_loading import loading, prepared
+from controlrt.export.checkpoint.single_file import load_single_file
+from controlrt.runtime.errors import SourceError
+
+
+def load(
+    model: Path,
+    controlnets: Mapping[str, Path],
+    adapters: Mapping[str, Path] | None = None,
+    loras: Sequence[LoraSource] = (),
+    *,
+    config: Path | None = None,
+    prediction_type: str | None = None,
+) -> Checkpoint:
+    """Loads a resolved pipeline, its ControlNets and T2I-Adapters in float32, with LoRAs merged into the pipeline.
+
+    Args:
+        model: a diffusers folder or a single file.
+        controlnets, adapters: by name.
+        loras: merged in any order; their differences add up.
+        config: for a single file, a diffusers folder that says what it leaves unsaid.
+        prediction_type: for a single file, what the UNet predicts.
+
+    Raises:
+        SourceError: damaged weights, an architecture that is not Stable Diffusion 1.x, 2.x or XL, or a ControlNet,
+            adapter or LoRA that was made for another architecture.
+    """
+    if model.is_file():
+        with loading(model):
+            pipeline = load_single_file(model, config, prediction_type)
+    elif config is not None or prediction_type is not None:
+        option = "--config" if config is not None else "--prediction-type"
+        raise SourceError(f"{option} is for single files; {model} is a folder and has configs of its own")
+    else:
+        pipeline = load_folder(model)
+    unet, vae = prepared(pipeline.unet), prepared(pipeline.vae)
+    encoders = {f"text_encoder{'_2' * index}": prepared(one) for index, one in enumerate(pipeline.text_encoders)}
+    merge_loras({"unet": unet, **encoders}, loras)
+    loaded = Checkpoint(
+        unet=unet,
+        vae=vae,
+        text_encoders=_text_encoders(pipeline, encoders),
+        scheduler_config=stored_scheduler_config(pipeline.scheduler),
+        controlnets={name: load_controlnet(name, path, unet, vae) for name, path in controlnets.items()},
+        adapters={name: load_adapter(name, path, unet) for name, path in (adapters or {}).items()},
+        zero_empty_negative=pipeline.zero_empty_negative,
+    )
+    _refuse_unsupported(model, loaded)
+    return loaded
+
+
+def stored_scheduler_config(scheduler: Any) -> dict[str, Any]:
+    """What the checkpoint itself says of its scheduler, without the class's defaults.
+
+    So another sampler falls back to its own defaults, as diffusers' ``from_config`` does.
+    """
+    defaults = set(scheduler.config.get("_use_default_values", ()))
+    said = {key: value for key, value in scheduler.config.items() if not key.startswith("_") and key not in defaults}
+    return {"_class_name": type(scheduler).__name__, **said}
+
+
+def _text_encoders(pipeline: PipelineParts, encoders: Mapping[str, Any]) -> tuple[TextEncoderParts, ...]:
+    xl = len(encoders) > 1
+    return tuple(
+        TextEncoderParts(
+            name=name,
+            model=model,
+            tokenizer=tokenizer,
+            max_length=min(tokenizer.model_max_length, model.config.max_position_embeddings),
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            penultimate=xl,
+            pooled=name == "text_encoder_2",
+        )
+        for (name, model), tokenizer in zip(encoders.items(), pipeline.tokenizers, strict=True)
+    )
+
+
+def _refuse_unsupported(path: Path, loaded: Checkpoint) -> None:
+    """Raises SourceError for what would draw another picture than diffusers, rather than draw it."""
+    unet, vae = loaded.unet.config, loaded.vae.config
+    allowed: list[tuple[str, Any, tuple[Any, ...]]] = [
+        ("the UNet's in_channels", unet.in_channels, (loaded.latent_channels, 2 * loaded.latent_channels + 1)),
+        ("the UNet's time_cond_proj_dim", unet.time_cond_proj_dim, (None,)),
+        ("the UNet's addition_embed_type", unet.addition_embed_type, (None, "text_time")),
+        ("the UNet's class_embed_type", unet.class_embed_type, (None,)),
+        ("the UNet's encoder_hid_dim_type", unet.encoder_hid_dim_type, (None,)),
+        ("the VAE's latents_mean", vae.get("latents_mean"), (None,)),
+    ]
+    for name, controlnet in loaded.controlnets.items():
+        config = controlnet.config
+        allowed.append((f"ControlNet {name}'s conditioning_channels", config.conditioning_channels, (1, 3)))
+    for what, found, supported in allowed:
+        if found not in supported:
+            listed = " or ".join(str(value) for value in supported)
+            mend = MENDS.get(what, "")
+            raise SourceError(f"{path}: {what} is {found}, which is not supported yet; supported: {listed}{mend}")
+
+
+MENDS = {
+    "the UNet's time_cond_proj_dim": " (a consistency model told its guidance scale: take the model it was distilled "
+    "from and merge its LCM-LoRA instead, such as --lora latent-consistency/lcm-lora-sdv1-5; draw with --scheduler LCM)"
+}
+"""What to do instead."""

@@ -1,0 +1,68 @@
+"""A loaded pipeline: its parts, before and after they are made ready to trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineParts:
+    """The parts of a pipeline as a loader found them."""
+
+    unet: Any
+    vae: Any
+    text_encoders: tuple[Any, ...]
+    """One, or two for SDXL."""
+    tokenizers: tuple[Any, ...]
+    """One for each text encoder."""
+    scheduler: Any
+    zero_empty_negative: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderParts:
+    """One text encoder with its tokenizer."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    max_length: int
+    pad_token_id: int
+    bos_token_id: int
+    eos_token_id: int
+    penultimate: bool
+    pooled: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A loaded pipeline, in float32, with its ControlNets and T2I-Adapters by name."""
+
+    unet: Any
+    vae: Any
+    text_encoders: tuple[TextEncoderParts, ...]
+    scheduler_config: dict[str, Any]
+    controlnets: dict[str, Any]
+    adapters: dict[str, Any]
+    zero_empty_negative: bool
+
+    @property
+    def vae_float32(self) -> bool:
+        """Whether the VAE's activations leave the range of float16, by the rule of diffusers' XL pipelines."""
+        return self.time_ids and bool(self.vae.config.get("force_upcast", True))
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent, along a side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def time_ids(self) -> bool:
+        """Whether the UNet takes SDXL's size and crop conditioning."""
+        return bool(self.unet.config.addition_embed_type == "text_time")

@@ -1,0 +1,237 @@
+"""Single files: written from small random pipelines in the original layout, read back without the hub."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from original_layout import checkpoint_tensors
+from safetensors.torch import save_file
+
+from controlrt.demo import MODEL_DIR
+from controlrt.export import checkpoint
+from controlrt.export.checkpoint.architectures import (
+    empty_model,
+    stable_diffusion_1,
+    stable_diffusion_2,
+    stable_diffusion_xl,
+)
+from controlrt.export.checkpoint.clip_tokenizer import END, clip_tokenizer
+from controlrt.export.checkpoint.single_file import UNET, recognise
+from controlrt.export.checkpoint.tensor_file import TensorFile
+from controlrt.runtime.errors import SourceError
+from families import FAMILIES, Family
+
+one_family = pytest.mark.parametrize("family", ["sd15"], indirect=True, scope="module")
+
+
+@pytest.fixture
+def config(family: Family, tmp_path: Path) -> Path:
+    """The family's folder without its weights."""
+    target = Path(shutil.copytree(family.model, tmp_path / "config"))
+    for weights in target.rglob("*.safetensors"):
+        weights.unlink()
+    return target
+
+
+def same_tensors(found: Any, expected: Any) -> None:
+    theirs = {name: value for name, value in expected.state_dict().items() if not name.endswith("position_ids")}
+    ours = {name: value for name, value in found.state_dict().items() if not name.endswith("position_ids")}
+    assert ours.keys() == theirs.keys()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.mark.parametrize("family", list(FAMILIES), indirect=True, scope="module")
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_the_same_weights_as_the_folder(family: Family, config: Path, tmp_path: Path, suffix: str) -> None:
+    tensors = checkpoint_tensors(family.reference(), family.name)
+    file = tmp_path / f"model{suffix}"
+    if suffix == ".ckpt":
+        torch.save({"state_dict": tensors, "global_step": 1000}, file)
+    else:
+        save_file(tensors, file)
+    found, expected = checkpoint.load(file, {}, config=config), checkpoint.load(family.model, {})
+    for part in ("unet", "vae"):
+        same_tensors(getattr(found, part), getattr(expected, part))
+    for ours, theirs in zip(found.text_encoders, expected.text_encoders, strict=True):
+        same_tensors(ours.model, theirs.model)
+        ids = torch.tensor([[theirs.bos_token_id, 5, 6, theirs.eos_token_id]])
+        torch.testing.assert_close(ours.model(ids)[0], theirs.model(ids)[0])
+        facts = ("name", "max_length", "pad_token_id", "bos_token_id", "eos_token_id", "penultimate", "pooled")
+        assert [getattr(ours, fact) for fact in facts] == [getattr(theirs, fact) for fact in facts]
+        assert ours.tokenizer("a red star").input_ids == theirs.tokenizer("a red star").input_ids
+    assert found.scheduler_config == expected.scheduler_config
+    assert found.zero_empty_negative == expected.zero_empty_negative
+    assert found.unet.config.attention_head_dim == expected.unet.config.attention_head_dim
+
+
+@one_family
+def test_half_precision_and_bare_text_encoders(family: Family, config: Path, tmp_path: Path) -> None:
+    """Merges on model sites are float16, and some leave ``text_model`` out of the text encoder's names."""
+    tensors = {
+        name.replace(".text_model.", "."): value.half() if value.is_floating_point() else value
+        for name, value in checkpoint_tensors(family.reference(), family.name).items()
+    }
+    save_file(tensors, tmp_path / "half.safetensors")
+    loaded = checkpoint.load(tmp_path / "half.safetensors", {}, config=config)
+    exact = checkpoint.load(family.model, {})
+    assert loaded.unet.dtype == torch.float32
+    for half, full in zip(loaded.unet.parameters(), exact.unet.parameters(), strict=True):
+        assert torch.equal(half, full.half().float())
+
+
+@one_family
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda t: {n: v for n, v in t.items() if n != UNET + "out.2.bias"},
+            r"\(UNet\) lacks 1 of \d+ .* conv_out\.bias",
+        ),
+        (lambda t: {n: v for n, v in t.items() if not n.startswith("first")}, r"\(VAE\) lacks"),
+        (lambda t: {n: v for n, v in t.items() if not n.startswith("cond_stage")}, r"\(text encoder\) lacks"),
+        (lambda t: t | {UNET + "out.2.bias": torch.zeros(5)}, r"conv_out.bias has shape \(5,\), and .* has \(4,\)"),
+        (lambda t: t | {UNET + "input_blocks.1.0.extra.weight": torch.zeros(5)}, r"has 1 tensors that .* has not"),
+        (lambda t: t | {UNET + "out.2.scale_weight": torch.zeros(1)}, "quantised"),
+        (lambda _: {"lora_unet_x.lora_down.weight": torch.zeros(1)}, "but a LoRA; merge it with --lora"),
+        (
+            lambda _: {"control_model.time_embed.0.weight": torch.zeros(1)},
+            "but a ControlNet; give it with --controlnet",
+        ),
+        (lambda _: {"double_blocks.0.img_attn.proj.weight": torch.zeros(1)}, "but a Flux model"),
+        (lambda _: {"encoder.down.0.block.0.conv1.weight": torch.zeros(1)}, "but a VAE alone"),
+        (lambda _: {"x": torch.zeros(1)}, "something else: 1 tensors such as x"),
+    ],
+)
+def test_refusals(family: Family, config: Path, tmp_path: Path, change: Any, says: str) -> None:
+    save_file(change(checkpoint_tensors(family.reference(), family.name)), tmp_path / "bad.safetensors")
+    with pytest.raises(SourceError, match=says) as caught:
+        checkpoint.load(tmp_path / "bad.safetensors", {}, config=config)
+    assert "\n" not in str(caught.value)
+
+
+@one_family
+def test_an_unknown_architecture_names_what_is_known(family: Family, tmp_path: Path) -> None:
+    save_file(checkpoint_tensors(family.reference(), family.name), tmp_path / "small.safetensors")
+    with pytest.raises(SourceError, match=r"width 32; known are .* \(768\), .* give --config"):
+        checkpoint.load(tmp_path / "small.safetensors", {})
+
+
+@one_family
+def test_options_of_single_files_on_a_folder(family: Family) -> None:
+    with pytest.raises(SourceError, match="--prediction-type is for single files"):
+        checkpoint.load(family.model, {}, prediction_type="epsilon")
+    with pytest.raises(SourceError, match="--config is for single files"):
+        checkpoint.load(family.model, {}, config=family.model)
+
+
+class Malice:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_does_not_run(tmp_path: Path, zipped: bool) -> None:
+    mark, file = tmp_path / "ran", tmp_path / "evil.ckpt"
+    content = {"state_dict": {UNET + "out.2.bias": torch.zeros(4)}, "callbacks": Malice(mark)}
+    if zipped:
+        torch.save(content, file)
+    else:
+        file.write_bytes(pickle.dumps(content))
+    for load in (
+        lambda: checkpoint.load(file, {}),
+        lambda: checkpoint.load(MODEL_DIR, {"edges": file}),
+        lambda: checkpoint.load(MODEL_DIR, {}, [checkpoint.LoraSource(name="x", path=file, weight=1.0)]),
+    ):
+        with pytest.raises(SourceError, match=r"evil\.ckpt .*(Python objects|damaged)") as caught:
+            load()
+        assert "\n" not in str(caught.value)
+    assert not mark.exists()
+
+
+PUBLISHED = {  # parameters, as the models' papers and pages count them
+    "1": (stable_diffusion_1, {}, 859_520_964, (123_060_480,)),
+    "2": (stable_diffusion_2, {"prediction_type": "v_prediction"}, 865_910_724, (340_387_840,)),
+    "xl": (
+        stable_diffusion_xl,
+        {"prediction_type": "epsilon", "zero_terminal_snr": False},
+        2_567_463_684,
+        (123_060_480, 694_659_840),
+    ),
+}
+
+
+@pytest.mark.parametrize("which", list(PUBLISHED))
+def test_the_published_sizes(which: str) -> None:
+    make, options, unet, encoders = PUBLISHED[which]
+    architecture = make(**options)
+
+    def size(cls: str, config: Any) -> int:
+        return sum(parameter.numel() for parameter in empty_model(cls, config).parameters())
+
+    assert size("UNet2DConditionModel", architecture.unet) == unet
+    assert size("AutoencoderKL", architecture.vae) == 83_653_863
+    found = tuple(
+        size("CLIPTextModelWithProjection" if encoder.projection else "CLIPTextModel", encoder.config)
+        for encoder in architecture.text_encoders
+    )
+    assert found == encoders
+
+
+def header(width: int, *extra: str, **metadata: str) -> TensorFile:
+    """The names and shapes by which a file is recognised."""
+    names = [f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight", *extra]
+    return TensorFile(
+        path=Path("x.safetensors"),
+        tensors={name: torch.empty(1, width, device="meta") for name in names},
+        metadata={"modelspec." + key: value for key, value in metadata.items()},
+    )
+
+
+LABELS = f"{UNET}label_emb.0.0.weight"
+
+
+@pytest.mark.parametrize(
+    ("file", "said", "name", "prediction_type"),
+    [
+        (header(768), None, "1.x", "epsilon"),
+        (header(768), "v_prediction", "1.x", "v_prediction"),
+        (header(1024), "epsilon", "2.x", "epsilon"),
+        (header(1024, prediction_type="v"), None, "2.x", "v_prediction"),
+        (header(2048, LABELS), None, "XL", "epsilon"),
+        (header(2048, LABELS, "v_pred", "ztsnr"), None, "XL", "v_prediction"),
+    ],
+)
+def test_recognised(file: TensorFile, said: str | None, name: str, prediction_type: str) -> None:
+    architecture = recognise(file, said)
+    assert architecture.name == f"Stable Diffusion {name}"
+    assert architecture.scheduler.get("prediction_type", "epsilon") == prediction_type
+    assert architecture.scheduler.get("rescale_betas_zero_snr", False) == ("ztsnr" in file.tensors)
+
+
+def test_what_a_file_of_version_2_does_not_say() -> None:
+    with pytest.raises(SourceError, match=r"give --prediction-type v_prediction .*768.* or epsilon"):
+        recognise(header(1024), None)
+    with pytest.raises(SourceError, match="is the refiner"):
+        recognise(header(1280, LABELS), None)
+    with pytest.raises(SourceError, match=r"Playground 2\.5"):
+        recognise(header(2048, LABELS, "edm_mean"), None)
+
+
+def test_the_tokenizer_is_clips() -> None:
+    """Ids as published with CLIP: its README's picture of a cat, numbers, punctuation, accents, an emoji."""
+    tokenizer = clip_tokenizer(END)
+    assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert tokenizer("Hello, world!").input_ids == [49406, 3306, 267, 1002, 256, 49407]
+    assert (len(tokenizer), tokenizer.model_max_length, tokenizer.pad_token_id) == (49408, 77, 49407)
+    assert clip_tokenizer("!").pad_token_id == 0

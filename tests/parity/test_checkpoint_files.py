@@ -1,0 +1,172 @@
+"""A checkpoint as people have it, from files to latents: one build of a single file, a ControlNet file and two LoRAs.
+
+The reference is diffusers in eager PyTorch on the folders that the files were made from, its LoRAs loaded beside the
+weights; float32 on both sides. The sampler configs are those that few-step checkpoints are published with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import msgspec
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel
+from original_layout import checkpoint_tensors, controlnet_tensors
+from parity.eager import PROMPT, hints, relative
+from safetensors.torch import save_file
+
+from controlrt.export import checkpoint
+from controlrt.runtime import ControlNetPipeline
+from controlrt.runtime.bundle import digest_files, read_manifest, write_manifest
+from controlrt.runtime.commands import main
+from controlrt.runtime.storage import sha256_file
+from families import SIDE, Family, lora_tensors
+
+BOUND = 1e-3
+WEIGHTS = (0.8, -0.5)
+pytestmark = pytest.mark.parametrize("family", ["sd21"], indirect=True, scope="module")
+
+
+def style(family: Family) -> dict[str, torch.Tensor]:
+    return lora_tensors(family, "kohya", seed=1, alpha=2.0, convolutions=True)
+
+
+def details(family: Family) -> dict[str, torch.Tensor]:
+    return lora_tensors(family, "peft", seed=2)
+
+
+@pytest.fixture(scope="module")
+def files(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model.ckpt and what describes it, control.pth, style.safetensors and details.safetensors."""
+    folder = tmp_path_factory.mktemp("files")
+    torch.save({"state_dict": checkpoint_tensors(family.reference(), family.name)}, folder / "model.ckpt")
+    shutil.copytree(family.model, folder / "config", ignore=shutil.ignore_patterns("*.safetensors"))
+    control = controlnet_tensors(ControlNetModel.from_pretrained(family.controlnets["first"]))
+    torch.save({f"control_model.{name}": value for name, value in control.items()}, folder / "control.pth")
+    save_file(style(family), folder / "style.safetensors")
+    save_file(details(family), folder / "details.safetensors")
+    return folder
+
+
+def build(files: Path, output: Path) -> str:
+    command = [sys.executable, "-c", "import sys; from controlrt.engines.command import main; sys.exit(main())"]
+    options = ["--profile", f"{SIDE}x{SIDE}", "--backend", "onnxruntime", "--output", str(output)]
+    options += ["--model", str(files / "model.ckpt"), "--config", str(files / "config")]
+    options += ["--controlnet", f"first={files / 'control.pth'}"]
+    options += [
+        "--lora",
+        f"{files / 'style.safetensors'}:{WEIGHTS[0]}",
+        "--lora",
+        f"{files / 'details.safetensors'}:-0.5",
+    ]
+    built = subprocess.run([*command, *options], capture_output=True, text=True, env=dict(os.environ), timeout=600)
+    assert built.returncode == 0, built.stderr
+    return built.stdout
+
+
+@pytest.fixture(scope="module")
+def bundle(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("bundles") / "sd21"
+    build(files, output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def reference(family: Family) -> Any:
+    pipeline = family.reference("first")
+    pipeline.load_lora_weights(
+        lora_tensors(family, "kohya", seed=1, alpha=2.0, convolutions=True), adapter_name="style"
+    )
+    pipeline.load_lora_weights(lora_tensors(family, "peft", seed=2), adapter_name="details")
+    pipeline.set_adapters(["style", "details"], list(WEIGHTS))
+    return pipeline
+
+
+def drawn(pipeline: Any, hint: Any, **options: Any) -> Any:
+    return np.asarray(pipeline(PROMPT, image=hint, output_type="latent", **options).images)
+
+
+def test_the_same_picture(bundle: Path, reference: Any) -> None:
+    (hint,) = hints(SIDE, 1)
+    shared = {"num_inference_steps": 5, "guidance_scale": 4.0, "negative_prompt": "a moon"}
+    with ControlNetPipeline.load(bundle) as pipeline:
+        found = drawn(pipeline, {"first": hint}, seed=3, **shared)
+    expected = drawn(reference, hint, generator=torch.Generator().manual_seed(3), **shared)
+    assert relative(found, expected) < BOUND
+    reference.disable_lora()
+    assert relative(drawn(reference, hint, generator=torch.Generator().manual_seed(3), **shared), expected) > 20 * BOUND
+    reference.enable_lora()
+
+
+SCALED = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+TRAILING = {**SCALED, "timestep_spacing": "trailing"}
+FEW_STEPS = {
+    "SD-Turbo": ("EulerDiscreteScheduler", {**TRAILING, "prediction_type": "epsilon"}, (1, 4), {}),
+    "SDXL-Turbo": ("EulerAncestralDiscreteScheduler", TRAILING, (1, 3), {}),
+    "SDXL-Lightning": ("EulerDiscreteScheduler", TRAILING, (2, 8), {}),
+    "SDXL-Lightning in one step": ("EulerDiscreteScheduler", {**TRAILING, "prediction_type": "sample"}, (1,), {}),
+    "LCM": ("LCMScheduler", {**SCALED, "clip_sample": False, "original_inference_steps": 50}, (1, 4), {}),
+    "Hyper-SD": ("DDIMScheduler", {**TRAILING, "clip_sample": False, "set_alpha_to_one": False}, (2, 8), {}),
+    "Hyper-SD unified": ("TCDScheduler", {**SCALED, "timestep_spacing": "leading"}, (4,), {"eta": 0.5}),
+    "2.x at 768": (
+        "DDIMScheduler",
+        {**SCALED, "prediction_type": "v_prediction", "clip_sample": False, "set_alpha_to_one": False},
+        (6,),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", list(FEW_STEPS))
+def test_few_step_configs(bundle: Path, reference: Any, tmp_path: Path, kind: str) -> None:
+    """Without guidance, as they are drawn; the config is stored as the export of such a checkpoint stores it."""
+    name, config, steps, options = FEW_STEPS[kind]
+    scheduler = getattr(diffusers, name).from_config(config)
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    (copy / "scheduler.json").write_text(json.dumps(checkpoint.stored_scheduler_config(scheduler)))
+    write_manifest(copy, msgspec.structs.replace(read_manifest(copy), files=digest_files(copy)))
+    (hint,) = hints(SIDE, 1)
+    reference.scheduler = scheduler
+    with ControlNetPipeline.load(copy) as pipeline:
+        for count in steps:
+            for guidance_scale in (0.0, 1.0):
+                shared = {"num_inference_steps": count, "guidance_scale": guidance_scale, **options}
+                found = drawn(pipeline, {"first": hint}, seed=3, **shared)
+                expected = drawn(reference, hint, generator=torch.Generator().manual_seed(3), **shared)
+                assert relative(found, expected) < BOUND, (count, guidance_scale)
+
+
+def test_what_was_merged_is_on_record(bundle: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = read_manifest(bundle)
+    found = [(lora.name, lora.source, lora.weight, lora.sha256) for lora in manifest.model.loras]
+    named = [(name, files / f"{name}.safetensors") for name in ("style", "details")]
+    assert found == [
+        (name, str(file), weight, sha256_file(file)) for (name, file), weight in zip(named, WEIGHTS, strict=True)
+    ]
+    sources = {"model", "config", "controlnet.first", "lora.style", "lora.details"}
+    assert set(manifest.provenance.sources) == sources
+    assert main(["inspect", str(bundle)]) == 0
+    printed = capsys.readouterr().out
+    assert f"lora       style at 0.8 ({files / 'style.safetensors'}, sha256 {found[0][3][:12]})" in printed
+    assert "lora       details at -0.5" in printed
+
+
+def test_a_second_build_does_nothing(bundle: Path, files: Path) -> None:
+    assert "up to date, nothing to do" in build(files, bundle)
+
+
+@pytest.fixture(autouse=True)
+def _restored(reference: Any) -> Iterator[None]:
+    scheduler = reference.scheduler
+    yield
+    reference.scheduler = scheduler
