@@ -168,8 +168,8 @@ def _export_into(directory: Path, options: ExportOptions, sources: _Resolved, ke
         loaded = checkpoints.load(
             sources.model,
             sources.controlnets,
-            sources.adapters,
             sources.loras,
+            adapters=sources.adapters,
             config=sources.config,
             prediction_type=options.prediction_type,
         )

@@ -19,9 +19,9 @@ from controlrt.runtime.errors import SourceError
 def load(
     model: Path,
     controlnets: Mapping[str, Path],
-    adapters: Mapping[str, Path] | None = None,
     loras: Sequence[LoraSource] = (),
     *,
+    adapters: Mapping[str, Path] | None = None,
     config: Path | None = None,
     prediction_type: str | None = None,
 ) -> Checkpoint:
