@@ -42,7 +42,7 @@ def test_an_adapter_of_another_model(family: Family, tmp_path: Path, config: dic
 
 
 def test_what_is_no_adapter(family: Family, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="adapter depth .* is a ControlNetModel; supported: T2IAdapter"):
+    with pytest.raises(SourceError, match=r"adapter depth .* is a ControlNetModel; supported: T2IAdapter"):
         checkpoint.load(family.model, {}, adapters={"depth": family.controlnets["first"]})
     with pytest.raises(SourceError, match=r"ControlNet edges .* is a T2IAdapter; supported: ControlNetModel"):
         checkpoint.load(family.model, {"edges": family.adapters["depth"]})
@@ -50,7 +50,7 @@ def test_what_is_no_adapter(family: Family, tmp_path: Path) -> None:
     save_file(load_file(family.adapters["depth"] / "diffusion_pytorch_model.safetensors"), weights)
     with pytest.raises(SourceError, match="single file; give a diffusers folder"):
         checkpoint.load(family.model, {}, adapters={"depth": weights})
-    with pytest.raises(SourceError, match="a T2I-Adapter.*--adapter"):
+    with pytest.raises(SourceError, match=r"a T2I-Adapter.*--adapter"):
         checkpoint.load(family.model, {"edges": weights})
 
 
