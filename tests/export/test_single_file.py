@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from controlrt.export.checkpoint.architectures import (
     stable_diffusion_xl,
 )
 from controlrt.export.checkpoint.clip_tokenizer import END, clip_tokenizer
-from controlrt.export.checkpoint.single_file import UNET, recognise
+from controlrt.export.checkpoint.single_file import UNET, pipeline_parts, recognise
 from controlrt.export.checkpoint.tensor_file import TensorFile
 from controlrt.runtime.errors import SourceError
 from families import FAMILIES, Family
@@ -186,6 +187,35 @@ def test_the_published_sizes(which: str) -> None:
         for encoder in architecture.text_encoders
     )
     assert found == encoders
+
+
+@pytest.mark.parametrize("which", list(PUBLISHED))
+def test_published_files_fit(which: str) -> None:
+    """Names and shapes of whole files of the published sizes, without memory for their values."""
+    make, options, *_ = PUBLISHED[which]
+    architecture = make(**options)
+    encoders = [
+        empty_model("CLIPTextModelWithProjection" if encoder.projection else "CLIPTextModel", encoder.config)
+        for encoder in architecture.text_encoders
+    ]
+    pipeline = SimpleNamespace(
+        unet=empty_model("UNet2DConditionModel", architecture.unet),
+        vae=empty_model("AutoencoderKL", architecture.vae),
+        text_encoder=encoders[0],
+        text_encoder_2=encoders[-1],
+    )
+    with torch.device("meta"):
+        tensors = checkpoint_tensors(pipeline, {"1": "sd15", "2": "sd21", "xl": "sdxl"}[which])
+    file = TensorFile(path=Path("x.safetensors"), tensors=tensors)
+    recognised = recognise(file, options.get("prediction_type"))
+    assert recognised.name == architecture.name
+    found = pipeline_parts(file, recognised)
+    assert len(found.text_encoders) == len(found.tokenizers) == len(encoders)
+    assert found.unet.config.attention_head_dim == {"1": 8, "2": (5, 10, 20, 20), "xl": (5, 10, 20)}[which]
+    assert found.scheduler.config.prediction_type == options.get("prediction_type", "epsilon")
+    assert [tokenizer.pad_token_id for tokenizer in found.tokenizers] == {"1": [49407], "2": [0], "xl": [49407, 0]}[
+        which
+    ]
 
 
 def header(width: int, *extra: str, **metadata: str) -> TensorFile:

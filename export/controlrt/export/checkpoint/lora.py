@@ -15,6 +15,7 @@ from torch import Tensor
 
 from controlrt.export.checkpoint.lora_change import Change, IncompleteError
 from controlrt.export.checkpoint.lora_names import ModuleNames, part_of, split_name
+from controlrt.export.checkpoint.parts import LoraSource
 from controlrt.export.checkpoint.sources import ADAPTER_CONFIG
 from controlrt.export.checkpoint.tensor_file import TensorFile, metadata_json, read_tensor_file
 from controlrt.runtime.errors import SourceError
@@ -34,15 +35,6 @@ UNSUPPORTED = (  # words of tensors' names that belong to no supported kind
 )
 
 SUPPORTED_KINDS = "LoRA, LoCon, LoHa, LoKr, DoRA, (IA)^3 and full differences, as kohya, LyCORIS, diffusers and PEFT do"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSource:
-    """A resolved LoRA and the weight it is merged with."""
-
-    name: str
-    path: Path
-    weight: float
 
 
 @dataclass(frozen=True, kw_only=True)
