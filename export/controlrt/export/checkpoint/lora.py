@@ -80,22 +80,20 @@ def merge_loras(models: Mapping[str, Any], loras: Sequence[LoraSource]) -> None:
 def _merge_into(module: Any, uses: Sequence[tuple[LoraSource, str, Change, Any]]) -> None:
     weight = torch.zeros_like(module.weight)
     bias: Tensor | None = None
+    outputs = module.weight.shape[:1]
     for lora, entry, change, _ in uses:
         try:
-            difference = change.of_weight(module.weight, lora.weight)
+            difference, shift = change.of_weight(module.weight, lora.weight), change.of_bias(lora.weight)
+            if shift is not None and shift.shape != outputs:
+                raise ValueError(f"a bias of shape {tuple(shift.shape)} does not fit {tuple(outputs)}")
         except (ValueError, RuntimeError, IndexError) as error:
-            raise SourceError(f"LoRA {lora.path} does not fit the model: {entry}: {error}") from error
+            reason = str(error).splitlines()[0]
+            raise SourceError(f"LoRA {lora.path} does not fit the model: {entry}: {reason}") from error
+        if not all(torch.isfinite(one).all() for one in (difference, shift) if one is not None):
+            raise SourceError(f"LoRA {lora.path} is damaged: {entry} has values that are not finite")
         if difference is not None:
-            if not torch.isfinite(difference).all():
-                raise SourceError(f"LoRA {lora.path} is damaged: {entry} has values that are not finite")
             weight += difference
-        shift = change.of_bias(lora.weight)
         if shift is not None:
-            if module.bias is not None and shift.shape != module.bias.shape:
-                found, allowed = tuple(shift.shape), tuple(module.bias.shape)
-                raise SourceError(
-                    f"LoRA {lora.path} does not fit the model: {entry}: bias {found} does not fit {allowed}"
-                )
             bias = shift if bias is None else bias + shift
     module.weight += weight
     if bias is not None:
