@@ -247,6 +247,18 @@ def sdxl(root: Path) -> Family:
 FAMILIES = {"sd15": sd15, "sd21": sd21, "sdxl": sdxl}
 
 
+def _models_of(family: Family) -> dict[str, Any]:
+    """UNet and text encoders by name, to look at."""
+    if family.model not in _MODELS:
+        pipeline = family.reference()
+        parts = ("unet", "text_encoder", "text_encoder_2")
+        _MODELS[family.model] = {part: model for part in parts if (model := getattr(pipeline, part, None)) is not None}
+    return _MODELS[family.model]
+
+
+_MODELS: dict[Path, dict[str, Any]] = {}
+
+
 def lora_tensors(
     family: Family, layout: str, *, seed: int, rank: int = 4, alpha: float | None = None, convolutions: bool = False
 ) -> dict[str, torch.Tensor]:
@@ -254,12 +266,11 @@ def lora_tensors(
 
     ``layout``: kohya, sgm (kohya's for SDXL), diffusers, processor (diffusers before 0.22), peft.
     """
-    pipeline = family.reference()
+    models = _models_of(family)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    parts = [part for part in ("unet", "text_encoder", "text_encoder_2") if getattr(pipeline, part, None) is not None]
-    for part in parts:
-        for name, module in getattr(pipeline, part).named_modules():
+    for part, model in models.items():
+        for name, module in model.named_modules():
             linear = isinstance(module, nn.Linear) and (layout != "processor" or "attn" in name)
             if "embedding" in name or name == "text_projection" or "time_emb_proj" in name:
                 linear = linear and convolutions  # LoCon and LCM-LoRA train these too
@@ -270,7 +281,7 @@ def lora_tensors(
             up_shape = [module.weight.shape[0], rank, *[1] * (module.weight.dim() - 2)]
             down = torch.randn(rank, *module.weight.shape[1:], generator=generator) * module.weight[0].numel() ** -0.5
             up = torch.randn(up_shape, generator=generator) * 0.3
-            entry, down_name, up_name = _lora_entry(layout, part, name, family, pipeline.unet.config)
+            entry, down_name, up_name = _lora_entry(layout, part, name, family, models["unet"].config)
             tensors[f"{entry}{down_name}"], tensors[f"{entry}{up_name}"] = down, up
             if alpha is not None:
                 tensors[f"{entry}.alpha"] = torch.tensor(alpha)

@@ -110,6 +110,8 @@ def test_two_builds_at_once_share_the_work(tmp_path: Path) -> None:
         (["--controlnet", "a=x", "--controlnet", "a=y"], "twice"),
         (["--controlnet", "a b=x/y"], "letters, digits"),
         (["--precision", "fp4"], "invalid choice"),
+        (["--lora", "details.safetensors:much"], "is not SOURCE[:WEIGHT]"),
+        (["--lora", "./absent.safetensors"], "does not exist"),
         (["--backend", "tensorrt"], "invalid choice"),
         (["--output", "{file}"], "is a file"),
         (["--output", "{file}/bundle"], "is a file"),

@@ -7,15 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from original_layout import controlnet_tensors
 from safetensors.torch import save_file
 
 from controlrt.export import checkpoint
+from controlrt.export.checkpoint.controlnet import load_controlnet
 from controlrt.runtime.errors import SourceError
 from families import FAMILIES, Family
 
 one_family = pytest.mark.parametrize("family", ["sd15"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def unet(family: Family) -> Any:
+    return UNet2DConditionModel.from_pretrained(family.model / "unet")
 
 
 @pytest.mark.parametrize("family", list(FAMILIES), indirect=True, scope="module")
@@ -64,21 +70,21 @@ def test_the_same_weights_as_the_folder(family: Family, tmp_path: Path, layout: 
         (lambda t: {n: v for n, v in t.items() if n != "zero_convs.3.0.bias"}, r"lacks 1 of .*down_blocks\.3\.bias"),
     ],
 )
-def test_refusals(family: Family, tmp_path: Path, change: Any, says: str) -> None:
+def test_refusals(family: Family, unet: Any, tmp_path: Path, change: Any, says: str) -> None:
     tensors = controlnet_tensors(ControlNetModel.from_pretrained(family.controlnets["first"]))
     save_file(change(tensors), tmp_path / "control.safetensors")
     with pytest.raises(SourceError, match=rf"ControlNet edges \(.*control\.safetensors\) {says}") as caught:
-        checkpoint.load(family.model, {"edges": tmp_path / "control.safetensors"})
+        load_controlnet("edges", tmp_path / "control.safetensors", unet)
     assert "\n" not in str(caught.value)
 
 
 @one_family
-def test_one_of_another_model(family: Family, tmp_path: Path) -> None:
+def test_one_of_another_model(unet: Any, tmp_path: Path) -> None:
     other = FAMILIES["sd21"](tmp_path / "other")
     tensors = controlnet_tensors(ControlNetModel.from_pretrained(other.controlnets["first"]))
     save_file(tensors, tmp_path / "control.safetensors")
     with pytest.raises(SourceError, match=r"ControlNet edges .* (lacks|has) .* of the model's architecture"):
-        checkpoint.load(family.model, {"edges": tmp_path / "control.safetensors"})
+        load_controlnet("edges", tmp_path / "control.safetensors", unet)
 
 
 @one_family

@@ -332,32 +332,33 @@ def test_differences_of_norms_and_biases(base: Any, family: Family, tmp_path: Pa
         ),
     ],
 )
-def test_refusals(family: Family, tmp_path: Path, change: Any, says: str) -> None:
+def test_refusals(base: Any, family: Family, tmp_path: Path, change: Any, says: str) -> None:
     file = saved(change(lora_tensors(family, "kohya", seed=1, alpha=2.0)), tmp_path / "bad.safetensors")
+    models = {"unet": base.unet, "text_encoder": base.text_encoders[0].model}
     with pytest.raises(SourceError, match=says) as caught:
-        checkpoint.load(family.model, {}, [lora(file)])
+        merge_loras(copy.deepcopy(models), [lora(file)])
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @one_family
-def test_another_architecture_by_its_shapes(family: Family, tmp_path: Path) -> None:
+def test_another_architecture_by_its_shapes(base: Any, tmp_path: Path) -> None:
     entry = f"lora_unet_{LINEAR.replace('.', '_').replace('attn1_to_q', 'attn2_to_k')}"
     tensors = {f"{entry}.lora_down.weight": torch.zeros(4, 1024), f"{entry}.lora_up.weight": torch.zeros(32, 4)}
     file = saved(tensors, tmp_path / "other.safetensors")
     with pytest.raises(SourceError, match=r"made for Stable Diffusion 2\.x; the model is a model with cross-attention"):
-        checkpoint.load(family.model, {}, [lora(file)])
+        merge_loras({"unet": base.unet}, [lora(file)])
 
 
 @one_family
-def test_damaged_files(family: Family, tmp_path: Path) -> None:
+def test_damaged_files(base: Any, family: Family, tmp_path: Path) -> None:
     file = saved(lora_tensors(family, "kohya", seed=1), tmp_path / "cut.safetensors")
     file.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(SourceError, match=r"cut\.safetensors is damaged"):
-        checkpoint.load(family.model, {}, [lora(file)])
+        merge_loras({"unet": base.unet}, [lora(file)])
     broken = saved(lora_tensors(family, "peft", seed=1), tmp_path / "meta.safetensors", {"lora_adapter_metadata": "{"})
     with pytest.raises(SourceError, match="header is no JSON object"):
-        checkpoint.load(family.model, {}, [lora(broken)])
+        merge_loras({"unet": base.unet}, [lora(broken)])
 
 
 def test_finding_files(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from controlrt.export.checkpoint.architectures import (
     stable_diffusion_xl,
 )
 from controlrt.export.checkpoint.clip_tokenizer import END, clip_tokenizer
-from controlrt.export.checkpoint.single_file import UNET, recognise
+from controlrt.export.checkpoint.single_file import UNET, pipeline_parts, recognise
 from controlrt.export.checkpoint.tensor_file import TensorFile
 from controlrt.runtime.errors import SourceError
 from families import FAMILIES, Family
@@ -39,6 +40,12 @@ def config(family: Family, tmp_path: Path) -> Path:
     return target
 
 
+@pytest.fixture(scope="module")
+def tensors(family: Family) -> dict[str, torch.Tensor]:
+    """The family's weights in the original layout."""
+    return checkpoint_tensors(family.reference(), family.name)
+
+
 def same_tensors(found: Any, expected: Any) -> None:
     theirs = {name: value for name, value in expected.state_dict().items() if not name.endswith("position_ids")}
     ours = {name: value for name, value in found.state_dict().items() if not name.endswith("position_ids")}
@@ -48,8 +55,9 @@ def same_tensors(found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("family", list(FAMILIES), indirect=True, scope="module")
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
-def test_the_same_weights_as_the_folder(family: Family, config: Path, tmp_path: Path, suffix: str) -> None:
-    tensors = checkpoint_tensors(family.reference(), family.name)
+def test_the_same_weights_as_the_folder(
+    family: Family, tensors: dict[str, torch.Tensor], config: Path, tmp_path: Path, suffix: str
+) -> None:
     file = tmp_path / f"model{suffix}"
     if suffix == ".ckpt":
         torch.save({"state_dict": tensors, "global_step": 1000}, file)
@@ -71,13 +79,12 @@ def test_the_same_weights_as_the_folder(family: Family, config: Path, tmp_path: 
 
 
 @one_family
-def test_half_precision_and_bare_text_encoders(family: Family, config: Path, tmp_path: Path) -> None:
+def test_half_precision_and_bare_text_encoders(
+    family: Family, tensors: dict[str, torch.Tensor], config: Path, tmp_path: Path
+) -> None:
     """Merges on model sites are float16, and some leave ``text_model`` out of the text encoder's names."""
-    tensors = {
-        name.replace(".text_model.", "."): value.half() if value.is_floating_point() else value
-        for name, value in checkpoint_tensors(family.reference(), family.name).items()
-    }
-    save_file(tensors, tmp_path / "half.safetensors")
+    halves = {name.replace(".text_model.", "."): value.half() for name, value in tensors.items()}
+    save_file(halves, tmp_path / "half.safetensors")
     loaded = checkpoint.load(tmp_path / "half.safetensors", {}, config=config)
     exact = checkpoint.load(family.model, {})
     assert loaded.unet.dtype == torch.float32
@@ -108,16 +115,16 @@ def test_half_precision_and_bare_text_encoders(family: Family, config: Path, tmp
         (lambda _: {"x": torch.zeros(1)}, "something else: 1 tensors such as x"),
     ],
 )
-def test_refusals(family: Family, config: Path, tmp_path: Path, change: Any, says: str) -> None:
-    save_file(change(checkpoint_tensors(family.reference(), family.name)), tmp_path / "bad.safetensors")
+def test_refusals(tensors: dict[str, torch.Tensor], config: Path, tmp_path: Path, change: Any, says: str) -> None:
+    save_file(change(tensors), tmp_path / "bad.safetensors")
     with pytest.raises(SourceError, match=says) as caught:
         checkpoint.load(tmp_path / "bad.safetensors", {}, config=config)
     assert "\n" not in str(caught.value)
 
 
 @one_family
-def test_an_unknown_architecture_names_what_is_known(family: Family, tmp_path: Path) -> None:
-    save_file(checkpoint_tensors(family.reference(), family.name), tmp_path / "small.safetensors")
+def test_an_unknown_architecture_names_what_is_known(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file(tensors, tmp_path / "small.safetensors")
     with pytest.raises(SourceError, match=r"width 32; known are .* \(768\), .* give --config"):
         checkpoint.load(tmp_path / "small.safetensors", {})
 
@@ -186,6 +193,35 @@ def test_the_published_sizes(which: str) -> None:
         for encoder in architecture.text_encoders
     )
     assert found == encoders
+
+
+@pytest.mark.parametrize("which", list(PUBLISHED))
+def test_published_files_fit(which: str) -> None:
+    """Names and shapes of whole files of the published sizes, without memory for their values."""
+    make, options, *_ = PUBLISHED[which]
+    architecture = make(**options)
+    encoders = [
+        empty_model("CLIPTextModelWithProjection" if encoder.projection else "CLIPTextModel", encoder.config)
+        for encoder in architecture.text_encoders
+    ]
+    pipeline = SimpleNamespace(
+        unet=empty_model("UNet2DConditionModel", architecture.unet),
+        vae=empty_model("AutoencoderKL", architecture.vae),
+        text_encoder=encoders[0],
+        text_encoder_2=encoders[-1],
+    )
+    with torch.device("meta"):
+        tensors = checkpoint_tensors(pipeline, {"1": "sd15", "2": "sd21", "xl": "sdxl"}[which])
+    file = TensorFile(path=Path("x.safetensors"), tensors=tensors)
+    recognised = recognise(file, options.get("prediction_type"))
+    assert recognised.name == architecture.name
+    found = pipeline_parts(file, recognised)
+    assert len(found.text_encoders) == len(found.tokenizers) == len(encoders)
+    assert found.unet.config.attention_head_dim == {"1": 8, "2": (5, 10, 20, 20), "xl": (5, 10, 20)}[which]
+    assert found.scheduler.config.prediction_type == options.get("prediction_type", "epsilon")
+    assert [tokenizer.pad_token_id for tokenizer in found.tokenizers] == {"1": [49407], "2": [0], "xl": [49407, 0]}[
+        which
+    ]
 
 
 def header(width: int, *extra: str, **metadata: str) -> TensorFile:

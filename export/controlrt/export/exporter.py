@@ -89,29 +89,9 @@ def export(options: ExportOptions, command: str) -> Exported:
         SourceError: a checkpoint that cannot be found, loaded or is not supported.
         BuildError: a model that cannot be traced or whose ONNX differs from PyTorch.
     """
-    model = checkpoints.resolve(options.model, "model")
-    controlnets = {name: checkpoints.resolve(source, "ControlNet") for name, source in options.controlnets.items()}
-    adapters = {name: checkpoints.resolve(source, "adapter") for name, source in options.adapters.items()}
-    config = None if options.config is None else checkpoints.resolve_config(options.config)
-    loras = _resolve_loras(options.loras)
-    resolved = {"model": model} | {f"controlnet.{name}": path for name, path in controlnets.items()}
-    resolved |= {f"adapter.{name}": path for name, path in adapters.items()}
-    sources = {name: _digest(checkpoints.digest_files(path)) for name, path in resolved.items()}
-    sources |= {f"lora.{lora.name}": _digest(checkpoints.digest_lora(lora.path)) for lora in loras}
-    if config is not None:
-        sources["config"] = _digest(checkpoints.digest_configs(config))
+    sources = resolve_sources(options)
     versions = {tool: importlib.metadata.version(tool) for tool in TOOLS}
-    inputs = {
-        "sources": sources,
-        "controls": [[name, annotator_named_in(name, source)] for name, source in _controls(options).items()],
-        "loras": [[lora.name, lora.weight] for lora in loras],
-        "prediction_type": options.prediction_type,
-        "profile": msgspec.to_builtins(options.profile),
-        "versions": versions,
-        "schema": SCHEMA_VERSION,
-        "exporter": sha256_tree(Path(__file__).parent, "*.py"),
-    }
-    key = _digest(inputs)
+    key = export_key(options, sources, versions)
     target = cache_root() / "exports" / key
     with lock(target):
         with contextlib.suppress(BundleError):  # absent or damaged: it is made anew
@@ -121,16 +101,15 @@ def export(options: ExportOptions, command: str) -> Exported:
             provenance = Provenance(
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 command=command,
-                sources=sources,
+                sources=sources.digests,
                 versions=versions,
             )
-            sourced = _Resolved(model=model, controlnets=controlnets, adapters=adapters, loras=loras, config=config)
-            _export_into(partial, options, sourced, key, provenance)
+            _export_into(partial, options, sources, key, provenance)
     return Exported(path=target, cached=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Resolved:
+class Sources:
     """Where the sources of ``ExportOptions`` lie."""
 
     model: Path
@@ -138,6 +117,44 @@ class _Resolved:
     adapters: Mapping[str, Path]
     loras: tuple[LoraSource, ...]
     config: Path | None
+    digests: dict[str, str]
+    """Of their contents, by what each is."""
+
+
+def resolve_sources(options: ExportOptions) -> Sources:
+    """Finds and digests every source.
+
+    Raises:
+        SourceError: one that cannot be found.
+    """
+    model = checkpoints.resolve(options.model, "model")
+    controlnets = {name: checkpoints.resolve(source, "ControlNet") for name, source in options.controlnets.items()}
+    adapters = {name: checkpoints.resolve(source, "adapter") for name, source in options.adapters.items()}
+    config = None if options.config is None else checkpoints.resolve_config(options.config)
+    loras = _resolve_loras(options.loras)
+    digests = {"model": _digest(checkpoints.digest_files(model))}
+    digests |= {f"controlnet.{name}": _digest(checkpoints.digest_files(path)) for name, path in controlnets.items()}
+    digests |= {f"adapter.{name}": _digest(checkpoints.digest_files(path)) for name, path in adapters.items()}
+    digests |= {f"lora.{lora.name}": _digest(checkpoints.digest_lora(lora.path)) for lora in loras}
+    if config is not None:
+        digests["config"] = _digest(checkpoints.digest_configs(config))
+    return Sources(model=model, controlnets=controlnets, adapters=adapters, loras=loras, config=config, digests=digests)
+
+
+def export_key(options: ExportOptions, sources: Sources, versions: Mapping[str, str]) -> str:
+    """Digest of everything that decides what an export holds."""
+    return _digest(
+        {
+            "sources": sources.digests,
+            "controls": [[name, annotator_named_in(name, source)] for name, source in _controls(options).items()],
+            "loras": [[lora.name, lora.weight] for lora in sources.loras],
+            "prediction_type": options.prediction_type,
+            "profile": msgspec.to_builtins(options.profile),
+            "versions": dict(versions),
+            "schema": SCHEMA_VERSION,
+            "exporter": sha256_tree(Path(__file__).parent, "*.py"),
+        }
+    )
 
 
 def _resolve_loras(options: tuple[LoraOption, ...]) -> tuple[LoraSource, ...]:
@@ -153,7 +170,7 @@ def _resolve_loras(options: tuple[LoraOption, ...]) -> tuple[LoraSource, ...]:
     return tuple(found)
 
 
-def _export_into(directory: Path, options: ExportOptions, sources: _Resolved, key: str, provenance: Provenance) -> None:
+def _export_into(directory: Path, options: ExportOptions, sources: Sources, key: str, provenance: Provenance) -> None:
     from controlrt.export.programs import (
         adapter_program,
         controlnet_program,

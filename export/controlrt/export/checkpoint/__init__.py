@@ -1,8 +1,7 @@
 """Checkpoints: finding, digesting and loading pipelines, ControlNets and LoRAs, whatever they are kept in."""
 
 from controlrt.export.checkpoint.loading import load, stored_scheduler_config
-from controlrt.export.checkpoint.lora import LoraSource
-from controlrt.export.checkpoint.parts import Checkpoint, TextEncoderParts
+from controlrt.export.checkpoint.parts import Checkpoint, LoraSource, TextEncoderParts
 from controlrt.export.checkpoint.sources import (
     UNTELLING_LORA_NAMES,
     digest_configs,

@@ -9,8 +9,7 @@ from typing import Any
 from controlrt.export.checkpoint.adapter import load_adapter
 from controlrt.export.checkpoint.controlnet import load_controlnet
 from controlrt.export.checkpoint.folder import load_folder
-from controlrt.export.checkpoint.lora import LoraSource, merge_loras
-from controlrt.export.checkpoint.parts import Checkpoint, PipelineParts, TextEncoderParts
+from controlrt.export.checkpoint.parts import Checkpoint, LoraSource, PipelineParts, TextEncoderParts
 from controlrt.export.checkpoint.quiet_loading import loading, prepared
 from controlrt.export.checkpoint.single_file import load_single_file
 from controlrt.runtime.errors import SourceError
@@ -38,6 +37,10 @@ def load(
         SourceError: damaged weights, an architecture that is not Stable Diffusion 1.x, 2.x or XL, or a ControlNet,
             adapter or LoRA that was made for another architecture.
     """
+    from controlrt.export.checkpoint.lora import (
+        merge_loras,  # brings PyTorch, which finding a cached export does not need
+    )
+
     if model.is_file():
         with loading(model):
             pipeline = load_single_file(model, config, prediction_type)

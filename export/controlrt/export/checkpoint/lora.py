@@ -15,6 +15,7 @@ from torch import Tensor
 
 from controlrt.export.checkpoint.lora_change import Change, IncompleteError
 from controlrt.export.checkpoint.lora_names import ModuleNames, part_of, split_name
+from controlrt.export.checkpoint.parts import LoraSource
 from controlrt.export.checkpoint.sources import ADAPTER_CONFIG
 from controlrt.export.checkpoint.tensor_file import TensorFile, metadata_json, read_tensor_file
 from controlrt.runtime.errors import SourceError
@@ -34,15 +35,6 @@ UNSUPPORTED = (  # words of tensors' names that belong to no supported kind
 )
 
 SUPPORTED_KINDS = "LoRA, LoCon, LoHa, LoKr, DoRA, (IA)^3 and full differences, as kohya, LyCORIS, diffusers and PEFT do"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSource:
-    """A resolved LoRA and the weight it is merged with."""
-
-    name: str
-    path: Path
-    weight: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,22 +80,20 @@ def merge_loras(models: Mapping[str, Any], loras: Sequence[LoraSource]) -> None:
 def _merge_into(module: Any, uses: Sequence[tuple[LoraSource, str, Change, Any]]) -> None:
     weight = torch.zeros_like(module.weight)
     bias: Tensor | None = None
+    outputs = module.weight.shape[:1]
     for lora, entry, change, _ in uses:
         try:
-            difference = change.of_weight(module.weight, lora.weight)
+            difference, shift = change.of_weight(module.weight, lora.weight), change.of_bias(lora.weight)
+            if shift is not None and shift.shape != outputs:
+                raise ValueError(f"a bias of shape {tuple(shift.shape)} does not fit {tuple(outputs)}")
         except (ValueError, RuntimeError, IndexError) as error:
-            raise SourceError(f"LoRA {lora.path} does not fit the model: {entry}: {error}") from error
+            reason = str(error).splitlines()[0]
+            raise SourceError(f"LoRA {lora.path} does not fit the model: {entry}: {reason}") from error
+        if not all(torch.isfinite(one).all() for one in (difference, shift) if one is not None):
+            raise SourceError(f"LoRA {lora.path} is damaged: {entry} has values that are not finite")
         if difference is not None:
-            if not torch.isfinite(difference).all():
-                raise SourceError(f"LoRA {lora.path} is damaged: {entry} has values that are not finite")
             weight += difference
-        shift = change.of_bias(lora.weight)
         if shift is not None:
-            if module.bias is not None and shift.shape != module.bias.shape:
-                found, allowed = tuple(shift.shape), tuple(module.bias.shape)
-                raise SourceError(
-                    f"LoRA {lora.path} does not fit the model: {entry}: bias {found} does not fit {allowed}"
-                )
             bias = shift if bias is None else bias + shift
     module.weight += weight
     if bias is not None:

@@ -121,7 +121,7 @@ class Change:
 
         The magnitude is per output; LyCORIS may make it per input, and then its first dimension is 1.
         """
-        magnitude = self.tensors.get("magnitude", self.tensors.get("dora_scale"))
+        magnitude = self.tensors["magnitude" if "magnitude" in self.tensors else "dora_scale"]
         per_input = "dora_scale" in self.tensors and magnitude.dim() > 1 and magnitude.shape[0] == 1
         axis = 1 if per_input and weight.shape[0] > 1 else 0
         if magnitude.numel() != weight.shape[axis]:

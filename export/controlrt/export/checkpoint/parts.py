@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSource:
+    """A resolved LoRA and the weight it is merged with."""
+
+    name: str
+    path: Path
+    weight: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +65,8 @@ class Checkpoint:
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent, along a side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        levels: int = len(self.vae.config.block_out_channels)
+        return 1 << (levels - 1)
 
     @property
     def latent_channels(self) -> int:

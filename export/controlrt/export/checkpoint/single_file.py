@@ -54,7 +54,7 @@ def load_single_file(path: Path, config: Path | None = None, prediction_type: st
         if prediction_type is not None:
             raise SourceError("give one of --config and --prediction-type; the config's scheduler says it already")
         architecture = architecture_of_folder(config)
-    return _build(file, architecture)
+    return pipeline_parts(file, architecture)
 
 
 def recognise(file: TensorFile, prediction_type: str | None) -> Architecture:
@@ -106,7 +106,12 @@ def _said_prediction_type(file: TensorFile) -> str | None:
     return None
 
 
-def _build(file: TensorFile, architecture: Architecture) -> PipelineParts:
+def pipeline_parts(file: TensorFile, architecture: Architecture) -> PipelineParts:
+    """The models of ``architecture`` with the file's weights.
+
+    Raises:
+        SourceError: tensors that are missing, left over or of another shape.
+    """
     import diffusers
     from diffusers.loaders import single_file_utils as ldm
 
