@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError
+from controlrt.runtime.fitting import Resize
 from controlrt.runtime.manifest import Control
-from controlrt.runtime.pictures import Picture, Resize, to_hint
+from controlrt.runtime.pictures import Picture, to_hint
 
 Pictures = Picture | Sequence[Picture]
 PerControl = float | Sequence[float] | Mapping[str, float]
@@ -23,7 +24,7 @@ class ControlUse:
 
     control: Control
     hint: NDArray[np.float32]
-    """(batch, 3, height, width), in [0, 1]."""
+    """(batch, 3, height, width), in [0, 1], or -1 where an inpainting ControlNet shall paint."""
     scale: float
     start: float
     end: float

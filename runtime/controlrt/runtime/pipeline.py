@@ -22,8 +22,9 @@ from controlrt.runtime.conditioning import Conditioner
 from controlrt.runtime.control import ControlUse, PerControl, Pictures, check_window, in_window, resolve_controls
 from controlrt.runtime.errors import ParameterError
 from controlrt.runtime.executors import BoundPlan, open_executor
+from controlrt.runtime.fitting import Resize
 from controlrt.runtime.noise import Draws
-from controlrt.runtime.pictures import Resize, to_pil
+from controlrt.runtime.pictures import to_pil
 from controlrt.runtime.plan import UNGUIDED, Layout, StepLayout, plan_denoising
 from controlrt.runtime.samplers import SamplerTable, SchedulerChoice, compile_sampler
 

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from controlrt.runtime.commands import named_values
 from controlrt.runtime.commands.control_option import DRAWING_FORM, parse_control
 from controlrt.runtime.errors import UnknownNameError, UserError
+from controlrt.runtime.fitting import RESIZES, resize_named
 from controlrt.runtime.noise import KINDS as NOISE_KINDS
-from controlrt.runtime.pictures import RESIZES, check_picture_path, open_picture, save_picture
+from controlrt.runtime.pictures import check_picture_path, open_control, save_picture
 from controlrt.runtime.pipeline import ControlNetPipeline
 
 
@@ -32,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=DRAWING_FORM,
         help="a control of the bundle and its picture; may be repeated",
     )
-    parser.add_argument("--resize", choices=RESIZES, help="how to fit control pictures of another size")
+    parser.add_argument(
+        "--resize",
+        metavar="MODE",
+        help=f"how to fit control pictures of another size: {', '.join(RESIZES)}, or the web UI's 'Resize and Fill', ...",
+    )
     parser.add_argument("--size", metavar="WxH", help="picture size; the bundle's default where not given")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=7.5)
@@ -63,11 +68,12 @@ def run(arguments: argparse.Namespace) -> int:
     controls = [parse_control(text) for text in arguments.control]
     sources = named_values([f"{name}={path}" for name, path, _ in controls], "--control", "NAME=IMAGE")
     width, height = parse_size(arguments.size)
+    resize = None if arguments.resize is None else resize_named(arguments.resize)
     with ControlNetPipeline.load(arguments.bundle, threads=arguments.threads) as pipeline:
         for name in sources:
             if name not in pipeline.controls:
                 raise UnknownNameError("control", name, pipeline.controls, "add it with: build-engines --controlnet")
-        images = {name: open_picture(path) for name, path in sources.items()}
+        images = {name: open_control(path) for name, path in sources.items()}
         loaded = time.perf_counter()
         calls = len(pipeline.sampler_table(arguments.scheduler, arguments.steps, eta=arguments.eta))
         with tqdm(total=calls, desc="draw", unit="step", leave=False, disable=not sys.stderr.isatty()) as bar:
@@ -91,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
                 noise=arguments.noise,
                 num_images_per_prompt=arguments.images,
                 scheduler=arguments.scheduler,
-                resize=arguments.resize,
+                resize=resize,
                 callback_on_step_end=advance,
                 controlnet_conditioning_scale=_per_control(controls, "scale"),
                 control_guidance_start=_per_control(controls, "start"),
