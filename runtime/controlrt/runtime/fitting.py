@@ -1,4 +1,4 @@
-"""How a picture of one size becomes one of another: the modes, their names, and the resolution they ask of annotators."""
+"""How a picture of one size becomes one of another: the modes, their names, the resolution they ask of annotators."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from controlrt.runtime.errors import UnknownNameError
 
 Fit = Literal["stretch", "crop", "pad", "fill"]
 RESIZES: tuple[Fit, ...] = ("stretch", "crop", "pad", "fill")
-"""Stretched; scaled to cover and cropped at the middle; scaled to fit on black; the same on the border's median colour."""
+"""Stretched; scaled to cover and cropped at the middle; scaled to fit, on black; the same on the border's median."""
 
 Resize = Literal["stretch", "crop", "pad", "fill", "Just Resize", "Crop and Resize", "Resize and Fill", 0, 1, 2]
-"""A mode by our name, or by the name or number that the ControlNet extension of the Stable Diffusion web UI has for it."""
+"""A mode by our name, or by the name or number that the ControlNet extension of the web UI has for it."""
 
 EXTENSION_MODES: dict[str, Fit] = {"Just Resize": "stretch", "Crop and Resize": "crop", "Resize and Fill": "fill"}
 """The extension's modes, at the place of their number."""
@@ -73,10 +73,8 @@ def fit_mask(mask: Image.Image, width: int, height: int, resize: str | int) -> I
     What "fill" adds around the picture belongs to the mask, so that an inpainting ControlNet paints it; what "pad" adds
     is black, and wanted so.
     """
-    if resize_named(resize) == "fill":
-        fitted = _on(mask, (width, height), 255)
-    else:
-        fitted = fit(mask, width, height, resize)
+    filled = resize_named(resize) == "fill"
+    fitted = _on(mask, (width, height), 255) if filled else fit(mask, width, height, resize)
     return fitted.point([255 if value > 127 else 0 for value in range(256)])
 
 

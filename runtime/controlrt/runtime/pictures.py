@@ -114,7 +114,8 @@ def to_depth(picture: Picture) -> NDArray[np.float32]:
             if np.issubdtype(grey.dtype, np.floating) and ((grey >= 0) & (grey <= 1)).all():
                 return grey.astype(np.float32)
     luma = np.asarray(as_rgb(picture, "depth"), np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    return np.clip(luma / np.float32(255), 0, 1)
+    depth: NDArray[np.float32] = np.clip(luma / np.float32(255), 0, 1)
+    return depth
 
 
 def to_hint(picture: Picture, width: int, height: int, name: str, resize: Resize | None = None) -> NDArray[np.float32]:

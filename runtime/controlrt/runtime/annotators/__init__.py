@@ -4,8 +4,8 @@
 
     edges = annotate("canny", photo, low_threshold=80)
 
-Each is declared once, beside its function; ``ANNOTATORS`` is the list. What takes OpenCV imports it when it runs: it is half
-as large as the whole rest of the runtime, and servers that are sent control pictures do not need it.
+Each is declared once, beside its function; ``ANNOTATORS`` is the list. What takes OpenCV imports it when it runs: it is
+half as large as the whole rest of the runtime, and servers that are sent control pictures do not need it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from controlrt.runtime.pictures import Picture, as_rgb, to_depth, to_hint
 __all__ = [
     "ANNOTATORS",
     "Annotator",
+    "Given",
     "Parameter",
     "annotate",
     "annotator_called",

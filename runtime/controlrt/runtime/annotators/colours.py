@@ -79,9 +79,9 @@ def smooth_noise(noise: np.random.Generator, height: int, width: int, cell: int)
 
     coarse = noise.random((height // cell + 2, width // cell + 2))
     fine = cv2.resize(coarse, (width + 2 * cell, height + 2 * cell), interpolation=cv2.INTER_CUBIC)
-    field = np.asarray(fine[cell : cell + height, cell : cell + width], np.float64)
+    field: NDArray[np.float64] = fine[cell : cell + height, cell : cell + width]
     field = field - field.min()
-    return field / max(field.max(), np.finfo(np.float64).tiny)
+    return np.asarray(field / (float(field.max()) or 1.0))
 
 
 NONE = Annotator(

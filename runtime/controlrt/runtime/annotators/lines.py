@@ -48,7 +48,8 @@ def lineart_xdog(
     """Line art by the extended difference of Gaussians (Winnemöller, Kyprianidis & Olsen 2012), inverted.
 
     With L the luma in 0..1 and G a Gaussian, S = (1 + p) G(sigma) L - p G(1.6 sigma) L; white paper where
-    S >= epsilon and 1 + tanh(phi (S - epsilon)) below. ``denoise`` is the side of a median filter before it.
+    S >= epsilon and 1 + tanh(phi (S - epsilon)) below. Where the picture is even S is L, so with the default epsilon of
+    0 only lines get ink, and with more of it dark areas too. ``denoise`` is the side of a median filter before it.
     """
     import cv2
 
@@ -65,7 +66,7 @@ def lineart_xdog(
 def straight_lines(
     pixels: Pixels, *, resolution: int, min_density: float, min_length: float, line_width: int
 ) -> Pixels:
-    """Straight segments by the detector LSD (Grompone von Gioi et al. 2012, IPOL 2), as OpenCV finds them in the luma."""
+    """Straight segments by the detector LSD (Grompone von Gioi et al. 2012), as OpenCV finds them in the luma."""
     import cv2
 
     working = np.ascontiguousarray(at_resolution(pixels, resolution))
@@ -145,13 +146,13 @@ LINEART = Annotator(
         Parameter(
             name="sharpness",
             kind="number",
-            default=20.0,
+            default=40.0,
             minimum=0,
             maximum=1000,
             help="p of the paper: weight of the difference against the picture",
         ),
         Parameter(
-            name="epsilon", kind="number", default=0.5, minimum=-10, maximum=10, help="what is paper, of 1 for white"
+            name="epsilon", kind="number", default=0.0, minimum=-10, maximum=10, help="what is paper, of 1 for white"
         ),
         Parameter(
             name="phi", kind="number", default=4.0, minimum=0, maximum=1000, help="how fast ink gets full below it"

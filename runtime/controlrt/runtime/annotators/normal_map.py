@@ -17,8 +17,8 @@ FLATNESS = 2 * math.pi
 def normal_map(depth: NDArray[np.float32], *, resolution: int, bg_threshold: float, strength: float) -> Pixels:
     """Normals of the surface that a depth picture (white is near) shows: x, y, z in [-1, 1] as red, green, blue.
 
-    x and y are Sobel's derivatives of the depth, white counting 255 * ``strength``, z is 2 pi, and the whole is made one
-    long. Where the depth, stretched to 0..1, is below ``bg_threshold``, the surface is taken to be flat.
+    x and y are Sobel's derivatives of the depth, white counting 255 * ``strength``, z is 2 pi, and the whole is made
+    one long. Where the depth, stretched to 0..1, is below ``bg_threshold``, the surface is taken to be flat.
     """
     import cv2
 

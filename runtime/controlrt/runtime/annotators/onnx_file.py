@@ -252,12 +252,14 @@ def _in_range(planes: NDArray[np.float32], output_range: str) -> NDArray[np.floa
     """The output brought to [0, 1]; see the parameter."""
     if output_range == "stretch":
         span = float(planes.max() - planes.min())
-        return (planes - planes.min()) / np.float32(span or 1)
-    if output_range == "signed":
-        planes = (planes + 1) / 2
+        ranged = (planes - planes.min()) / (span or 1)
+    elif output_range == "signed":
+        ranged = (planes + 1) / 2
     elif output_range == "logit":
-        planes = 0.5 * (1 + np.tanh(planes / 2))
-    return np.clip(planes, 0, 1)
+        ranged = 0.5 * (1 + np.tanh(planes / 2))
+    else:
+        ranged = planes
+    return np.asarray(np.clip(ranged, 0, 1), np.float32)
 
 
 def _to_pixels(planes: NDArray[np.float32]) -> Pixels:

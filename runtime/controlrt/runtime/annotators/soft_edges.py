@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import erf, log, sqrt
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,8 +18,7 @@ def edge_strength(pixels: Pixels, kind: str, sigma: float) -> NDArray[np.float32
 
     The picture is smoothed by a Gaussian of ``sigma`` first, and the strongest channel counts. ``sobel`` and ``scharr``
     are the length of the gradient by those kernels, ``morphological`` the maximum less the minimum of 3x3 pixels,
-    ``dog`` the absolute difference of Gaussians of ``sigma`` (at least 0.5) and 1.6 times it, which Marr & Hildreth 1980
-    found nearest to the Laplacian.
+    ``dog`` the absolute difference of Gaussians of ``sigma`` (at least 0.5) and 1.6 times it (Marr & Hildreth 1980).
     """
     import cv2
 
@@ -25,15 +26,20 @@ def edge_strength(pixels: Pixels, kind: str, sigma: float) -> NDArray[np.float32
     if kind == "dog":
         inner = max(sigma, 0.5)
         narrow, wide = (cv2.GaussianBlur(channels, (0, 0), one) for one in (inner, 1.6 * inner))
-        return np.abs(narrow - wide).max(axis=2) / np.float32(_dog_of_a_step(inner))
+        return _strongest(np.abs(narrow - wide), _dog_of_a_step(inner))
     if sigma > 0:
         channels = cv2.GaussianBlur(channels, (0, 0), sigma)
     if kind == "morphological":
         gradient = cv2.morphologyEx(channels, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-        return np.asarray(gradient, np.float32).max(axis=2)
+        return _strongest(gradient, 1)
     derive, weight = (cv2.Sobel, 4) if kind == "sobel" else (cv2.Scharr, 16)
     dx, dy = derive(channels, cv2.CV_32F, 1, 0), derive(channels, cv2.CV_32F, 0, 1)
-    return np.hypot(dx, dy).max(axis=2) / np.float32(weight)
+    return _strongest(np.hypot(dx, dy), weight)
+
+
+def _strongest(channels: NDArray[np.float32], whole: float) -> NDArray[np.float32]:
+    """The largest channel, as a share of ``whole``."""
+    return np.asarray(channels.max(axis=2) / np.float32(whole), np.float32)
 
 
 def _dog_of_a_step(sigma: float) -> float:
@@ -41,8 +47,6 @@ def _dog_of_a_step(sigma: float) -> float:
 
     It is the difference of two cumulative normal distributions where their densities cross.
     """
-    from math import erf, log, sqrt
-
     ratio = 1.6
     at = sigma * sqrt(2 * log(ratio) / (1 - ratio**-2))
     return 0.5 * (erf(at / sigma / sqrt(2)) - erf(at / (ratio * sigma) / sqrt(2)))
@@ -53,16 +57,16 @@ def soft_edges(
     *,
     resolution: int,
     safe_steps: int,
-    filter: str,
+    edge_filter: str,
     sigma: float,
-    gain: float,  # noqa: A002
+    gain: float,
 ) -> Pixels:
     """White where edges are strong, grey where they are weak.
 
-    With ``safe_steps`` n the strength x becomes floor(x * (n + 1)) / n, cut to 1: the few levels of the extension's "safe"
-    modules, in which faint copies of the picture cannot hide.
+    With ``safe_steps`` n the strength x becomes floor(x * (n + 1)) / n, cut to 1: the few levels of the extension's
+    "safe" modules, in which faint copies of the picture cannot hide.
     """
-    strength = np.minimum(gain * edge_strength(at_resolution(pixels, resolution), filter, sigma), 1)
+    strength = np.minimum(gain * edge_strength(at_resolution(pixels, resolution), edge_filter, sigma), 1)
     if safe_steps:
         strength = np.minimum(np.floor(strength * (safe_steps + 1)) / safe_steps, 1)
     return three_channels(255 * strength)
@@ -74,9 +78,9 @@ def scribble(
     resolution: int,
     edge_threshold: float,
     line_sigma: float,
-    filter: str,
+    edge_filter: str,
     sigma: float,
-    gain: float,  # noqa: A002
+    gain: float,
 ) -> Pixels:
     """Thick white strokes along the ridges of the soft edges.
 
@@ -85,7 +89,7 @@ def scribble(
     """
     import cv2
 
-    soft = 255 * np.minimum(gain * edge_strength(at_resolution(pixels, resolution), filter, sigma), 1)
+    soft = 255 * np.minimum(gain * edge_strength(at_resolution(pixels, resolution), edge_filter, sigma), 1)
     smooth = cv2.GaussianBlur(soft.astype(np.float32), (0, 0), line_sigma)
     line = np.eye(3, dtype=np.uint8)
     directions = (np.array([[0, 0, 0], [1, 1, 1], [0, 0, 0]], np.uint8), line, line[::-1].copy())
@@ -114,6 +118,7 @@ def scribble_xdog(pixels: Pixels, *, resolution: int, xdog_threshold: float, sig
 
 _FILTER = Parameter(
     name="filter",
+    alias="edge_filter",
     kind="choice",
     default="sobel",
     choices=FILTERS,

@@ -14,8 +14,8 @@ from controlrt.runtime.pictures import MAX_PIXELS
 def at_resolution(pixels: NDArray[Any], resolution: int) -> NDArray[Any]:
     """``pixels`` with a shorter side of ``resolution``, in the same proportions; as they are where it is 0.
 
-    As in the web UI extension, bicubic where it grows and by the mean of areas where it shrinks; sides are rounded, halves
-    to even.
+    As in the web UI extension, bicubic where it grows and by the mean of areas where it shrinks; sides are rounded,
+    halves to even.
 
     Raises:
         ParameterError: more pixels than are worked on.

@@ -1,8 +1,8 @@
 """The command line. Every stage contributes its commands through the entry point group ``controlrt.commands``.
 
 A command is a module with a docstring (its summary), ``add_arguments(parser)`` and ``run(arguments) -> exit code``. It
-may have ``expand(argv)`` too, which writes out what its command line may leave out, and ``INTERMIXED``, where arguments that may be
-left out stand between options.
+may have ``expand(argv)`` too, which writes out what its command line may leave out, and ``INTERMIXED = True``, which
+lets options stand between arguments that may be left out.
 """
 
 from __future__ import annotations

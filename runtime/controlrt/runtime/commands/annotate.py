@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resize-mode",
         metavar="MODE",
         default="crop",
-        help=f"how it is fitted to them: {', '.join(RESIZES)}, or {', '.join(map(repr, EXTENSION_MODES))}; crop by default",
+        help=f"how it is fitted to them: {', '.join((*RESIZES, *map(repr, EXTENSION_MODES)))}; crop by default",
     )
     parser.add_argument(
         "--pixel-perfect", action="store_true", help="work at the resolution that --width and --height ask for"

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from controlrt.runtime.commands import named_values
 from controlrt.runtime.commands.control_option import DRAWING_FORM, parse_control
 from controlrt.runtime.errors import UnknownNameError, UserError
-from controlrt.runtime.fitting import RESIZES, resize_named
+from controlrt.runtime.fitting import EXTENSION_MODES, RESIZES, resize_named
 from controlrt.runtime.noise import KINDS as NOISE_KINDS
 from controlrt.runtime.pictures import check_picture_path, open_control, save_picture
 from controlrt.runtime.pipeline import ControlNetPipeline
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resize",
         metavar="MODE",
-        help=f"how to fit control pictures of another size: {', '.join(RESIZES)}, or the web UI's 'Resize and Fill', ...",
+        help=f"how to fit control pictures of another size: {', '.join((*RESIZES, *map(repr, EXTENSION_MODES)))}",
     )
     parser.add_argument("--size", metavar="WxH", help="picture size; the bundle's default where not given")
     parser.add_argument("--steps", type=int, default=20)
