@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError
+from controlrt.runtime.fitting import Resize
 from controlrt.runtime.manifest import Control
-from controlrt.runtime.pictures import Picture, Resize, to_hint, to_mask
+from controlrt.runtime.pictures import Picture, to_hint, to_mask
 from controlrt.runtime.scales import (
     ControlMode,
     GuessMode,

@@ -32,8 +32,9 @@ from controlrt.runtime.control import (
 from controlrt.runtime.errors import ParameterError
 from controlrt.runtime.executors import BoundPlan, open_executor
 from controlrt.runtime.filling import fill_buffers
+from controlrt.runtime.fitting import Resize
 from controlrt.runtime.noise import Draws
-from controlrt.runtime.pictures import Picture, Resize, to_pil
+from controlrt.runtime.pictures import Picture, to_pil
 from controlrt.runtime.plan import Layout, StepLayout, plan_denoising
 from controlrt.runtime.samplers import SamplerTable, SchedulerChoice, compile_sampler
 from controlrt.runtime.scales import GuessMode, LayerWeights, is_number

@@ -1,7 +1,8 @@
 """The command line. Every stage contributes its commands through the entry point group ``controlrt.commands``.
 
 A command is a module with a docstring (its summary), ``add_arguments(parser)`` and ``run(arguments) -> exit code``. It
-may have ``expand(argv)`` too, which writes out what its command line may leave out.
+may have ``expand(argv)`` too, which writes out what its command line may leave out, and ``INTERMIXED = True``, which
+lets options stand between arguments that may be left out.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def run_command(command: ModuleType, argv: Sequence[str], program: str) -> int:
     parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
     command.add_arguments(parser)
     expand = getattr(command, "expand", list)
-    return int(command.run(parser.parse_args(expand(argv))))
+    parse = parser.parse_intermixed_args if getattr(command, "INTERMIXED", False) else parser.parse_args
+    return int(command.run(parse(expand(argv))))
 
 
 def guarded(function: Callable[[], int], argv: Sequence[str]) -> int:

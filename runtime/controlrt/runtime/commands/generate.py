@@ -19,9 +19,10 @@ from controlrt.runtime.canvas import run_strength
 from controlrt.runtime.commands import named_values
 from controlrt.runtime.commands.control_option import DRAWING_FORM, parse_control
 from controlrt.runtime.errors import UnknownNameError, UserError
+from controlrt.runtime.fitting import EXTENSION_MODES, RESIZES, resize_named
 from controlrt.runtime.hires import hires_fix
 from controlrt.runtime.noise import KINDS as NOISE_KINDS
-from controlrt.runtime.pictures import RESIZES, check_picture_path, open_picture, save_picture
+from controlrt.runtime.pictures import check_picture_path, open_control, open_picture, save_picture
 from controlrt.runtime.pipeline import ControlNetPipeline, PipelineOutput
 
 
@@ -42,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strength", type=float, help="how much of it is changed, 0 to 1; 0.8 where not given, 1 with a mask"
     )
-    parser.add_argument("--resize", choices=RESIZES, help="how to fit pictures of another size")
+    parser.add_argument(
+        "--resize",
+        metavar="MODE",
+        help=f"how to fit pictures of another size: {', '.join((*RESIZES, *map(repr, EXTENSION_MODES)))}",
+    )
     parser.add_argument("--size", metavar="WxH", help="picture size; the bundle's default where not given")
     parser.add_argument(
         "--first-size", metavar="WxH", help="draw at this size first, then from there at --size, changed by --strength"
@@ -88,11 +93,12 @@ def run(arguments: argparse.Namespace) -> int:
     first_size = parse_size(arguments.first_size, "--first-size") if arguments.first_size else None
     if first_size is not None and width is None:
         raise UserError("--first-size goes with --size: the size of the picture")
+    resize = None if arguments.resize is None else resize_named(arguments.resize)
     with ControlNetPipeline.load(arguments.bundle, threads=arguments.threads) as pipeline:
         for name in sources:
             if name not in pipeline.controls:
                 raise UnknownNameError("control", name, pipeline.controls, "add it with: build-engines --controlnet")
-        images = {name: open_picture(path) for name, path in sources.items()}
+        images = {name: open_control(path) for name, path in sources.items()}
         regions = {name: open_picture(options["region"]) for name, _, options in controls if options["region"]}
         start, mask = (None if path is None else open_picture(path) for path in (arguments.init, arguments.mask))
         loaded = time.perf_counter()
@@ -126,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
                 noise=arguments.noise,
                 num_images_per_prompt=arguments.images,
                 scheduler=arguments.scheduler,
-                resize=arguments.resize,
+                resize=resize,
                 callback_on_step_end=advance,
                 controlnet_conditioning_scale=_per_control(controls, "scale"),
                 control_guidance_start=_per_control(controls, "start"),
