@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.errors import ParameterError, PictureError
+from controlrt.runtime.fitting import Resize
 from controlrt.runtime.manifest import Model
 from controlrt.runtime.noise import Draws
-from controlrt.runtime.pictures import Picture, Resize, to_mask, to_planes
+from controlrt.runtime.pictures import Picture, to_mask, to_planes
 from controlrt.runtime.samplers import SamplerTable
 
 Array = NDArray[np.float32]

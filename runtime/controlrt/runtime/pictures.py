@@ -113,7 +113,7 @@ def to_depth(picture: Picture) -> NDArray[np.float32]:
                 return (grey / 65535).astype(np.float32)
             if np.issubdtype(grey.dtype, np.floating) and ((grey >= 0) & (grey <= 1)).all():
                 return grey.astype(np.float32)
-    luma = np.asarray(as_rgb(picture, "depth"), np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    luma = np.asarray(as_rgb(picture, "the depth picture"), np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     depth: NDArray[np.float32] = np.clip(luma / np.float32(255), 0, 1)
     return depth
 
@@ -139,9 +139,8 @@ def to_hint(
         return np.where((exact == MASKED).any(0, keepdims=True), np.float32(MASKED), exact.mean(0, keepdims=True))
     what = f"control picture {name!r}"
     mask = _mask_of(picture)
-    rgb = _fitted(
-        as_rgb(picture if mask is None else np.where(mask, 0, _planes(picture)), what), width, height, what, resize
-    )
+    unmasked = picture if mask is None else np.where(mask, 0, _planes(picture))
+    rgb = _fitted(as_rgb(unmasked, what), width, height, what, resize)
     planes = np.asarray(rgb if channels == 3 else rgb.convert("L"), np.float32).reshape(height, width, channels)
     hint: NDArray[np.float32] = planes.transpose(2, 0, 1) / np.float32(255)
     if mask is not None:

@@ -123,7 +123,9 @@ def annotate(
             raise ParameterError(side, value, "from 1 to 8192 pixels")
     mode = resize_named(resize_mode)
     values = chosen.values(parameters, name)
-    pixels = to_depth(picture) if chosen.takes == "depth" else np.asarray(as_rgb(picture, chosen.name))
+    pixels = (
+        to_depth(picture) if chosen.takes == "depth" else np.asarray(as_rgb(picture, f"the picture for {chosen.name}"))
+    )
     if pixel_perfect:
         values |= _pixel_perfect(chosen, pixels, width, height, mode, parameters)
     inputs: list[NDArray[Any]] = [pixels, *_mask(chosen, mask, pixels)]
@@ -177,7 +179,7 @@ def _mask(chosen: Annotator, mask: Picture | None, pixels: NDArray[Any]) -> list
         return []
     if not chosen.needs_mask:
         raise UserError(f"{chosen.name} takes no mask; leave it out")
-    grey = np.asarray(as_rgb(mask, "mask").convert("L"))
+    grey = np.asarray(as_rgb(mask, "the mask").convert("L"))
     if grey.shape != pixels.shape[:2]:
         sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (grey, pixels)]
         raise PictureError(f"the mask is {sizes[0]}, the picture {sizes[1]}; give one of the picture's size")
