@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from controlrt.runtime.errors import OutputError, PictureError
-from controlrt.runtime.fitting import RESIZES, Resize, fit, fit_mask
+from controlrt.runtime.fitting import RESIZES, Resize, fit, fit_masked
 from controlrt.runtime.storage import atomic_file, check_writable
 
 MAX_PIXELS = 64_000_000
@@ -132,21 +132,20 @@ def to_hint(picture: Picture, width: int, height: int, name: str, resize: Resize
     if exact is not None:
         return exact
     mask = _mask_of(picture)
-    rgb = as_rgb(picture if mask is None else np.where(mask, 0, _planes(picture)), name)
-    if rgb.size != (width, height):
-        if resize is None:
-            raise PictureError(
-                f"control picture {name!r} is {rgb.width}x{rgb.height}, the output is {width}x{height}; give one of "
-                f"that size, or let it be fitted with resize= (--resize) {', '.join(RESIZES)}"
-            )
-        rgb = fit(rgb, width, height, resize)
-    hint: NDArray[np.float32] = np.asarray(rgb, np.float32).transpose(2, 0, 1) / np.float32(255)
-    if mask is not None:
-        masked = Image.fromarray(np.where(mask[..., 0], 255, 0).astype(np.uint8))
-        if masked.size != (width, height):
-            masked = fit_mask(masked, width, height, resize or "stretch")
-        hint = np.where(np.asarray(masked) > 0, np.float32(MASKED), hint)
-    return hint
+    rgb = as_rgb(picture if mask is None else np.where(mask[..., None], 0, _planes(picture)), name)
+    same = rgb.size == (width, height)
+    if not same and resize is None:
+        raise PictureError(
+            f"control picture {name!r} is {rgb.width}x{rgb.height}, the output is {width}x{height}; give one of "
+            f"that size, or let it be fitted with resize= (--resize) {', '.join(RESIZES)}"
+        )
+    if mask is not None and not same and resize is not None:
+        colours, mask = fit_masked(rgb, mask, width, height, resize)
+    else:
+        fitted = rgb if same or resize is None else fit(rgb, width, height, resize)
+        colours = np.asarray(fitted, np.float32) / np.float32(255)
+    hint: NDArray[np.float32] = colours if mask is None else np.where(mask[..., None], np.float32(MASKED), colours)
+    return hint.transpose(2, 0, 1)
 
 
 def _exact_hint(picture: Picture, width: int, height: int) -> NDArray[np.float32] | None:
@@ -162,13 +161,13 @@ def _exact_hint(picture: Picture, width: int, height: int) -> NDArray[np.float32
 
 
 def _mask_of(picture: Picture) -> NDArray[np.bool_] | None:
-    """(height, width, 1): where a float array without transparency is -1; None where it nowhere is."""
+    """(height, width): where a float array without transparency is -1; None where it nowhere is."""
     if not isinstance(picture, np.ndarray) or not np.issubdtype(picture.dtype, np.floating) or picture.ndim > 3:
         return None
     planes = _planes(picture)
     if planes.ndim != 3 or planes.shape[-1] not in (1, 3):
         return None
-    mask: NDArray[np.bool_] = (planes == MASKED).any(axis=-1, keepdims=True)
+    mask: NDArray[np.bool_] = (planes == MASKED).any(axis=-1)
     return mask if mask.any() else None
 
 
