@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from controlrt.runtime.errors import UnknownNameError
@@ -67,15 +68,30 @@ def fit(picture: Image.Image, width: int, height: int, resize: str | int) -> Ima
     return _on(picture, size, border_colour(picture))
 
 
-def fit_mask(mask: Image.Image, width: int, height: int, resize: str | int) -> Image.Image:
-    """A mask (mode L, 0 or 255) fitted with the picture it belongs to.
+def fit_masked(
+    picture: Image.Image, mask: NDArray[np.bool_], width: int, height: int, resize: str | int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """An RGB picture and its mask, fitted: colours (height, width, 3) in [0, 1] and a mask (height, width).
 
-    What "fill" adds around the picture belongs to the mask, so that an inpainting ControlNet paints it; what "pad" adds
-    is black, and wanted so.
+    What is masked has no colour, so it has no share in the colours around it. What "fill" adds around the picture is
+    masked, so that an inpainting ControlNet paints it; what "pad" adds is black, and wanted so.
     """
-    filled = resize_named(resize) == "fill"
-    fitted = _on(mask, (width, height), 255) if filled else fit(mask, width, height, resize)
-    return fitted.point([255 if value > 127 else 0 for value in range(256)])
+    known = np.where(mask, np.float32(0), np.float32(1))
+    weighted = np.asarray(np.asarray(picture) / 255 * known[..., None], np.float32)
+    mode = resize_named(resize)
+
+    def fitted(plane: NDArray[np.float32]) -> NDArray[np.float32]:
+        image = Image.fromarray(np.ascontiguousarray(plane))
+        scaled = _on(image, (width, height), 0) if mode == "fill" else fit(image, width, height, mode)
+        return np.asarray(scaled, np.float32)
+
+    share = fitted(known)
+    unknown = share < 0.5
+    if mode == "pad":
+        unknown &= fitted(np.ones_like(known)) > 0.5
+    divisor = np.where(share < 0.5, np.float32(1), share)
+    planes = [fitted(weighted[..., channel]) / divisor for channel in range(3)]
+    return np.clip(np.stack(planes, axis=-1), 0, 1), unknown
 
 
 def border_colour(picture: Image.Image) -> tuple[int, ...] | int:

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from controlrt.runtime.errors import OutputError, PictureError
-from controlrt.runtime.fitting import RESIZES, Resize, fit, fit_mask
+from controlrt.runtime.fitting import RESIZES, Resize, fit, fit_masked
 from controlrt.runtime.storage import atomic_file, check_writable
 
 MAX_PIXELS = 64_000_000
 WRITTEN = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff")
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""How bright red, green and blue are (ITU-R BT.601), as Pillow has it."""
 MASKED = -1
 """What a float control picture holds where an inpainting ControlNet shall paint."""
 Picture = Image.Image | NDArray[np.uint8] | NDArray[np.float32]
@@ -113,7 +115,7 @@ def to_depth(picture: Picture) -> NDArray[np.float32]:
                 return (grey / 65535).astype(np.float32)
             if np.issubdtype(grey.dtype, np.floating) and ((grey >= 0) & (grey <= 1)).all():
                 return grey.astype(np.float32)
-    luma = np.asarray(as_rgb(picture, "the depth picture"), np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    luma = np.asarray(as_rgb(picture, "the depth picture"), np.float32) @ LUMA
     depth: NDArray[np.float32] = np.clip(luma / np.float32(255), 0, 1)
     return depth
 
@@ -139,16 +141,15 @@ def to_hint(
         return np.where((exact == MASKED).any(0, keepdims=True), np.float32(MASKED), exact.mean(0, keepdims=True))
     what = f"control picture {name!r}"
     mask = _mask_of(picture)
-    unmasked = picture if mask is None else np.where(mask, 0, _planes(picture))
-    rgb = _fitted(as_rgb(unmasked, what), width, height, what, resize)
-    planes = np.asarray(rgb if channels == 3 else rgb.convert("L"), np.float32).reshape(height, width, channels)
-    hint: NDArray[np.float32] = planes.transpose(2, 0, 1) / np.float32(255)
-    if mask is not None:
-        masked = Image.fromarray(np.where(mask[..., 0], 255, 0).astype(np.uint8))
-        if masked.size != (width, height):
-            masked = fit_mask(masked, width, height, resize or "stretch")
-        hint = np.where(np.asarray(masked) > 0, np.float32(MASKED), hint)
-    return hint
+    rgb = as_rgb(picture if mask is None else np.where(mask[..., None], 0, _planes(picture)), what)
+    if mask is not None and rgb.size != (width, height) and resize is not None:
+        colours, mask = fit_masked(rgb, mask, width, height, resize)
+    else:
+        colours = np.asarray(_fitted(rgb, width, height, what, resize), np.float32) / np.float32(255)
+    if channels == 1:
+        colours = colours @ LUMA[:, None]
+    hint: NDArray[np.float32] = colours if mask is None else np.where(mask[..., None], np.float32(MASKED), colours)
+    return hint.transpose(2, 0, 1)
 
 
 def to_planes(
@@ -192,13 +193,13 @@ def _exact_hint(picture: Picture, width: int, height: int) -> NDArray[np.float32
 
 
 def _mask_of(picture: Picture) -> NDArray[np.bool_] | None:
-    """(height, width, 1): where a float array without transparency is -1; None where it nowhere is."""
+    """(height, width): where a float array without transparency is -1; None where it nowhere is."""
     if not isinstance(picture, np.ndarray) or not np.issubdtype(picture.dtype, np.floating) or picture.ndim > 3:
         return None
     planes = _planes(picture)
     if planes.ndim != 3 or planes.shape[-1] not in (1, 3):
         return None
-    mask: NDArray[np.bool_] = (planes == MASKED).any(axis=-1, keepdims=True)
+    mask: NDArray[np.bool_] = (planes == MASKED).any(axis=-1)
     return mask if mask.any() else None
 
 

@@ -124,7 +124,7 @@ def annotate(
     mode = resize_named(resize_mode)
     values = chosen.values(parameters, name)
     pixels = (
-        to_depth(picture) if chosen.takes == "depth" else np.asarray(as_rgb(picture, f"the picture for {chosen.name}"))
+        to_depth(picture) if chosen.takes == "depth" else np.asarray(as_rgb(picture, f"{chosen.name}: the picture"))
     )
     if pixel_perfect:
         values |= _pixel_perfect(chosen, pixels, width, height, mode, parameters)

@@ -55,7 +55,7 @@ def shown(control: Picture) -> Image.Image:
     """A control picture as people can see it: what is -1 in ``MASKED_COLOUR``."""
     if isinstance(control, Image.Image):
         return control
-    masked = np.equal(control, MASKED).any(axis=-1)
-    pixels = np.round(255 * np.clip(control, 0, 1)).astype(np.uint8)
-    pixels[masked] = MASKED_COLOUR
-    return Image.fromarray(pixels)
+    values = np.asarray(control, np.float32)
+    masked = (values == MASKED).any(axis=-1, keepdims=True)
+    pixels = np.where(masked, MASKED_COLOUR, np.round(255 * np.clip(values, 0, 1)))
+    return Image.fromarray(pixels.astype(np.uint8))

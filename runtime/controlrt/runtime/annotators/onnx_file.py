@@ -236,7 +236,7 @@ def _planes(made: Any, what: str) -> NDArray[np.float32]:
         array = array.transpose(1, 2, 0)
     elif array.ndim == 3 and array.shape[0] == 1:
         array = array[0] if array.shape[2] not in (1, 3) else array
-    if array.ndim == 2:
+    if array.ndim == 2 and array.shape[0] > 1:  # one row is what classifiers and embeddings make
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
         raise SourceError(

@@ -18,7 +18,8 @@ def edge_strength(pixels: Pixels, kind: str, sigma: float) -> NDArray[np.float32
 
     The picture is smoothed by a Gaussian of ``sigma`` first, and the strongest channel counts. ``sobel`` and ``scharr``
     are the length of the gradient by those kernels, ``morphological`` the maximum less the minimum of 3x3 pixels,
-    ``dog`` the absolute difference of Gaussians of ``sigma`` (at least 0.5) and 1.6 times it (Marr & Hildreth 1980).
+    ``dog`` the absolute difference of Gaussians of ``sigma`` (at least 0.5) and 1.6 times it (Marr & Hildreth 1980), by
+    the most that continuous ones make of a step; at sigmas below a pixel it can be 1.3.
     """
     import cv2
 
