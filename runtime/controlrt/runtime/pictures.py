@@ -144,10 +144,11 @@ def to_hint(
     rgb = as_rgb(picture if mask is None else np.where(mask[..., None], 0, _planes(picture)), what)
     if mask is not None and rgb.size != (width, height) and resize is not None:
         colours, mask = fit_masked(rgb, mask, width, height, resize)
+        colours = colours if channels == 3 else colours @ LUMA[:, None]
     else:
-        colours = np.asarray(_fitted(rgb, width, height, what, resize), np.float32) / np.float32(255)
-    if channels == 1:
-        colours = colours @ LUMA[:, None]
+        fitted = _fitted(rgb, width, height, what, resize)
+        levels = np.asarray(fitted if channels == 3 else fitted.convert("L"), np.float32)
+        colours = levels.reshape(height, width, channels) / np.float32(255)
     hint: NDArray[np.float32] = colours if mask is None else np.where(mask[..., None], np.float32(MASKED), colours)
     return hint.transpose(2, 0, 1)
 
