@@ -27,6 +27,7 @@ from controlrt.runtime.manifest import (
 )
 from controlrt.runtime.plan import Layout, Plan, StepLayout, plan_denoising
 from controlrt.runtime.profile import ShapeProfile
+from controlrt.runtime.prompts import Encoding
 
 
 @pytest.fixture(scope="module")
@@ -270,11 +271,11 @@ def recorder() -> Recorder:
 def conditioner(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Conditioner:
     conditioner = Conditioner(Bundle(Path(), manifest()), recorder)  # type: ignore[arg-type]
 
-    def encode(prompt: str | None) -> dict[str, NDArray[np.float32]]:
+    def encode(prompt: str | None, _: Encoding) -> dict[str, NDArray[np.float32]]:
         level = np.float32(0 if prompt is None else len(prompt))
         return {"prompt_embeds": np.full((1, 7, 5), level), "text_embeds": np.full((1, 5), level)}
 
-    monkeypatch.setattr(conditioner._prompts, "encode", encode)
+    monkeypatch.setattr(conditioner.prompts, "encode", encode)
     return conditioner
 
 
@@ -293,6 +294,7 @@ def fill(
     hints = np.full((2, 3, height, width), level, np.float32)
     arguments: dict[str, Any] = {
         "prompts": [None, None, "ab", "abc"],
+        "encoding": Encoding(),
         "timesteps": np.array([900.0, 20.0], np.float32),
         "hints": {"a": hints},
         "adapters": {},

@@ -12,8 +12,9 @@ it depends on is computed, and with it the earliest stage at which it can be kno
 | ``step`` | anything else | every step |
 
 (Consel & Danvy 1993, "Tutorial notes on partial evaluation", call this binding-time analysis.) What crosses from an
-earlier stage into the step is packed: values of one kind are joined on axis 1, so a step reads one table row per stage,
-not dozens of small tensors. Nothing here knows of UNets: the stages of the inputs are all that is given.
+earlier stage into the step is packed: values of one kind are joined on axis 1, or on the next one where axis 1 is of
+no fixed length (the tokens of a prompt), so a step reads one table row per stage, not dozens of small tensors. Nothing
+here knows of UNets: the stages of the inputs are all that is given.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def _crossing(
 def _groups(
     values: Iterable[ir.Value], stage_of: Mapping[ir.Value, Stage], rows: ir.Value | None
 ) -> list[tuple[bool, list[ir.Value]]]:
-    """Values that can be joined on axis 1, and whether every one of them is expanded to rows before it is used."""
+    """Values that can be joined, and whether every one of them is expanded to rows before it is used."""
     groups: dict[object, list[ir.Value]] = defaultdict(list)
     for value in values:
         users = [user for user in value.consumers() if stage_of.get(user.outputs[0], "step") == "step"]
@@ -175,16 +176,29 @@ def _groups(
             and rows is not None
             and all(is_expansion(user, rows) and not user.outputs[0].is_graph_output() for user in users)
         )
-        shape = value.shape
-        joinable = shape is not None and len(shape) >= 2 and all(isinstance(dim, int) for dim in shape[1:])
-        key: object = (expanded, value.dtype, tuple(shape)[2:], len(shape)) if joinable and shape else value
+        axis = _joined_axis(value)
+        key: object = value
+        if axis is not None and value.shape is not None:
+            key = (expanded, value.dtype, tuple(value.shape)[1:axis], tuple(value.shape)[axis + 1 :], axis)
         groups[key].append(value)
     return [(key[0] if isinstance(key, tuple) else False, group) for key, group in groups.items()]
 
 
+def _joined_axis(value: ir.Value) -> int | None:
+    """The first axis after the leading one that is a number; None where a later one is not, or has no name."""
+    if value.shape is None:
+        return None
+    for axis, dim in enumerate(value.shape[1:], 1):
+        if isinstance(dim, int):
+            return axis if all(isinstance(later, int) for later in value.shape[axis:]) else None
+        if dim.value is None:
+            return None
+    return None
+
+
 @dataclass
 class _Pack:
-    """Values of one stage joined on axis 1."""
+    """Values of one stage joined on one axis."""
 
     stage: Stage
     number: int
@@ -195,12 +209,16 @@ class _Pack:
     def name(self) -> str:
         return f"{self.stage}_{self.number}"
 
+    @property
+    def _axis(self) -> int:
+        return _joined_axis(self.values[0]) or 1
+
     def leave(self, values: Sequence[ir.Value], graph: ir.Graph) -> ir.Value:
         """Joins the stage program's values into its output."""
         if len(values) == 1:
             node = ir.node("Identity", values, name=self.name)
         else:
-            node = ir.node("Concat", values, {"axis": 1}, name=self.name)
+            node = ir.node("Concat", values, {"axis": self._axis}, name=self.name)
         graph.append(node)
         output = node.outputs[0]
         output.name, output.type = self.name, self.values[0].type
@@ -229,7 +247,7 @@ class _Pack:
         if len(targets) == 1:
             targets[0].replace_all_uses_with(source)
             return
-        extents = [_extent(value) for value in targets]
+        extents = [_extent(value, self._axis) for value in targets]
         lengths = ir.Value(
             name=f"{self.name}.lengths",
             const_value=ir.tensor(np.array(extents, np.int64)),
@@ -237,7 +255,9 @@ class _Pack:
             type=ir.TensorType(ir.DataType.INT64),
         )
         graph.register_initializer(lengths)
-        split = ir.node("Split", [source, lengths], {"axis": 1}, num_outputs=len(targets), name=f"{self.name}.split")
+        split = ir.node(
+            "Split", [source, lengths], {"axis": self._axis}, num_outputs=len(targets), name=f"{self.name}.split"
+        )
         first.prepend(split)
         for value, part in zip(targets, split.outputs, strict=True):
             part.name, part.shape, part.type = f"{value.name}.part", value.shape, value.type
@@ -251,14 +271,17 @@ class _Pack:
             leading = ir.SymbolicDim(leading)
         if len(self.values) == 1:
             return ir.Shape([leading, *shape[1:]])  # type: ignore[list-item]
-        return ir.Shape([leading, sum(map(_extent, self.values)), *shape[2:]])  # type: ignore[list-item]
+        axis = self._axis
+        joined = sum(_extent(value, axis) for value in self.values)
+        return ir.Shape([leading, *shape[1:axis], joined, *shape[axis + 1 :]])  # type: ignore[list-item]
 
 
-def _extent(value: ir.Value) -> int:
-    """Elements along axis 1, which is what values are joined on."""
-    if value.shape is None or not isinstance(value.shape[1], int):
-        raise ValueError(f"axis 1 of {value.name} is not a number")
-    return value.shape[1]
+def _extent(value: ir.Value, axis: int) -> int:
+    """Elements along the axis that values are joined on."""
+    extent = value.shape[axis] if value.shape is not None else None
+    if not isinstance(extent, int):
+        raise ValueError(f"axis {axis} of {value.name} is not a number")
+    return extent
 
 
 def _stage_program(

@@ -219,9 +219,11 @@ def _precision_of(name: str, stage: Stage | None, precision: Precision) -> Preci
 
 
 def one_picture(profile: ShapeProfile) -> dict[str, int]:
-    """The dimensions of one guided picture of the profile's default size, and of one entry of every earlier stage."""
+    """The dimensions of one guided picture of the profile's default size and shortest prompt, and of one entry of
+    every earlier stage."""
     width, height = profile.default_size
     dims = {"batch": 1, "rows": 2, "steps": 1, "prompts": 1, "entries": 1, "width": width, "height": height}
+    dims |= {"tokens": profile.tokens.low, "extra": 1}
     for power in range(1, 7):
         dims |= {f"width/{2**power}": width // 2**power, f"height/{2**power}": height // 2**power}
     return dims

@@ -55,6 +55,8 @@ class Reference:
                 feeds[value.name] = np.arange(shape[0]) % self.dims["batch"]
             elif kind == "input_ids":
                 feeds[value.name] = rng.integers(0, 400, shape)
+            elif kind == "clip_skip":
+                feeds[value.name] = np.zeros(shape, np.int64)
             elif kind == "timestep":
                 feeds[value.name] = rng.uniform(0, 999, shape).round().astype(np.float32)
             elif kind in ("input_scale", "hint", "conditioning_scale", "update", "clip"):

@@ -242,9 +242,9 @@ def _verifier(options: BuildOptions) -> Verifier:
 
 
 def _few_pictures(profile: ShapeProfile) -> dict[str, int]:
-    """Sizes to check with: two guided pictures, or the nearest number that the profile allows."""
+    """Sizes to check with: two guided pictures of the longest prompts, or the nearest number that the profile has."""
     batch = min(max(2, profile.batch.low), profile.batch.high)
-    return one_picture(profile) | {"batch": batch, "rows": 2 * batch}
+    return one_picture(profile) | {"batch": batch, "rows": 2 * batch, "tokens": profile.tokens.high}
 
 
 def export_programs(
@@ -268,6 +268,7 @@ def export_programs(
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "export.json"
         arguments = ["--profile", str(profile), "--batch", str(profile.batch), "--model", model]
+        arguments += ["--prompt-chunks", str(profile.prompt_chunks)]
         for name, controlnet in controlnets.items():
             arguments += ["--controlnet", f"{name}={controlnet}"]
         for name, adapter in (adapters or {}).items():

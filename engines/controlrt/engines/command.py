@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", default="1", help="pictures per call, a number or a range such as 1-4")
     parser.add_argument(
+        "--prompt-chunks",
+        default="1",
+        help="chunks of 75 tokens that prompts may have, a number or a range such as 1-3; longer ones are cut",
+    )
+    parser.add_argument(
         "--model", help="diffusers folder, .safetensors file or hub id; the bundled demo model where not given"
     )
     parser.add_argument(
@@ -73,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Builds and prints where the bundle is."""
-    profile = ShapeProfile.parse(arguments.profile, arguments.batch)
+    profile = ShapeProfile.parse(arguments.profile, arguments.batch, arguments.prompt_chunks)
     controlnets = named_values(arguments.controlnet, "--controlnet", "NAME=SOURCE")
     if arguments.model is None:
         from controlrt.demo import CONTROLNETS, MODEL_DIR
@@ -85,8 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         model, name = arguments.model, _bundle_name(arguments.model)
     several = "" if str(profile.batch) == "1" else f"-batch{profile.batch}"
+    longer = "" if str(profile.prompt_chunks) == "1" else f"-chunks{profile.prompt_chunks}"
     lower = "" if arguments.precision == "fp32" else f"-{arguments.precision}"
-    output = arguments.output or Path("bundles") / f"{name}-{profile}{several}{lower}".replace(",", "+")
+    output = arguments.output or Path("bundles") / f"{name}-{profile}{several}{longer}{lower}".replace(",", "+")
     options = BuildOptions(
         model=model,
         controlnets=controlnets,

@@ -242,6 +242,8 @@ def _export_into(directory: Path, options: ExportOptions, sources: Sources, key:
                 pad_token_id=parts.pad_token_id,
                 bos_token_id=parts.bos_token_id,
                 eos_token_id=parts.eos_token_id,
+                vocab_size=parts.model.config.vocab_size,
+                max_clip_skip=parts.max_clip_skip,
                 pooled=parts.pooled,
             )
             for parts in loaded.text_encoders

@@ -155,16 +155,45 @@ class AdapterProgram(nn.Module):
 
 
 class TextEncoderProgram(nn.Module):
-    """A CLIP text encoder (Radford et al. 2021): token ids to prompt embeddings, and the pooled output for SDXL."""
+    """A CLIP text encoder (Radford et al. 2021): token ids to prompt embeddings, and the pooled output for SDXL.
+
+    Args:
+        text_encoder: transformers' model.
+        penultimate: SDXL's rule: embeddings are what the last layer reads, without the final layer norm.
+        pooled: whether the pooled output is asked for.
+    """
 
     def __init__(self, text_encoder: nn.Module, *, penultimate: bool, pooled: bool) -> None:
         super().__init__()
         self.text_encoder, self.penultimate, self.pooled = text_encoder, penultimate, pooled
+        self.vocab_size = text_encoder.config.vocab_size
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """Embeddings (batch, tokens, channels), and with ``pooled`` (batch, channels)."""
-        outputs = self.text_encoder(input_ids, output_hidden_states=self.penultimate, return_dict=True)
-        embeds = outputs.hidden_states[-2] if self.penultimate else outputs.last_hidden_state
+    def forward(self, input_ids: Tensor, clip_skip: Tensor, extra_embeddings: Tensor) -> tuple[Tensor, ...]:
+        """Embeddings (batch, tokens, channels), and with ``pooled`` (batch, channels).
+
+        Args:
+            input_ids: (batch, tokens), int64; those from ``vocab_size`` on are rows of ``extra_embeddings``.
+            clip_skip: (1,), int64; how many of the last layers are left out. The pooled output is of all of them.
+            extra_embeddings: (extra, channels), what textual inversions learned (Gal et al. 2022, arXiv 2208.01618).
+        """
+        learned = input_ids >= self.vocab_size
+        rows = (input_ids - self.vocab_size).clamp(min=0)
+
+        def insert(_: nn.Module, __: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
+            return torch.where(learned[..., None], extra_embeddings[rows], embedded)
+
+        handle = self.text_encoder.get_input_embeddings().register_forward_hook(insert)
+        try:
+            known = input_ids.masked_fill(
+                learned, 0
+            )  # no start or end token, so the pooled output is found all the same
+            outputs = self.text_encoder(known, output_hidden_states=True, return_dict=True)
+        finally:
+            handle.remove()
+        states = outputs.hidden_states[: -1 if self.penultimate else None]
+        embeds = torch.stack(states).index_select(0, len(states) - 1 - clip_skip)[0]
+        if not self.penultimate:
+            embeds = getattr(self.text_encoder, "text_model", self.text_encoder).final_layer_norm(embeds)
         return (embeds, outputs.text_embeds) if self.pooled else (embeds,)
 
 

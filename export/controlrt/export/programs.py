@@ -26,7 +26,7 @@ from controlrt.runtime.profile import SIDE_STEP
 from controlrt.runtime.samplers import COLUMNS, HISTORY
 
 Sizes = dict[str, int]
-"""Values of the named dimensions: batch, rows, height, width."""
+"""Values of the named dimensions: batch, rows, tokens, extra, height, width."""
 
 TIME_IDS = 6
 FLOAT, INT = "float32", "int64"
@@ -126,15 +126,24 @@ def text_encoder_program(parts: TextEncoderParts) -> ProgramSpec:
     if parts.pooled:
         outputs.append(TensorSpec(name="text_embeds", dtype=FLOAT, shape=("batch", config.projection_dim)))
 
-    def example(_: TensorSpec, shape: tuple[int, ...], __: Sizes, generator: torch.Generator) -> Tensor:
+    def example(spec: TensorSpec, shape: tuple[int, ...], sizes: Sizes, generator: torch.Generator) -> Tensor:
+        if spec.name == "extra_embeddings":
+            return torch.randn(shape, generator=generator)
+        if spec.name == "clip_skip":
+            return torch.randint(0, parts.max_clip_skip + 1, shape, generator=generator)
         ids = torch.randint(0, config.vocab_size - 2, shape, generator=generator)
+        ids[:, 5 : 5 + sizes["extra"]] = config.vocab_size + torch.arange(sizes["extra"])
         ids[:, 0], ids[:, -5:] = parts.bos_token_id, parts.eos_token_id
         return ids
 
     return ProgramSpec(
         name=parts.name,
         module=TextEncoderProgram(parts.model, penultimate=parts.penultimate, pooled=parts.pooled),
-        inputs={"input_ids": TensorSpec(name="input_ids", dtype=INT, shape=("batch", length))},
+        inputs={
+            "input_ids": TensorSpec(name="input_ids", dtype=INT, shape=("batch", length)),
+            "clip_skip": TensorSpec(name="clip_skip", dtype=INT, shape=(1,)),
+            "extra_embeddings": TensorSpec(name="extra_embeddings", dtype=FLOAT, shape=("extra", width)),
+        },
         outputs=tuple(outputs),
         example=example,
     )
@@ -169,14 +178,13 @@ def _step_inputs(checkpoint: Checkpoint, model: UNet2DConditionModel | ControlNe
             "text_embeds": TensorSpec(name="text_embeds", dtype=FLOAT, shape=("rows", pooled)),
             "time_ids": TensorSpec(name="time_ids", dtype=FLOAT, shape=("rows", TIME_IDS)),
         }
-    tokens = checkpoint.text_encoders[0].max_length
     return {
         "latents": _latents("latents", checkpoint),
         "rows": TensorSpec(name="rows", dtype=INT, shape=("rows",)),
         "timestep": TensorSpec(name="timestep", dtype=FLOAT, shape=("batch",)),
         "input_scale": TensorSpec(name="input_scale", dtype=FLOAT, shape=("batch",)),
         "prompt_embeds": TensorSpec(
-            name="prompt_embeds", dtype=FLOAT, shape=("rows", tokens, config.cross_attention_dim)
+            name="prompt_embeds", dtype=FLOAT, shape=("rows", "tokens", config.cross_attention_dim)
         ),
         "added": added,
     }

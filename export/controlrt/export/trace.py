@@ -26,6 +26,10 @@ from controlrt.runtime.profile import MAX_BATCH, SIDE_STEP, ShapeProfile
 
 OPSET = 23
 """Attention and GroupNormalization are one node each from here on."""
+MAX_EXTRA = 65536
+"""Vectors of textual inversions that a text encoder takes."""
+COUNTS = ("batch", "rows", "extra")
+"""Named dimensions that no profile fixes."""
 MAX_RELATIVE_ERROR = 1e-4
 """Float32 rounding through the deepest network stays an order of magnitude below this."""
 
@@ -33,7 +37,7 @@ MAX_RELATIVE_ERROR = 1e-4
 def export_program(spec: ProgramSpec, profile: ShapeProfile, directory: Path) -> Program:
     """Writes ``spec`` as ``directory/<name>.onnx`` (weights beside it) and returns its manifest entry.
 
-    Sides that the profile fixes are constants of the graph; batch and rows always vary.
+    Sides and tokens that the profile fixes are constants of the graph; batch and rows always vary.
 
     Raises:
         BuildError: PyTorch cannot trace it, or the ONNX graph does not give what PyTorch gives.
@@ -45,6 +49,7 @@ def export_program(spec: ProgramSpec, profile: ShapeProfile, directory: Path) ->
     for side, extent in (("width", profile.widths), ("height", profile.heights)):
         if extent.low != extent.high:
             traced[side] = max(traced[side], 2 * SIDE_STEP)  # torch.export takes a size of one block for a constant
+    traced["extra"] = 2
     with _quiet() as log:
         try:
             program = torch.onnx.export(
@@ -89,28 +94,30 @@ def _sizes(profile: ShapeProfile, *, batch: int, rows: int, largest: bool) -> Si
     return {
         "batch": batch,
         "rows": rows,
+        "tokens": profile.tokens.high if largest else profile.tokens.low,
+        "extra": 3 if largest else 1,
         "width": width.high if largest else width.low,
         "height": height.high if largest else height.low,
     }
 
 
 def _side(dim: str) -> tuple[str, int]:
-    """``height/16`` -> ("height", 16)."""
-    match = re.fullmatch(r"(height|width)(?:/(\d+))?", dim)
+    """``height/16`` -> ("height", 16), ``tokens`` -> ("tokens", 1)."""
+    match = re.fullmatch(r"(height|width|tokens)(?:/(\d+))?", dim)
     assert match is not None, dim
     return match[1], int(match[2] or 1)
 
 
 def _fixed(profile: ShapeProfile, side: str) -> int | None:
-    extent = profile.heights if side == "height" else profile.widths
+    extent = {"height": profile.heights, "width": profile.widths, "tokens": profile.tokens}[side]
     return extent.low if extent.low == extent.high else None
 
 
 def _settled(tensor: TensorSpec, profile: ShapeProfile) -> TensorSpec:
-    """The spec with every side that the profile fixes as a number."""
+    """The spec with every side, and the tokens, that the profile fixes as a number."""
     shape: list[int | str] = []
     for dim in tensor.shape:
-        if isinstance(dim, str) and dim not in ("batch", "rows"):
+        if isinstance(dim, str) and dim not in COUNTS:
             side, divisor = _side(dim)
             extent = _fixed(profile, side)
             shape.append(dim if extent is None else extent // divisor)
@@ -122,6 +129,9 @@ def _settled(tensor: TensorSpec, profile: ShapeProfile) -> TensorSpec:
 def _dynamic_shapes(profile: ShapeProfile) -> Any:
     """A function from a spec to torch.export's description of what varies."""
     dims: dict[str, Any] = {"batch": Dim("batch", min=1, max=MAX_BATCH), "rows": Dim("rows", min=1, max=2 * MAX_BATCH)}
+    dims["extra"] = Dim("extra", min=1, max=MAX_EXTRA)
+    if profile.tokens.low != profile.tokens.high:
+        dims["tokens"] = Dim("tokens", min=profile.tokens.low, max=profile.tokens.high)
     for side, extent in (("height", profile.heights), ("width", profile.widths)):
         if extent.low != extent.high:
             unit = Dim(f"{side}_blocks", min=max(1, extent.low // SIDE_STEP), max=extent.high // SIDE_STEP)
@@ -143,7 +153,7 @@ def _example(spec: ProgramSpec, sizes: Sizes, seed: int) -> dict[str, Any]:
         for dim in tensor.shape:
             if isinstance(dim, int):
                 shape.append(dim)
-            elif dim in ("batch", "rows"):
+            elif dim in COUNTS:
                 shape.append(sizes[dim])
             else:
                 side, divisor = _side(dim)

@@ -21,12 +21,14 @@ from controlrt.runtime.errors import BundleError
 from controlrt.runtime.executors import Executor
 from controlrt.runtime.manifest import Program, Stage
 from controlrt.runtime.plan import Plan, adapter_buffer, stage_buffer
-from controlrt.runtime.prompts import Conditioning, PromptEncoder
+from controlrt.runtime.prompts import Conditioning, Encoding, PromptEncoder
 
 KEPT_BYTES = 256 * 2**20
 """How much is kept: some twenty prompts of Stable Diffusion 1.5 with one ControlNet."""
 
 Arrays = dict[str, NDArray[Any]]
+PromptKey = tuple[str | None, Encoding, int]
+"""A prompt, how it is read, and how many words were learned when it was."""
 
 
 class Conditioner:
@@ -34,7 +36,7 @@ class Conditioner:
 
     def __init__(self, bundle: Bundle, executor: Executor, kept_bytes: int = KEPT_BYTES) -> None:
         self._manifest, self._executor = bundle.manifest, executor
-        self._prompts = PromptEncoder(bundle, executor)
+        self.prompts = PromptEncoder(bundle, executor)
         self._kept = _Kept(kept_bytes)
 
     def fill(
@@ -43,6 +45,7 @@ class Conditioner:
         buffers: Mapping[str, NDArray[Any]],
         *,
         prompts: Sequence[str | None],
+        encoding: Encoding,
         timesteps: NDArray[np.float32],
         hints: Mapping[str, NDArray[np.float32]],
         adapters: Mapping[str, NDArray[np.float32]],
@@ -53,37 +56,39 @@ class Conditioner:
         Args:
             plan, buffers: what reads them.
             prompts: one per row; None is SDXL's empty embedding of zeros.
+            encoding: how they are read.
             timesteps: (steps,).
             hints: (batch, channels, height, width) by control name.
             adapters: (features,) by adapter name, the weight of each of its features.
             size: width and height of the pictures.
         """
-        embeds = {prompt: self._embed(prompt) for prompt in dict.fromkeys(prompts)}
+        keys = {prompt: (prompt, encoding, len(self.prompts.embeddings)) for prompt in prompts}
+        embeds = {prompt: self._embed(prompt, encoding, key) for prompt, key in keys.items()}
         for part in plan.parts:
             for name, table in self._timestep(part, timesteps).items():
                 buffers[stage_buffer(name, part)][...] = table[:, None]  # every picture of a step has its timestep
             for row, prompt in enumerate(prompts):
-                for name, value in self._prompt(part, prompt, embeds[prompt]).items():
+                for name, value in self._prompt(part, keys[prompt], embeds[prompt]).items():
                     buffers[stage_buffer(name, part)][row] = value[0]
-                for name, value in self._prompt_timestep(part, prompt, embeds[prompt], timesteps, size).items():
+                for name, value in self._prompt_timestep(part, keys[prompt], embeds[prompt], timesteps, size).items():
                     buffers[stage_buffer(name, part)][:, row] = value
             self._fill_hints(part, buffers, hints)
         self._fill_adapters(plan, buffers, hints, adapters)
 
-    def _embed(self, prompt: str | None) -> Conditioning:
+    def _embed(self, prompt: str | None, encoding: Encoding, key: PromptKey) -> Conditioning:
         """The prompt's embeddings, one row each."""
-        return self._kept.get(("embeds", prompt), lambda: self._prompts.encode(prompt))
+        return self._kept.get(("embeds", *key), lambda: self.prompts.encode(prompt, encoding))
 
     def _timestep(self, part: str, timesteps: NDArray[np.float32]) -> Arrays:
         """(steps, ...)."""
         return self._stage(part, "timestep", (timesteps.tobytes(),), lambda: {"timestep": timesteps})
 
-    def _prompt(self, part: str, prompt: str | None, embeds: Conditioning) -> Arrays:
+    def _prompt(self, part: str, key: PromptKey, embeds: Conditioning) -> Arrays:
         """(1, ...)."""
-        return self._stage(part, "prompt", (prompt,), lambda: dict(embeds))
+        return self._stage(part, "prompt", key, lambda: dict(embeds))
 
     def _prompt_timestep(
-        self, part: str, prompt: str | None, embeds: Conditioning, timesteps: NDArray[np.float32], size: tuple[int, int]
+        self, part: str, key: PromptKey, embeds: Conditioning, timesteps: NDArray[np.float32], size: tuple[int, int]
     ) -> Arrays:
         """(steps, ...). SDXL's added conditioning: the pooled prompt, and original size, crop corner and target size
         (Podell et al. 2023, arXiv 2307.01952, 2.2)."""
@@ -96,7 +101,7 @@ class Conditioner:
                 "timestep": timesteps
             }
 
-        return self._stage(part, "prompt_timestep", (prompt, timesteps.tobytes(), size), inputs)
+        return self._stage(part, "prompt_timestep", (*key, timesteps.tobytes(), size), inputs)
 
     def _fill_hints(
         self, part: str, buffers: Mapping[str, NDArray[Any]], hints: Mapping[str, NDArray[np.float32]]

@@ -4,6 +4,7 @@
     ├── UserError                       exit code 2: something to type differently
     │   ├── UnknownNameError            a control, sampler, program or option nobody knows
     │   ├── ParameterError              a value outside its range
+    │   ├── PromptError                 a prompt that cannot be read as the syntax asked for
     │   ├── ProfileError                a shape profile that cannot be built or is not in the bundle
     │   ├── PictureError                a picture that cannot be read or does not fit
     │   ├── SourceError                 a checkpoint that cannot be found or is not supported
@@ -58,6 +59,10 @@ class ParameterError(UserError):
 
 class ProfileError(UserError):
     """A shape profile that is malformed or not in the bundle."""
+
+
+class PromptError(UserError):
+    """A prompt that the syntax asked for cannot mean."""
 
 
 class PictureError(UserError):

@@ -88,6 +88,10 @@ class TextEncoder(_Record, frozen=True, kw_only=True):
     pad_token_id: int
     bos_token_id: int
     eos_token_id: int
+    vocab_size: int
+    """Entries of its token table; larger ids are rows of the input ``extra_embeddings``."""
+    max_clip_skip: int
+    """How many of its last layers can be left out."""
     pooled: bool
     """Whether its pooled output feeds the UNet's added conditioning (SDXL)."""
 

@@ -29,13 +29,15 @@ from controlrt.runtime.control import (
     in_window,
     resolve_controls,
 )
-from controlrt.runtime.errors import ParameterError
+from controlrt.runtime.errors import ParameterError, UnknownNameError
 from controlrt.runtime.executors import BoundPlan, open_executor
 from controlrt.runtime.filling import fill_buffers
 from controlrt.runtime.fitting import Resize
 from controlrt.runtime.noise import Draws
 from controlrt.runtime.pictures import Picture, to_pil
 from controlrt.runtime.plan import Layout, StepLayout, plan_denoising
+from controlrt.runtime.profile import CHUNK_TOKENS
+from controlrt.runtime.prompt_syntax import SYNTAXES, Syntax
 from controlrt.runtime.samplers import SamplerTable, SchedulerChoice, compile_sampler
 from controlrt.runtime.scales import GuessMode, LayerWeights, is_number
 
@@ -114,6 +116,16 @@ class ControlNetPipeline:
         """Names of the bundle's ControlNets and T2I-Adapters."""
         return tuple(control.name for control in self.bundle.manifest.controls)
 
+    def load_textual_inversion(self, file: str | Path, token: str) -> None:
+        """Lets ``token`` in prompts stand for what a ``.safetensors`` file of a textual inversion learned.
+
+        Raises:
+            SourceError: a file that cannot be read or was made for another model.
+            ParameterError: a token that the vocabulary has already.
+        """
+        with self._lock:
+            self._conditioner.prompts.load_textual_inversion(Path(file), token)
+
     def sampler_table(
         self,
         scheduler: SchedulerChoice | None = None,
@@ -143,6 +155,8 @@ class ControlNetPipeline:
         image: Pictures | Mapping[str, Pictures] | None = None,
         *,
         negative_prompt: str | Sequence[str] | None = None,
+        prompt_syntax: Syntax = "plain",
+        clip_skip: int | None = None,
         init_image: Picture | Sequence[Picture] | None = None,
         mask_image: Picture | Sequence[Picture] | None = None,
         strength: float | None = None,
@@ -179,6 +193,8 @@ class ControlNetPipeline:
             image: control pictures by control name; a bare picture where the bundle has one control; None for no
                 control. A list gives one picture per prompt. PIL, uint8 or float arrays (height, width[, channels]).
             negative_prompt: what to steer away from, one or one per prompt.
+            prompt_syntax: "plain", or "webui" for weights in brackets as the web UI has them; see docs/prompts.md.
+            clip_skip: how many of the text encoders' last layers are left out.
             init_image: a picture to start from (picture to picture), one or one per prompt; or latents, an array of
                 four axes.
             mask_image: where that picture is drawn anew, white on black (inpainting), one or one per prompt.
@@ -284,6 +300,9 @@ class ControlNetPipeline:
             resize=resize,
         )
         negatives = self._negatives(negative_prompt, len(prompts))
+        if prompt_syntax not in SYNTAXES:
+            raise UnknownNameError("prompt syntax", str(prompt_syntax), SYNTAXES)
+        encoding = self._conditioner.prompts.encoding([*prompts, *negatives], prompt_syntax, clip_skip)
         draws_later = bool(table.draws.any())
         if seed is None and (latents is None or draws_later):
             seed = secrets.randbits(32)
@@ -296,6 +315,7 @@ class ControlNetPipeline:
             width=width,
             height=height,
             batch=batch,
+            tokens=CHUNK_TOKENS * encoding.chunks,
             draws=draws_later,
             steps=tuple(
                 StepLayout(
@@ -318,6 +338,7 @@ class ControlNetPipeline:
                 bound.plan,
                 bound.buffers,
                 prompts=[*unconditional, *conditional] if layout.guided else conditional,
+                encoding=encoding,
                 timesteps=table.timesteps.astype(np.float32),
                 hints={use.control.name: use.hint for use in uses},
                 adapters={use.control.name: use.scale[0, 0].astype(np.float32) for use in adapters},

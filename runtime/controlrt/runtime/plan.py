@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.manifest import Manifest, Program, Stage, TensorSpec
+from controlrt.runtime.profile import CHUNK_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class Layout:
     width: int
     height: int
     batch: int
+    tokens: int = CHUNK_TOKENS
+    """Of each prompt: 77 for each of its chunks."""
     draws: bool
     """Whether the sampler draws noise; without, one zero buffer serves every step."""
     steps: tuple[StepLayout, ...]
@@ -137,7 +140,8 @@ class _Planner:
         self.buffers: dict[str, tuple[tuple[int, ...], str]] = {}
         self.steps: list[tuple[Call, ...]] = []
         self.parts: dict[str, None] = {}
-        self.dimensions = {"batch": layout.batch, "rows": layout.rows, "height": layout.height, "width": layout.width}
+        self.dimensions = {"batch": layout.batch, "rows": layout.rows, "tokens": layout.tokens}
+        self.dimensions |= {"height": layout.height, "width": layout.width}
         for power in range(7):
             self.dimensions[f"height/{2**power}"] = layout.height // 2**power
             self.dimensions[f"width/{2**power}"] = layout.width // 2**power

@@ -1,4 +1,4 @@
-"""Shape profiles: which picture sizes and batches a bundle serves, as in ``512x512`` or ``512-1024x512``."""
+"""Shape profiles: which sizes, batches and lengths of prompt a bundle serves, as in ``512x512`` or ``512-1024x512``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from controlrt.runtime.errors import ParameterError, ProfileError
 SIDE_STEP = 64
 MIN_SIDE, MAX_SIDE = 64, 4096
 MAX_BATCH = 63
+CHUNK_TOKENS = 77
+"""What a CLIP text encoder reads at once, start and end token included."""
+MAX_PROMPT_CHUNKS = 16
 
 _PATTERN = re.compile(r"(\d+)(?:-(\d+))?x(\d+)(?:-(\d+))?", re.ASCII)
 
@@ -40,19 +43,26 @@ class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The sizes and batches of a bundle. The first size's upper end is the default picture size."""
+    """The sizes, batches and prompts of a bundle. The first size's upper end is the default picture size."""
 
     sizes: tuple[Size, ...]
     batch: Range = Range(1, 1)
+    prompt_chunks: Range = Range(1, 1)
+    """How many chunks of 75 tokens, each framed by a start and an end token, a prompt has."""
 
     @classmethod
-    def parse(cls, text: str, batch: str = "1") -> ShapeProfile:
+    def parse(cls, text: str, batch: str = "1", prompt_chunks: str = "1") -> ShapeProfile:
         """Parses ``512x512``, ``768x512`` (width x height), ``512-1024x512`` or a comma-separated list.
 
         Raises:
             ProfileError: malformed, or a side that is not a multiple of 64 from 64 to 4096.
+            ParameterError: a batch or a number of prompt chunks outside its range.
         """
-        return cls(sizes=tuple(_parse_size(part.strip()) for part in text.split(",")), batch=_parse_batch(batch))
+        return cls(
+            sizes=tuple(_parse_size(part.strip()) for part in text.split(",")),
+            batch=_parse_range("batch", batch, MAX_BATCH),
+            prompt_chunks=_parse_range("prompt_chunks", prompt_chunks, MAX_PROMPT_CHUNKS),
+        )
 
     def __str__(self) -> str:
         return ",".join(str(size) for size in self.sizes)
@@ -61,6 +71,11 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def default_size(self) -> tuple[int, int]:
         """Width and height used when a call names none."""
         return self.sizes[0].width.high, self.sizes[0].height.high
+
+    @property
+    def tokens(self) -> Range:
+        """How many tokens UNet and ControlNets read."""
+        return Range(CHUNK_TOKENS * self.prompt_chunks.low, CHUNK_TOKENS * self.prompt_chunks.high)
 
     @property
     def widths(self) -> Range:
@@ -117,14 +132,14 @@ def _parse_sides(low: str, high: str | None, text: str) -> Range:
     return sides
 
 
-def _parse_batch(text: str) -> Range:
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+def _parse_range(name: str, text: str, largest: int) -> Range:
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip(), re.ASCII)
     if match is None:
-        raise ParameterError("batch", text, "a number or a range such as 1-4")
-    batch = Range(int(match[1]), int(match[2] or match[1]))
-    if not 1 <= batch.low <= batch.high <= MAX_BATCH:
-        raise ParameterError("batch", text, f"from 1 to {MAX_BATCH}, low end first")
-    return batch
+        raise ParameterError(name, text, "a number or a range such as 1-4")
+    found = Range(int(match[1]), int(match[2] or match[1]))
+    if not 1 <= found.low <= found.high <= largest:
+        raise ParameterError(name, text, f"from 1 to {largest}, low end first")
+    return found
 
 
 def _nearest(side: int) -> str:

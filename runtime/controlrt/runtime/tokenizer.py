@@ -1,20 +1,59 @@
-"""CLIP prompts to token ids, with the ``tokenizers`` library alone."""
+"""CLIP prompts to chunks of token ids, with the ``tokenizers`` library alone."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from controlrt.runtime.errors import ParameterError
 from controlrt.runtime.manifest import TextEncoder
+from controlrt.runtime.prompt_syntax import Segment
+
+BACKTRACK = 20
+"""So many tokens after a comma may go with it to the next chunk, as in the web UI."""
 
 
 class PromptTruncatedWarning(UserWarning):
-    """A prompt was longer than the text encoder reads; the message names what was left out."""
+    """A prompt was longer than the bundle reads; the message names what was left out."""
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """A prompt as a text encoder takes it, chunk by chunk."""
+
+    ids: NDArray[np.int64]
+    """(chunks, max_length), start and end token included."""
+    weights: NDArray[np.float32]
+    """(chunks, max_length), 1 where nothing else was said."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass
+class _Chunk:
+    """The tokens of a chunk that is being filled."""
+
+    ids: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    comma: int = -1
+    """How many tokens there were before the last comma."""
+
+    def add(self, ids: Sequence[int], weight: float) -> None:
+        self.ids += ids
+        self.weights += [weight] * len(ids)
+
+    def cut(self, start: int) -> _Chunk:
+        """Takes what lies from ``start`` on into a new chunk."""
+        new = _Chunk(self.ids[start:], self.weights[start:])
+        del self.ids[start:], self.weights[start:]
+        return new
 
 
 class PromptTokenizer:
@@ -25,25 +64,71 @@ class PromptTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._encoder = encoder
+        self._comma = self._tokenizer.token_to_id(",</w>")
+        self._vectors: dict[int, list[int]] = {}
 
-    def __call__(self, prompts: Sequence[str]) -> NDArray[np.int64]:
-        """Token ids, start and end token included: (len(prompts), max_length), int64.
+    def learn(self, token: str, first: int, count: int) -> None:
+        """Makes ``token`` stand for ``count`` learned vectors, the rows from ``first`` on of the encoder's extra ones.
+
+        Raises:
+            ParameterError: the vocabulary has the token already, or it is no token at all.
+        """
+        if not token.strip() or self._tokenizer.token_to_id(token) is not None:
+            raise ParameterError("token", token, "a word that the vocabulary does not have, such as <my-style>")
+        self._tokenizer.add_tokens([token])
+        start = self._encoder.vocab_size + first
+        (known,) = self._tokenizer.encode(token, add_special_tokens=False).ids
+        self._vectors[known] = list(range(start, start + count))
+
+    def __call__(self, segments: Sequence[Segment], limit: int = 1, *, warn: bool = True) -> Chunks:
+        """The chunks of a prompt, at least one and at most ``limit``.
+
+        A chunk that is full is cut after its last comma, if that is near, and the rest goes to the next one.
 
         Warns:
-            PromptTruncatedWarning: a prompt does not fit; its tail is dropped, as in diffusers.
+            PromptTruncatedWarning: the prompt does not fit; its tail is dropped, as in diffusers.
         """
+        room = self._encoder.max_length - 2
+        chunks = [_Chunk()]
+        total, left_out = 0, ""
+        for segment in segments:
+            if segment.starts_chunk and not left_out:
+                if len(chunks) == limit:
+                    left_out = segment.text
+                else:
+                    chunks.append(_Chunk())
+            encoding = self._tokenizer.encode(segment.text, add_special_tokens=False)
+            for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True):
+                ids = self._vectors.get(token, [token])
+                total += len(ids)
+                chunk = chunks[-1]
+                if not left_out and len(chunk.ids) + len(ids) > room:
+                    if len(chunks) == limit:
+                        left_out = segment.text[start:].strip()
+                    else:
+                        near = token != self._comma and chunk.comma >= 0 and len(chunk.ids) - chunk.comma <= BACKTRACK
+                        chunks.append(chunk.cut(chunk.comma + 1 if near else len(chunk.ids)))
+                        chunk = chunks[-1]
+                if not left_out:
+                    if token == self._comma:
+                        chunk.comma = len(chunk.ids)
+                    chunk.add(ids[:room], segment.weight)
+        if left_out and warn:
+            read = sum(len(chunk.ids) for chunk in chunks)
+            warnings.warn(
+                f"the prompt has {total} tokens, {read} are read; left out: {left_out!r}; "
+                "build-engines --prompt-chunks makes room for longer ones",
+                PromptTruncatedWarning,
+                stacklevel=4,
+            )
+        return self._framed(chunks)
+
+    def _framed(self, chunks: Sequence[_Chunk]) -> Chunks:
+        """With start and end token, padded."""
         encoder = self._encoder
-        ids = np.full((len(prompts), encoder.max_length), encoder.pad_token_id, np.int64)
-        room = encoder.max_length - 2
-        encodings = self._tokenizer.encode_batch(list(prompts), add_special_tokens=False)
-        for row, prompt, encoding in zip(ids, prompts, encodings, strict=True):
-            kept = [encoder.bos_token_id, *encoding.ids[:room], encoder.eos_token_id]
-            row[: len(kept)] = kept
-            if len(encoding.ids) > room:
-                dropped = prompt[encoding.offsets[room][0] :].strip()
-                warnings.warn(
-                    f"the prompt has {len(encoding.ids)} tokens, {room} are read; left out: {dropped!r}",
-                    PromptTruncatedWarning,
-                    stacklevel=4,
-                )
-        return ids
+        shape = (len(chunks), encoder.max_length)
+        ids, weights = np.full(shape, encoder.pad_token_id, np.int64), np.ones(shape, np.float32)
+        for row, own, chunk in zip(ids, weights, chunks, strict=True):
+            row[: len(chunk.ids) + 2] = [encoder.bos_token_id, *chunk.ids, encoder.eos_token_id]
+            own[1 : len(chunk.ids) + 1] = chunk.weights
+        return Chunks(ids, weights)

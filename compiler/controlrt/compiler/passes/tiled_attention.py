@@ -2,7 +2,7 @@
 
 Matches ``Attention`` (opset 23) in float32 on (rows, tokens, channels), as ``AttentionLayout`` leaves it, with as many
 heads of keys as of queries, no mask and nothing else that is asked of it, where the keys are many or their number is
-not known when the graph is built.
+not known when the graph is built and is not that of a prompt's tokens.
 
 Gives ``com.microsoft.MultiHeadAttention``, which on the CPU walks over blocks of keys that fit the cache and keeps a
 running maximum and sum for the softmax (Dao et al. 2022, arXiv 2205.14135, algorithm 1).
@@ -30,6 +30,8 @@ import onnx_ir as ir
 DOMAIN = "com.microsoft"
 MIN_KEYS = 2048
 """With fewer keys there is nothing to gain."""
+SHORT = frozenset(("tokens",))
+"""Dimensions that are always fewer: a prompt of 16 chunks has 1232 tokens."""
 MAX_WIDTH = 256
 """Of a head: a wider one leaves too little of the cache to a tile."""
 
@@ -78,7 +80,7 @@ class TiledAttention(ir.passes.InPlacePass):
         keys, channels = key[1], query[2]
         if not isinstance(channels, int) or not channels == key[2] == value[2] or channels > heads * MAX_WIDTH:
             return False
-        return not isinstance(keys, int) or keys >= self.min_keys
+        return keys >= self.min_keys if isinstance(keys, int) else keys.value not in SHORT
 
 
 def _is_plain(attention: ir.Node) -> bool:

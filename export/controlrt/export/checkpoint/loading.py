@@ -13,6 +13,7 @@ from controlrt.export.checkpoint.parts import Checkpoint, LoraSource, PipelinePa
 from controlrt.export.checkpoint.quiet_loading import loading, prepared
 from controlrt.export.checkpoint.single_file import load_single_file
 from controlrt.runtime.errors import SourceError
+from controlrt.runtime.profile import CHUNK_TOKENS
 
 
 def load(
@@ -104,6 +105,7 @@ def _refuse_unsupported(path: Path, loaded: Checkpoint) -> None:
         ("the UNet's encoder_hid_dim_type", unet.encoder_hid_dim_type, (None,)),
         ("the VAE's latents_mean", vae.get("latents_mean"), (None,)),
     ]
+    allowed += [(f"{parts.name}'s length", parts.max_length, (CHUNK_TOKENS,)) for parts in loaded.text_encoders]
     for name, controlnet in loaded.controlnets.items():
         config = controlnet.config
         allowed.append((f"ControlNet {name}'s conditioning_channels", config.conditioning_channels, (1, 3)))

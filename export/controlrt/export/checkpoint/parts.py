@@ -44,6 +44,11 @@ class TextEncoderParts:
     penultimate: bool
     pooled: bool
 
+    @property
+    def max_clip_skip(self) -> int:
+        """How many of the last layers can be left out: all of them but, where the last never counts, one."""
+        return int(self.model.config.num_hidden_layers) - self.penultimate
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:

@@ -24,6 +24,7 @@ from controlrt.runtime.hires import hires_fix
 from controlrt.runtime.noise import KINDS as NOISE_KINDS
 from controlrt.runtime.pictures import check_picture_path, open_control, open_picture, save_picture
 from controlrt.runtime.pipeline import ControlNetPipeline, PipelineOutput
+from controlrt.runtime.prompt_syntax import SYNTAXES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--negative-prompt")
+    parser.add_argument(
+        "--prompt-syntax", choices=SYNTAXES, default="plain", help="webui: weights in brackets, as in (word:1.3)"
+    )
+    parser.add_argument("--clip-skip", type=int, help="how many of the text encoder's last layers are left out")
+    parser.add_argument(
+        "--embedding",
+        action="append",
+        default=[],
+        metavar="TOKEN=FILE",
+        help="a textual inversion and the word in prompts that stands for it; may be repeated",
+    )
     parser.add_argument(
         "--control",
         action="append",
@@ -89,6 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_picture_path(arguments.output)
     controls = [parse_control(text) for text in arguments.control]
     sources = named_values([f"{name}={path}" for name, path, _ in controls], "--control", "NAME=IMAGE")
+    embeddings = named_values(arguments.embedding, "--embedding", "TOKEN=FILE")
     width, height = parse_size(arguments.size, "--size") if arguments.size else (None, None)
     first_size = parse_size(arguments.first_size, "--first-size") if arguments.first_size else None
     if first_size is not None and width is None:
@@ -98,6 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
         for name in sources:
             if name not in pipeline.controls:
                 raise UnknownNameError("control", name, pipeline.controls, "add it with: build-engines --controlnet")
+        for token, file in embeddings.items():
+            pipeline.load_textual_inversion(file, token)
         images = {name: open_control(path) for name, path in sources.items()}
         regions = {name: open_picture(options["region"]) for name, _, options in controls if options["region"]}
         start, mask = (None if path is None else open_picture(path) for path in (arguments.init, arguments.mask))
@@ -116,6 +131,8 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.prompt,
                 images or None,
                 negative_prompt=arguments.negative_prompt,
+                prompt_syntax=arguments.prompt_syntax,
+                clip_skip=arguments.clip_skip,
                 init_image=start,
                 mask_image=mask,
                 **({} if arguments.strength is None else {"strength": arguments.strength}),

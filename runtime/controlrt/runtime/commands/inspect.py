@@ -87,7 +87,8 @@ def _summarize(bundle: Bundle, tensors: bool) -> None:
         annotator = bundle.hint(control.name).annotator
         made = f"pictures by: controlrt annotate {annotator}" if annotator else "pictures of its own kind"
         print(f"  control    {control.name} ({control.layers} residuals; {made})")
-    print(f"  profile    {manifest.profile}, batch {manifest.profile.batch}")
+    profile = manifest.profile
+    print(f"  profile    {profile}, batch {profile.batch}, prompt chunks {profile.prompt_chunks}")
     print(f"  backend    {manifest.backend}, {manifest.precision}")
     print(f"  built      {manifest.provenance.created} by: {manifest.provenance.command}")
     if manifest.checks:

@@ -110,6 +110,7 @@ def _layout(bundle: Bundle, steps: int, controls: Mapping[str, ControlWindow] | 
         width=width,
         height=height,
         batch=bundle.manifest.profile.batch.low,
+        tokens=bundle.manifest.profile.tokens.low,
         draws=bool(table.draws.any()),
         steps=tuple(
             StepLayout(
