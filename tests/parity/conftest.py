@@ -25,3 +25,18 @@ def compiled(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     build(options, "pytest")
     with ControlNetPipeline.load(output) as pipeline:
         yield pipeline
+
+
+@pytest.fixture(scope="module")
+def wide(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlNetPipeline]:
+    """The family's checkpoint with one ControlNet, at two sizes and with long prompts."""
+    output = tmp_path_factory.mktemp("bundles") / "wide"
+    options = BuildOptions(
+        model=str(family.model),
+        controlnets={"first": str(family.controlnets["first"])},
+        profile=ShapeProfile.parse(f"{SIDE}x{SIDE},{2 * SIDE}x{2 * SIDE}", prompt_chunks="1-3"),
+        output=output,
+    )
+    build(options, "pytest")
+    with ControlNetPipeline.load(output) as pipeline:
+        yield pipeline

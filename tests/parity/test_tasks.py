@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import diffusers
@@ -13,9 +12,7 @@ from parity.eager import PROMPT, hints, psnr, relative
 from PIL import Image
 
 from controlrt.demo.scenes import sample_scene
-from controlrt.engines.build import BuildOptions, build
 from controlrt.runtime import ControlNetPipeline, hires_fix
-from controlrt.runtime.profile import ShapeProfile
 from families import SIDE, Family
 
 BOUND, PSNR_BOUND = 1e-3, 45.0
@@ -25,21 +22,6 @@ on = {
     name: pytest.mark.parametrize("family", [name], indirect=True, scope="module")
     for name in ("sd15", "sdxl", "inpainting")
 }
-
-
-@pytest.fixture(scope="module")
-def wide(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlNetPipeline]:
-    """The family's checkpoint with one ControlNet, at two sizes."""
-    output = tmp_path_factory.mktemp("bundles") / "wide"
-    options = BuildOptions(
-        model=str(family.model),
-        controlnets={"first": str(family.controlnets["first"])},
-        profile=ShapeProfile.parse(f"{SIDE}x{SIDE},{2 * SIDE}x{2 * SIDE}"),
-        output=output,
-    )
-    build(options, "pytest")
-    with ControlNetPipeline.load(output) as pipeline:
-        yield pipeline
 
 
 def start() -> Image.Image:

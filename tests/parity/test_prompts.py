@@ -1,0 +1,186 @@
+"""Prompts against diffusers and transformers in eager PyTorch: layers left out, learned words, weights, chunks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from parity.eager import PROMPT, hints, relative
+from safetensors.torch import save_file
+
+from controlrt.runtime import ControlNetPipeline
+from controlrt.runtime.errors import ParameterError, SourceError, UserError
+from controlrt.runtime.prompts import Encoding
+from controlrt.runtime.tokenizer import PromptTruncatedWarning
+from families import SIDE, Family
+
+BOUND = 1e-4
+"""Of embeddings; rounding alone gives about 1e-6."""
+
+on = {
+    name: pytest.mark.parametrize("family", [name], indirect=True, scope="module") for name in ("sd15", "sd21", "sdxl")
+}
+
+
+def embeds(compiled: ControlNetPipeline, prompt: str, **encoding: Any) -> dict[str, Any]:
+    return compiled._conditioner.prompts.encode(prompt, Encoding(**encoding))
+
+
+@on["sd15"]
+@pytest.mark.parametrize("clip_skip", [0, 1, 2, 3])
+def test_clip_skip(compiled: ControlNetPipeline, family: Family, clip_skip: int) -> None:
+    expected = family.reference().encode_prompt(PROMPT, "cpu", 1, False, clip_skip=clip_skip)[0].numpy()
+    assert relative(embeds(compiled, PROMPT, clip_skip=clip_skip)["prompt_embeds"], expected) < BOUND
+
+
+@on["sdxl"]
+@pytest.mark.parametrize("clip_skip", [None, 0, 1, 2])
+def test_clip_skip_xl(compiled: ControlNetPipeline, family: Family, clip_skip: int | None) -> None:
+    """diffusers takes None for the last layer but one, and counts on from there."""
+    expected, _, pooled, _ = family.reference().encode_prompt(
+        PROMPT, device="cpu", do_classifier_free_guidance=False, clip_skip=clip_skip
+    )
+    found = embeds(compiled, PROMPT, clip_skip=clip_skip or 0)
+    assert relative(found["prompt_embeds"], expected.numpy()) < BOUND
+    assert relative(found["text_embeds"], pooled.numpy()) < BOUND
+
+
+@on["sd15"]
+def test_clip_skip_draws_as_diffusers(compiled: ControlNetPipeline, family: Family) -> None:
+    (hint,) = hints(SIDE, 1)
+    shared = {"num_inference_steps": 3, "output_type": "latent", "clip_skip": 2}
+    expected = family.reference("first")(
+        PROMPT, image=hint, generator=torch.Generator("cpu").manual_seed(7), **shared
+    ).images.numpy()
+    found = compiled(PROMPT, {"first": hint}, seed=7, **shared).images
+    assert relative(found, expected) < 1e-3
+    assert relative(compiled(PROMPT, {"first": hint}, seed=7, **{**shared, "clip_skip": 0}).images, found) > 1e-3
+
+
+@on["sd15"]
+@pytest.mark.parametrize("clip_skip", [-1, 4, 1.0, True])
+def test_layers_that_are_not_there(compiled: ControlNetPipeline, family: Family, clip_skip: Any) -> None:
+    del family
+    with pytest.raises(ParameterError, match="clip_skip .* from 0 to 3"):
+        compiled(PROMPT, num_inference_steps=1, clip_skip=clip_skip)
+
+
+@on["sd15"]
+def test_learned_words(compiled: ControlNetPipeline, family: Family, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    vectors = {"<cat>": torch.randn(1, 32), "<style>": torch.randn(3, 32)}
+    reference = family.reference()
+    for token, tensor in vectors.items():
+        reference.load_textual_inversion({token: tensor}, token=token)
+        file = tmp_path / f"{token.strip('<>')}.safetensors"
+        save_file({"emb_params": tensor}, file)
+        compiled.load_textual_inversion(file, token)
+    for prompt in ("a red <cat> star", "<style>", "blue <style> moon and <cat>"):
+        written = reference.maybe_convert_prompt(prompt, reference.tokenizer)
+        ids = reference.tokenizer(written, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+        expected = reference.text_encoder(ids.input_ids)[0].numpy()
+        assert relative(embeds(compiled, prompt)["prompt_embeds"], expected) < BOUND
+    with pytest.raises(ParameterError, match="vocabulary does not have"):
+        compiled.load_textual_inversion(tmp_path / "cat.safetensors", "<cat>")
+
+
+@on["sd15"]
+def test_files_that_are_no_learned_words(compiled: ControlNetPipeline, family: Family, tmp_path: Path) -> None:
+    del family
+    save_file({"emb_params": torch.zeros(1, 48)}, tmp_path / "other.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes(b"no")
+    torch.save({"string_to_param": {"*": torch.zeros(1, 32)}}, tmp_path / "pickled.pt")
+    for name, says in (
+        ("other.safetensors", r"vectors of \[48\] values, text_encoder takes 32"),
+        ("damaged.safetensors", "damaged"),
+        ("pickled.pt", "pickled"),
+        ("missing.safetensors", "does not exist"),
+    ):
+        with pytest.raises(SourceError, match=says):
+            compiled.load_textual_inversion(tmp_path / name, "<new>")
+    assert "<new>" not in compiled._conditioner.prompts.embeddings
+
+
+@on["sdxl"]
+def test_learned_words_of_both_encoders(compiled: ControlNetPipeline, family: Family, tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    vectors = {"clip_l": torch.randn(2, 32), "clip_g": torch.randn(2, 48)}
+    save_file(vectors, tmp_path / "pair.safetensors")
+    compiled.load_textual_inversion(tmp_path / "pair.safetensors", "<pair>")
+    reference = family.reference()
+    for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
+        encoder, tokenizer = getattr(reference, f"text_encoder{suffix}"), getattr(reference, f"tokenizer{suffix}")
+        reference.load_textual_inversion(
+            {"<pair>": vectors[key]}, token="<pair>", text_encoder=encoder, tokenizer=tokenizer
+        )
+    expected, _, pooled, _ = reference.encode_prompt("a <pair> moon", device="cpu", do_classifier_free_guidance=False)
+    found = embeds(compiled, "a <pair> moon")
+    assert relative(found["prompt_embeds"], expected.numpy()) < BOUND
+    assert relative(found["text_embeds"], pooled.numpy()) < BOUND
+
+
+@on["sd15"]
+def test_weights(compiled: ControlNetPipeline, family: Family) -> None:
+    """The web UI's rule: token embeddings times their weights, then all times what restores the mean."""
+    del family
+    plain = embeds(compiled, "a red star on blue")["prompt_embeds"]
+    weights = np.ones((1, 77, 1), np.float32)
+    weights[0, 2:4] = 1.3
+    weights[0, 5] = 1 / 1.1
+    expected = plain * weights
+    expected *= plain.mean() / expected.mean()
+    found = embeds(compiled, "a (red star:1.3) on [blue]", syntax="webui")["prompt_embeds"]
+    assert relative(found, expected) < BOUND
+    literal = embeds(compiled, "a (red star:1.3) on [blue]")["prompt_embeds"]
+    assert relative(literal, plain) > 0.01
+
+
+@on["sd15"]
+def test_a_prompt_that_is_too_long_says_what_mends_it(compiled: ControlNetPipeline, family: Family) -> None:
+    with pytest.warns(PromptTruncatedWarning, match="--prompt-chunks") as warned:
+        compiled("red " * 90, num_inference_steps=1, seed=1, output_type="latent")
+    assert len(warned) == 1
+    expected = family.reference().encode_prompt("red " * 90, "cpu", 1, False)[0].numpy()
+    with pytest.warns(PromptTruncatedWarning):
+        assert relative(embeds(compiled, "red " * 90)["prompt_embeds"], expected) < BOUND
+
+
+@on["sd15"]
+@pytest.mark.parametrize("prompt", ["[a:b:0.5]", "a AND b"])
+def test_what_the_syntax_cannot_mean(compiled: ControlNetPipeline, family: Family, prompt: str) -> None:
+    del family
+    with pytest.raises(UserError):
+        compiled(prompt, num_inference_steps=1, prompt_syntax="webui")
+    with pytest.raises(UserError, match="prompt syntax"):
+        compiled("a", num_inference_steps=1, prompt_syntax="comfy")  # type: ignore[arg-type]
+
+
+@on["sd21"]
+@pytest.mark.parametrize("chunks", [2, 3])
+def test_long_prompts(wide: ControlNetPipeline, family: Family, chunks: int) -> None:
+    """Chunk by chunk through transformers' encoder, side by side; the empty prompt fills the shorter one up."""
+    (hint,) = hints(SIDE, 1)
+    reference = family.reference("first")
+    words = [["red"] * 75, ["blue"] * 75, ["star"] * 10][:chunks]
+    words[-1] = words[-1][:10]
+
+    def encoded(texts: list[str]) -> torch.Tensor:
+        ids = reference.tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+        return reference.text_encoder(ids.input_ids)[0].flatten(0, 1)[None]
+
+    shared = {"num_inference_steps": 3, "output_type": "latent"}
+    expected = reference(
+        prompt_embeds=encoded([" ".join(each) for each in words]),
+        negative_prompt_embeds=encoded(["a moon"] + [""] * (chunks - 1)),
+        image=hint,
+        generator=torch.Generator("cpu").manual_seed(7),
+        **shared,
+    ).images.numpy()
+    prompt = " ".join(word for each in words for word in each)
+    options = {**shared, "negative_prompt": "a moon", "seed": 7, "width": SIDE, "height": SIDE}
+    found = wide(prompt, {"first": hint}, **options).images
+    assert relative(found, expected) < 1e-3
+    assert relative(wide("red", {"first": hint}, **options).images, found) > 1e-3
