@@ -52,11 +52,9 @@ def latents(pipeline: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def merged(family: Family, *loras: LoraSource) -> np.ndarray[Any, np.dtype[np.float32]]:
     """diffusers' picture by the merged weights."""
-    loaded = checkpoint.load(family.model, {}, loras)
     pipeline = family.reference()
-    pipeline.unet = loaded.unet
-    for parts in loaded.text_encoders:
-        setattr(pipeline, parts.name, parts.model)
+    parts = ("unet", "text_encoder", "text_encoder_2")
+    merge_loras({part: model for part in parts if (model := getattr(pipeline, part, None)) is not None}, loras)
     return latents(pipeline)
 
 
@@ -68,8 +66,6 @@ def merged(family: Family, *loras: LoraSource) -> np.ndarray[Any, np.dtype[np.fl
         ("sd15", "processor", None, False),
         ("sd15", "peft", None, True),
         ("sd21", "kohya", 3.0, False),
-        ("sd21", "peft", None, False),
-        ("sdxl", "kohya", 2.0, False),
         ("sdxl", "sgm", 8.0, True),
         ("sdxl", "peft", None, False),
     ],
