@@ -167,7 +167,7 @@ SHUFFLE = Annotator(
             kind="integer",
             default=0,
             minimum=0,
-            maximum=2**53,
+            maximum=2**32 - 1,
             help="of the map; the same seed, the same map",
         ),
         Parameter(

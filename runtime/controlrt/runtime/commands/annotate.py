@@ -125,15 +125,8 @@ def described(annotator: Annotator) -> list[str]:
     if not annotator.parameters:
         lines.append("no parameters")
     for parameter in annotator.parameters:
-        shown = parameter.default if parameter.default != "" else "nothing"
-        if isinstance(shown, tuple):
-            shown = ",".join(f"{number:g}" for number in shown)
-        elif isinstance(shown, bool):
-            shown = str(shown).lower()
-        elif isinstance(shown, float):
-            shown = f"{shown:g}"
         lines.append(f"  {parameter.label}: {parameter.help}")
-        lines.append(f"      {parameter.allowed}; {shown} where not given")
+        lines.append(f"      {parameter.allowed}; {parameter.shown_default} where not given")
     return lines
 
 
