@@ -114,7 +114,7 @@ def test_a_network_of_ones_own(photo: Path, tmp_path: Path, capsys: pytest.Captu
     network = ["--annotator", f"depth={tmp_path / 'neg.onnx'}"]
     output = tmp_path / "depth.png"
     sized = ["--set", "input_size=64x48", "--set", "mean=0", "--set", "std=1"]
-    assert main(["annotate", "depth", str(photo), *network, *sized, "-o", str(output)]) == 0
+    assert main(["annotate", "Depth", str(photo), *network, *sized, "-o", str(output)]) == 0
     source = scene(48, 64).astype(float)
     expected = 255 * (source.max() - source) / (source.max() - source.min())
     np.testing.assert_allclose(pixels(output), expected, atol=0.51)

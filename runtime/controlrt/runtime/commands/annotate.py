@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError("give --processor-res or --set processor_res=, not both")
         given["processor_res"] = arguments.processor_res
     control = annotate(
-        opened.get(arguments.name, arguments.name),
+        annotator if any(annotator is one for one in opened.values()) else arguments.name,
         open_picture(arguments.picture, keep_mode=True),
         None if arguments.mask is None else open_picture(arguments.mask),
         width=arguments.width,
