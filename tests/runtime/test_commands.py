@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -89,24 +88,6 @@ def test_samplers_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line[:18].strip() for line in lines] == list(ALIASES)
     (line,) = (line for line in lines if line.startswith("DPM++ 2M  "))
     assert "DPMSolverMultistepScheduler      [Karras | Exponential | Beta | Lu | SGM Uniform]" in line
-
-
-def test_annotate(tmp_path: Path, mask: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "edges.png"
-    if importlib.util.find_spec("cv2") is None:
-        assert main(["annotate", "canny", str(mask), "-o", str(output)]) == 2
-        assert "pip install 'controlrt[annotate]'" in capsys.readouterr().err
-        return
-    assert main(["annotate", "canny", str(mask), "-o", str(output)]) == 0
-    assert np.asarray(Image.open(output)).any()
-    for arguments, says in [
-        ([str(tmp_path / "absent.png"), "-o", str(output)], "does not exist"),
-        ([str(mask), "-o", str(output), "--thresholds", "200,100"], "LOW <= HIGH"),
-        ([str(mask), "-o", str(output), "--thresholds", "x"], "not LOW,HIGH"),
-        ([str(mask), "-o", str(tmp_path)], "ending"),
-    ]:
-        assert main(["annotate", "canny", *arguments]) == 2
-        assert says in capsys.readouterr().err
 
 
 def test_parsing() -> None:

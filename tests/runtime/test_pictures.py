@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from controlrt.runtime.errors import OutputError, PictureError
-from controlrt.runtime.pictures import open_picture, save_picture, to_hint
+from controlrt.runtime.pictures import open_control, open_picture, save_control, save_picture, to_depth, to_hint, to_rgb
 
 
 def gradient(width: int = 12, height: int = 8) -> np.ndarray:
@@ -101,6 +101,9 @@ def test_hints_from_arrays_and_pictures_agree() -> None:
         np.zeros((64, 64), np.int32),
         np.full((64, 64), np.nan, np.float32),
         np.full((64, 64), 2.0),
+        np.full((64, 64, 3), -0.5),
+        np.full((64, 64, 4), -1.0),
+        np.where(np.eye(64), -1, 1.5),
         np.zeros((0, 64), np.uint8),
     ],
 )
@@ -113,11 +116,91 @@ def test_size_is_refused_or_fitted() -> None:
     array = gradient(100, 50)
     with pytest.raises(PictureError, match="100x50, the output is 64x64"):
         to_hint(array, 64, 64, "canny")
-    for resize in ("stretch", "crop", "pad"):
+    for resize in ("stretch", "crop", "pad", "fill", "Crop and Resize", 2):
         assert to_hint(array, 64, 64, "canny", resize).shape == (3, 64, 64)
     padded = to_hint(np.full((50, 100), 255, np.uint8), 64, 64, "canny", "pad")
     assert padded[:, 0].max() == 0
     assert padded[:, 32].min() == 1
+
+
+def masked(height: int, width: int) -> np.ndarray:
+    hint = np.random.default_rng(0).random((height, width, 3)).astype(np.float32)
+    hint[height // 4 : height // 2, width // 4 : width // 2] = -1
+    return hint
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_hints_may_hold_minus_one(kind: type) -> None:
+    hint = masked(64, 96).astype(kind)
+    found = to_hint(hint, 96, 64, "inpaint")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, hint.transpose(2, 0, 1).astype(np.float32))
+    grey = to_hint(hint[..., 0], 96, 64, "inpaint")
+    np.testing.assert_array_equal(grey, np.stack([hint[..., 0].astype(np.float32)] * 3))
+
+
+def test_a_hint_with_minus_one_may_be_fitted() -> None:
+    hint = masked(64, 96)
+    with pytest.raises(PictureError, match="96x64, the output is 48x32"):
+        to_hint(hint, 48, 32, "inpaint")
+    found = to_hint(hint, 48, 32, "inpaint", "stretch")
+    expected = np.zeros((32, 48), np.bool_)
+    expected[8:16, 12:24] = True
+    np.testing.assert_array_equal(found == -1, np.stack([expected] * 3))
+    assert found[:, ~expected].min() >= 0
+    hint[0, 0, 1] = -1  # a pixel is masked where one channel is
+    assert (to_hint(hint, 192, 128, "inpaint", "crop")[:, :2, :2] == -1).all()
+
+
+def test_control_pictures_are_written_and_read(tmp_path: Path) -> None:
+    hint = masked(16, 24)
+    save_control(hint, tmp_path / "hint.npy")
+    np.testing.assert_array_equal(open_control(tmp_path / "hint.npy"), hint)
+    save_control(Image.fromarray(gradient()), tmp_path / "hint.png")
+    np.testing.assert_array_equal(np.asarray(open_control(tmp_path / "hint.png")), gradient())
+    for name in ("hint.png", "hint", "absent/hint.npy"):
+        with pytest.raises(OutputError):
+            save_control(hint, tmp_path / name)
+    (tmp_path / "text.npy").write_text("not an array")
+    np.save(tmp_path / "object.npy", np.array([{}]), allow_pickle=True)
+    for name, says in (("absent.npy", "does not exist"), ("text.npy", "NumPy"), ("object.npy", "NumPy")):
+        with pytest.raises(PictureError, match=says):
+            open_control(tmp_path / name)
+
+
+def test_a_picture_may_keep_its_mode(tmp_path: Path) -> None:
+    levels = np.arange(0, 60000, 1000, dtype=np.uint16).reshape(6, 10)
+    Image.fromarray(levels).save(tmp_path / "depth.png")
+    kept = open_picture(tmp_path / "depth.png", keep_mode=True)
+    np.testing.assert_array_equal(np.asarray(kept), levels)
+    np.testing.assert_allclose(to_depth(kept), levels / 65535, rtol=1e-6)
+    np.testing.assert_array_equal(np.asarray(to_rgb(kept)), np.asarray(open_picture(tmp_path / "depth.png")))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(gradient()).save(tmp_path / "turned.png", exif=exif)
+    turned = open_picture(tmp_path / "turned.png", keep_mode=True)
+    np.testing.assert_array_equal(np.asarray(turned), np.rot90(gradient(), 3))
+    np.testing.assert_array_equal(np.asarray(to_rgb(turned)), np.rot90(gradient(), 3))  # and not once more
+
+
+@pytest.mark.parametrize(
+    ("picture", "depth"),
+    [
+        (np.array([[0, 65535]], np.uint16), [[0, 1]]),
+        (np.array([[0, 51]], np.uint8), [[0, 0.2]]),
+        (np.array([[[0.25], [1.0]]]), [[0.25, 1]]),
+        (np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8), [[0.299, 0.114]]),
+        (Image.fromarray(np.array([[0, 51]], np.int32)), [[0, 0.2]]),
+        (Image.fromarray(np.array([[0, 127.5]], np.float32)), [[0, 0.5]]),
+        (Image.fromarray(np.array([[0, 51]], np.uint8)).convert("P"), [[0, 0.2]]),
+    ],
+)
+def test_depth(picture: np.ndarray | Image.Image, depth: list[list[float]]) -> None:
+    found = to_depth(picture)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, depth, atol=1e-6)
+    with pytest.raises(PictureError):
+        to_depth(np.full((2, 2), 1.5))
 
 
 def test_saving_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,7 +229,8 @@ class ControlNetPipeline:
                 seed's.
             scheduler: the sampler, by a name ("DPM++ 2M Karras", "Euler a", "UniPC", a diffusers class, ...) or as a
                 mapping of scheduler options, ``_class_name`` among them; by default the checkpoint's.
-            resize: how to fit control pictures of another size: "stretch", "crop" or "pad"; refused by default.
+            resize: how to fit control pictures of another size: "stretch", "crop", "pad", "fill", or a name or number
+                of the web UI's; refused by default.
             callback_on_step_end: called as in diffusers with (pipeline, step, timestep, {"latents": array}); may return
                 a mapping with new "latents".
             output_type: "pil", "np" for (batch, height, width, 3) float32 in [0, 1], or "latent".

@@ -47,6 +47,7 @@ def test_inpainting_is_what_diffusers_prepares(pixels: np.ndarray, seed: int) ->
     hint = annotate("inpaint", Image.fromarray(pixels), Image.fromarray(mask))
     assert hint.dtype == np.float32
     np.testing.assert_array_equal(hint, expected)
+    np.testing.assert_array_equal(annotate("inpaint_only", pixels, mask > 127), expected)
     height, width = mask.shape
     np.testing.assert_array_equal(to_hint(hint, width, height, "inpaint"), expected.transpose(2, 0, 1))
 

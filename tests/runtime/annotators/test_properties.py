@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlrt.runtime.annotators import ANNOTATORS, annotate
-from controlrt.runtime.errors import ParameterError
+from controlrt.runtime.errors import ParameterError, PictureError
 from sample_pictures import MODES, in_mode, noise, scene
 
 pytest.importorskip("cv2", reason="without the extra [annotate] there is no OpenCV")
@@ -76,3 +76,23 @@ def test_pixel_perfect_works_at_the_resolution_of_the_result() -> None:
 def test_a_resolution_that_makes_too_much_is_refused() -> None:
     with pytest.raises(ParameterError, match="8192x819200"):
         annotate("canny", np.zeros((100, 1, 3), np.uint8), processor_res=8192)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_ends_of_every_range_are_usable(name: str) -> None:
+    pixels = scene(24, 31)
+    for parameter in ANNOTATORS[name].parameters:
+        ends = (parameter.minimum, parameter.maximum) if not parameter.choices else parameter.choices
+        for value in ends:
+            if parameter.name == "processor_res":
+                continue  # its range is tried above
+            companion = {"threshold_b": 2040} if (name, parameter.name) == ("canny", "threshold_a") else {}
+            companion |= {"threshold_a": 0} if (name, parameter.name) == ("canny", "threshold_b") else {}
+            made = np.asarray(annotate(name, pixels, **{parameter.name: value}, **companion))
+            assert made.dtype == np.uint8
+            assert made.shape == ((3, 3, 3) if (name, value) == ("tile_resample", 8) else (24, 31, 3))
+
+
+def test_a_picture_too_long_to_shuffle_is_refused() -> None:
+    with pytest.raises(PictureError, match="40000x1; at most 32766"):
+        annotate("shuffle", np.zeros((1, 40000, 3), np.uint8))

@@ -99,7 +99,7 @@ def annotate(
     Args:
         annotator: its name or alias, or one that ``open_annotator`` gave.
         picture: PIL picture or array, as ``to_hint`` takes them; depth pictures may have 16 bits.
-        mask: white where an inpainting ControlNet shall paint; of the picture's size.
+        mask: white, or true, where an inpainting ControlNet shall paint; of the picture's size.
         width, height: size of the result, both or neither; without them the annotator decides.
         resize_mode: how the result is fitted to them.
         pixel_perfect: the annotator works at the resolution that the result has, in place of ``processor_res``.
@@ -179,6 +179,8 @@ def _mask(chosen: Annotator, mask: Picture | None, pixels: NDArray[Any]) -> list
         return []
     if not chosen.needs_mask:
         raise UserError(f"{chosen.name} takes no mask; leave it out")
+    if isinstance(mask, np.ndarray) and mask.dtype == np.bool_:
+        mask = np.where(mask, np.uint8(255), np.uint8(0))
     grey = np.asarray(as_rgb(mask, "the mask").convert("L"))
     if grey.shape != pixels.shape[:2]:
         sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (grey, pixels)]

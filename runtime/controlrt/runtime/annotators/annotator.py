@@ -49,6 +49,17 @@ class Parameter:
         return f"{self.name} ({self.alias})" if self.alias else self.name
 
     @property
+    def shown_default(self) -> str:
+        """The default, as people type it."""
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
+        if isinstance(self.default, tuple):
+            return ",".join(f"{number:g}" for number in self.default)
+        if isinstance(self.default, float):
+            return f"{self.default:g}"
+        return str(self.default) or "nothing"
+
+    @property
     def allowed(self) -> str:
         """What it may be, in words."""
         if self.kind == "choice":
@@ -57,8 +68,8 @@ class Parameter:
             return {"flag": "true or false", "text": "text", "size": "WIDTHxHEIGHT, such as 512x384"}[self.kind]
         noun = {"integer": "a whole number", "number": "a number", "numbers": "one number, or three R,G,B"}[self.kind]
         if math.isinf(self.maximum):
-            return noun if math.isinf(self.minimum) else f"{noun}, {self.minimum:g} or more"
-        return f"{noun} from {self.minimum:g} to {self.maximum:g}"
+            return noun if math.isinf(self.minimum) else f"{noun}, {self.minimum:.10g} or more"
+        return f"{noun} from {self.minimum:.10g} to {self.maximum:.10g}"
 
     def check(self, value: Given) -> Value:
         """``value``, or the text it was typed as, in the parameter's own type.

@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from controlrt.runtime.annotators.annotator import PROCESSOR_RES, Annotator, Parameter, Pixels
 from controlrt.runtime.annotators.working_size import at_resolution, three_channels
+from controlrt.runtime.errors import PictureError
+
+LONGEST_MAPPED = 32766
 
 
 def pass_through(pixels: Pixels) -> Pixels:
@@ -61,11 +64,16 @@ def shuffle(pixels: Pixels, *, resolution: int, seed: int, smoothness: int) -> P
 
     Both coordinates of the map are uniform noise on a grid of ``smoothness`` pixels, interpolated bicubically and
     stretched to the whole picture, so colours and textures stay and composition goes. One seed gives one map.
+
+    Raises:
+        PictureError: a side that OpenCV's map cannot name.
     """
     import cv2
 
     working = np.ascontiguousarray(at_resolution(pixels, resolution))
     height, width = working.shape[:2]
+    if max(height, width) > LONGEST_MAPPED:
+        raise PictureError(f"the picture to shuffle is {width}x{height}; at most {LONGEST_MAPPED} pixels a side")
     noise = np.random.default_rng(seed)
     x = smooth_noise(noise, height, width, smoothness) * (width - 1)
     y = smooth_noise(noise, height, width, smoothness) * (height - 1)
@@ -167,7 +175,7 @@ SHUFFLE = Annotator(
             kind="integer",
             default=0,
             minimum=0,
-            maximum=2**53,
+            maximum=2**32 - 1,
             help="of the map; the same seed, the same map",
         ),
         Parameter(
@@ -175,7 +183,7 @@ SHUFFLE = Annotator(
             kind="integer",
             default=256,
             minimum=1,
-            maximum=8192,
+            maximum=1024,
             help="pixels over which the map changes",
         ),
     ),

@@ -1,4 +1,4 @@
-"""A contact sheet: every annotator's control picture of one picture, side by side, each with its name."""
+"""A contact sheet: what every annotator makes of one picture, side by side, each with its name."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def contact_sheet(
     columns: int = 4,
     side: int = 256,
 ) -> Image.Image:
-    """``picture`` and what every annotator makes of it with its defaults, in cells whose longer side is ``side``.
+    """What every annotator makes of ``picture`` with its defaults, in cells whose longer side is ``side``.
 
     Annotators that need a mask are left out where there is none. Depth annotators are shown the brightness.
     """
-    panels = [("the picture", picture.convert("RGB"))]
+    panels: list[tuple[str, Image.Image]] = []
     for annotator in annotators:
         if annotator.needs_mask and mask is None:
             continue

@@ -181,7 +181,7 @@ STRAIGHT_LINES = Annotator(
             kind="number",
             default=0.7,
             minimum=0,
-            maximum=1,
+            maximum=0.99,
             help="share of a segment's rectangle whose gradients agree with it",
         ),
         Parameter(

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError("give --processor-res or --set processor_res=, not both")
         given["processor_res"] = arguments.processor_res
     control = annotate(
-        opened.get(arguments.name, arguments.name),
+        annotator if any(annotator is one for one in opened.values()) else arguments.name,
         open_picture(arguments.picture, keep_mode=True),
         None if arguments.mask is None else open_picture(arguments.mask),
         width=arguments.width,
@@ -125,15 +125,8 @@ def described(annotator: Annotator) -> list[str]:
     if not annotator.parameters:
         lines.append("no parameters")
     for parameter in annotator.parameters:
-        shown = parameter.default if parameter.default != "" else "nothing"
-        if isinstance(shown, tuple):
-            shown = ",".join(f"{number:g}" for number in shown)
-        elif isinstance(shown, bool):
-            shown = str(shown).lower()
-        elif isinstance(shown, float):
-            shown = f"{shown:g}"
         lines.append(f"  {parameter.label}: {parameter.help}")
-        lines.append(f"      {parameter.allowed}; {shown} where not given")
+        lines.append(f"      {parameter.allowed}; {parameter.shown_default} where not given")
     return lines
 
 
