@@ -114,9 +114,10 @@ class PromptEncoder:
         conditioning: Conditioning = {}
         for encoder in self._encoders:
             chunks = encoder.tokenizer(parse_prompt(prompt or "", encoding.syntax), encoding.chunks)
-            empty = encoder.tokenizer(parse_prompt("", "plain"))
             parts = [self._chunk(encoder, chunks, index, encoding) for index in range(len(chunks))]
-            parts += [self._chunk(encoder, empty, 0, encoding)] * (encoding.chunks - len(parts))
+            if len(parts) < encoding.chunks:
+                empty = encoder.tokenizer(parse_prompt("", "plain"))
+                parts += [self._chunk(encoder, empty, 0, encoding)] * (encoding.chunks - len(parts))
             embeds.append(np.concatenate([part["prompt_embeds"] for part in parts], axis=1))
             if encoder.about.pooled:
                 conditioning["text_embeds"] = parts[0]["text_embeds"]
