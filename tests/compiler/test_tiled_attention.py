@@ -106,7 +106,7 @@ def test_what_is_recorded() -> None:
     assert (output.name, output.dtype, output.shape) == ("y", ir.DataType.FLOAT, ir.Shape(["rows", "n", CHANNELS]))
 
 
-def long(keys: int, heads: int = 3, channels: int = 12) -> dict[str, Any]:
+def long(keys: int | str, heads: int = 3, channels: int = 12) -> dict[str, Any]:
     """An attention of a known number of keys."""
     return {
         "attributes": f"q_num_heads = {heads}, kv_num_heads = {heads}",
@@ -121,10 +121,12 @@ def long(keys: int, heads: int = 3, channels: int = 12) -> dict[str, Any]:
         (long(MIN_KEYS), True),
         (long(MIN_KEYS - 1), False),
         (long(77), False),
+        (long("tokens"), False),
+        (long("sides"), True),
         (long(4096, heads=2, channels=512), True),
         (long(4096, heads=1, channels=512), False),
     ],
-    ids=["many", "few", "prompt", "two wide heads", "one head, too wide"],
+    ids=["many", "few", "prompt", "prompt of any length", "of any length", "two wide heads", "one head, too wide"],
 )
 def test_where_it_is_worth_it(case: dict[str, Any], modified: bool) -> None:
     assert TiledAttention()(attention(**case)).modified == modified

@@ -77,7 +77,6 @@ def test_parts_that_a_download_leaves_out(copy: Path) -> None:
             {"time_cond_proj_dim": 32},
             "time_cond_proj_dim is 32.*LCM-LoRA instead, such as --lora",
         ),
-        ("first", {"global_pool_conditions": True}, "global_pool_conditions is True"),
         ("first", {"_class_name": "ControlNetUnionModel"}, "is a ControlNetUnionModel; supported: ControlNetModel"),
         ("first", {"layers_per_block": 1}, "layers_per_block is 1, the UNet has 2"),
         ("model", {"_class_name": "FluxPipeline"}, "is a FluxPipeline"),

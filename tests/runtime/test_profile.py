@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlrt.runtime.errors import ParameterError, ProfileError
-from controlrt.runtime.profile import ShapeProfile
+from controlrt.runtime.profile import Range, ShapeProfile
 
 sides = st.integers(1, 64).map(lambda n: 64 * n)
 
@@ -46,6 +46,17 @@ def test_ranges() -> None:
 def test_refusals_name_the_mend(text: str, says: str) -> None:
     with pytest.raises(ProfileError, match=says):
         ShapeProfile.parse(text)
+
+
+def test_prompt_chunks() -> None:
+    assert ShapeProfile.parse("512x512").tokens == Range(77, 77)
+    assert ShapeProfile.parse("512x512", "1", "2-4").tokens == Range(154, 308)
+
+
+@pytest.mark.parametrize("chunks", ["0", "3-1", "x", "17", "1-17", ""])
+def test_bad_prompt_chunks(chunks: str) -> None:
+    with pytest.raises(ParameterError, match="prompt_chunks"):
+        ShapeProfile.parse("512x512", "1", chunks)
 
 
 @pytest.mark.parametrize("batch", ["0", "4-1", "x", "64", "1-99"])
