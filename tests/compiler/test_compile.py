@@ -214,4 +214,4 @@ def test_every_program_of_a_checkpoint(exported: Path, batch: str) -> None:
             assert all(isinstance(dim, int) or dim in LEADING for dim in spec.shape)
 
 
-LEADING = ("batch", "rows", "steps", "prompts", "entries")
+LEADING = ("batch", "rows", "steps", "prompts", "entries", "extra")

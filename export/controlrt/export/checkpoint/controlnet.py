@@ -33,7 +33,7 @@ ORIGINAL = "control_model."
 ADDED_EMBEDDING = {"0": "linear_1", "2": "linear_2"}
 
 
-def load_controlnet(name: str, path: Path, unet: Any, vae: Any) -> Any:
+def load_controlnet(name: str, path: Path, unet: Any) -> Any:
     """A resolved ControlNet for ``unet``, in float32.
 
     Raises:
@@ -47,7 +47,7 @@ def load_controlnet(name: str, path: Path, unet: Any, vae: Any) -> Any:
         config = json.loads((path / "config.json").read_text())
         if config.get("_class_name") != "ControlNetModel":
             raise SourceError(f"ControlNet {name} ({path}) is a {config.get('_class_name')}; {SUPPORTED}")
-        _refuse_foreign(name, path, config, unet, vae)
+        _refuse_foreign(name, path, config, unet)
         controlnet, info = ControlNetModel.from_pretrained(path, output_loading_info=True, **loading_options(path))
         refuse_incomplete(f"ControlNet {name} ({path})", info)
         return prepared(controlnet)
@@ -121,12 +121,12 @@ def _refuse_others(what: str, file: TensorFile, tensors: Mapping[str, Any]) -> N
             raise SourceError(f"{what} is {is_a}")
 
 
-def _refuse_foreign(name: str, path: Path, config: Mapping[str, Any], unet: Any, vae: Any) -> None:
+def _refuse_foreign(name: str, path: Path, config: Mapping[str, Any], unet: Any) -> None:
     """Raises SourceError for a ControlNet whose residuals would not fit the UNet."""
     fields = ("cross_attention_dim", "in_channels", "block_out_channels", "layers_per_block", "addition_embed_type")
     for field in fields:
         # a UNet of inpainting sees more than latents, its ControlNets do not
-        theirs = vae.config.latent_channels if field == "in_channels" else unet.config[field]
+        theirs = unet.config["out_channels" if field == "in_channels" else field]
         ours = config.get(field, theirs)
         if ours != theirs and not (isinstance(ours, (list, tuple)) and list(ours) == list(theirs)):
             raise SourceError(

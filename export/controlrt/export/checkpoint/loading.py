@@ -58,7 +58,7 @@ def load(
         vae=vae,
         text_encoders=_text_encoders(pipeline, encoders),
         scheduler_config=stored_scheduler_config(pipeline.scheduler),
-        controlnets={name: load_controlnet(name, path, unet, vae) for name, path in controlnets.items()},
+        controlnets={name: load_controlnet(name, path, unet) for name, path in controlnets.items()},
         adapters={name: load_adapter(name, path, unet) for name, path in (adapters or {}).items()},
         zero_empty_negative=pipeline.zero_empty_negative,
     )
