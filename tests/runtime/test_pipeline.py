@@ -272,7 +272,11 @@ def test_custom_timesteps_and_options(demo: ControlNetPipeline) -> None:
         ({"output_type": "jpeg"}, ParameterError, "pil, np or latent"),
         ({"prompt": []}, ParameterError, "prompt"),
         ({"prompt": 7}, ParameterError, "prompt"),
-        ({"resize": "squash", "image": {"mask": mask().resize((64, 64))}}, UnknownNameError, "stretch, crop, pad, fill"),
+        (
+            {"resize": "squash", "image": {"mask": mask().resize((64, 64))}},
+            UnknownNameError,
+            "stretch, crop, pad, fill",
+        ),
     ],
 )
 def test_refusals(demo: ControlNetPipeline, options: dict[str, Any], error: type[ControlRTError], says: str) -> None:
