@@ -46,6 +46,14 @@ def test_pictures_and_masks_are_read() -> None:
     assert read(None) is None
 
 
+def test_one_picture_for_each_that_is_drawn() -> None:
+    """As the second pass of hires fix gives them, where a prompt has several pictures."""
+    several = [PICTURE, PICTURE[::-1], PICTURE, PICTURE[::-1]]
+    source = read(several, latents=(4, *LATENTS[1:]), prompts=1)
+    assert source is not None
+    np.testing.assert_array_equal(source.pictures, several)
+
+
 @pytest.mark.parametrize("level", [0, 127, 128, 255])
 def test_a_mask_is_cut_at_one_half(level: int) -> None:
     source = read(PICTURE, np.full((SIDE, SIDE), level, np.uint8))

@@ -31,7 +31,7 @@ class Source:
     """The pictures that a call starts from, checked: one for all pictures, or one per prompt."""
 
     pictures: Array
-    """(1 or prompts, height, width, 3) in [0, 1]; or latents, (1, prompts or batch, channels, height/8, width/8)."""
+    """(1, prompts or batch, height, width, 3) in [0, 1]; or the same of latents, (..., channels, height/8, width/8)."""
     encoded: bool = False
     """Whether ``pictures`` are latents."""
     masks: Array | None
@@ -92,12 +92,16 @@ def read_source(
         return None
     if isinstance(init_image, np.ndarray) and init_image.ndim == 4:
         return _latent_source(init_image, mask_image, latents, prompts)
+    batch = latents[0]
     pictures = [
-        to_planes(each, width, height, "init_image", resize) for each in _listed(init_image, "init_image", prompts)
+        to_planes(each, width, height, "init_image", resize)
+        for each in _listed(init_image, "init_image", prompts, batch)
     ]
     if mask_image is None:
         return Source(pictures=np.stack(pictures), masks=None)
-    masks = [to_mask(each, width, height, "mask_image", resize) for each in _listed(mask_image, "mask_image", prompts)]
+    masks = [
+        to_mask(each, width, height, "mask_image", resize) for each in _listed(mask_image, "mask_image", prompts, batch)
+    ]
     return Source(pictures=np.stack(pictures), masks=(np.stack(masks) >= DRAWN).astype(np.float32))
 
 
@@ -183,8 +187,9 @@ def _repeated(rows: Array, batch: int) -> Array:
     return np.repeat(rows, batch // len(rows), axis=0)
 
 
-def _listed(pictures: Picture | Sequence[Picture], what: str, prompts: int) -> list[Any]:
+def _listed(pictures: Picture | Sequence[Picture], what: str, prompts: int, batch: int) -> list[Any]:
+    """One picture for all, one per prompt, or one for each picture that is drawn."""
     listed = list(pictures) if isinstance(pictures, Sequence) else [pictures]
-    if len(listed) not in (1, prompts):
+    if len(listed) not in (1, prompts, batch):
         raise PictureError(f"{what} has {len(listed)} pictures for {prompts} prompts; give 1 or {prompts}")
     return listed
