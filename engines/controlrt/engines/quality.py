@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from controlrt.compiler.reference import Feeds, Reference, entries, relative_error, rms_error
-from controlrt.runtime.executors import Executor
+from controlrt.runtime.executors import Executor, HostExecutor
 from controlrt.runtime.manifest import Loss, Program, TensorSpec
 
 _AXES = {"steps": "batch", "prompts": "rows", "entries": "rows"}
@@ -44,7 +44,7 @@ def measure_loss(executor: Executor, programs: Sequence[Program], exported: ir.M
 def _run(executor: Executor, program: Program, values: Mapping[str, NDArray[Any]], dims: Mapping[str, int]) -> Feeds:
     """As in the denoising loop: bound to memory of these sizes."""
     inputs = {spec.name: np.ascontiguousarray(values[spec.name], spec.dtype) for spec in program.inputs}
-    if program.stage != "step":
+    if program.stage != "step" or not isinstance(executor, HostExecutor):
         return executor.run(program.name, inputs)
     outputs = {spec.name: np.zeros(_shape(spec, dims), spec.dtype) for spec in program.outputs}
     executor.bind_call(program.name, inputs, outputs)()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from controlrt.perf.inputs import CONDITIONING_SCALE, GUIDANCE_SCALE, StepInputs
 from controlrt.perf.models import CONTROL
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.executors import open_executor
+from controlrt.runtime.executors import open_host_executor
 from controlrt.runtime.manifest import Manifest, Stage
 from controlrt.runtime.plan import PER_STEP_STAGES, Layout, StepLayout, plan_denoising, stage_buffer
 
@@ -36,7 +36,7 @@ class CompiledStep:
         layout = Layout(
             width=width, height=height, batch=1, draws=False, steps=(StepLayout(controls=(CONTROL,), guided=True),)
         )
-        self._executor = open_executor(bundle, threads)
+        self._executor = open_host_executor(bundle, threads)
         plan = plan_denoising(bundle.manifest, layout)
         self._bound = self._executor.bind(plan)
         values = {

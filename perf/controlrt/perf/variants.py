@@ -20,7 +20,7 @@ CUT = "binding-times"
 FUSE = "fuse"
 """An option of the build, so it comes after what every bundle has."""
 
-Runtime = Literal["pytorch", "openvino", "onnxruntime"]
+Runtime = BackendName | Literal["pytorch"]
 
 
 @dataclass(frozen=True, kw_only=True)

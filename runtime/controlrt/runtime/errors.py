@@ -10,7 +10,9 @@
     │   ├── SourceError                 a checkpoint that cannot be found or is not supported
     │   └── OutputError                 a place that cannot be written
     ├── BundleError                     a bundle that is missing, damaged or of another version
-    └── BuildError                      an export or engine build that failed
+    ├── BuildError                      an export or engine build that failed
+    └── DeviceError                     a GPU that is missing, or fails
+        └── DeviceMemoryError           one whose memory does not hold what is asked of it
 
 A message says what failed, what was found against what is allowed, and what mends it.
 """
@@ -83,3 +85,20 @@ class BundleError(ControlRTError):
 
 class BuildError(ControlRTError):
     """An export or an engine build that failed; the message names the program."""
+
+
+class DeviceError(ControlRTError):
+    """A GPU that is missing or unfit, or an operation of it that failed."""
+
+
+class DeviceMemoryError(DeviceError):
+    """More memory than there is."""
+
+    def __init__(self, where: str, needed_bytes: int, free_bytes: int | None) -> None:
+        """``where`` names the memory; ``free_bytes`` is None where nobody knows."""
+        self.needed_bytes, self.free_bytes = needed_bytes, free_bytes
+        free = "" if free_bytes is None else f", and {free_bytes / 2**20:,.0f} MiB are free"
+        super().__init__(
+            f"out of memory on {where}: {needed_bytes / 2**20:,.0f} MiB are needed at once{free}; draw smaller or "
+            "fewer pictures per call, or end what else uses it"
+        )

@@ -14,7 +14,7 @@ SCHEMA_VERSION = 5
 MANIFEST_NAME = "manifest.json"
 
 DType = Literal["float32", "float16", "int64", "int32", "uint8"]
-Backend = Literal["onnxruntime", "openvino"]
+Backend = Literal["onnxruntime", "openvino", "cuda"]
 Precision = Literal["fp32", "fp16", "bf16"]
 """What programs compute in. ``fp16`` is a matter of the graph, ``bf16`` of the backend that runs it."""
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]

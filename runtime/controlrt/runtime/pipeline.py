@@ -30,7 +30,7 @@ from controlrt.runtime.control import (
     resolve_controls,
 )
 from controlrt.runtime.errors import ParameterError, UnknownNameError
-from controlrt.runtime.executors import BoundPlan, open_executor
+from controlrt.runtime.executors import AfterStep, BoundPlan, open_executor
 from controlrt.runtime.filling import fill_buffers
 from controlrt.runtime.fitting import Resize
 from controlrt.runtime.noise import Draws
@@ -57,6 +57,8 @@ class Timings:
     noise: float
     """Drawing all noise, encoding the pictures to start from, and the sampler's coefficients."""
     steps: tuple[float, ...]
+    host: float
+    """Of the steps, what networks waited for the host; from the launch to the pictures where all is one launch."""
     decode: float
 
     @property
@@ -82,27 +84,29 @@ class ControlNetPipeline:
     One call runs at a time; calls from several threads wait for each other.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, device: int = 0) -> None:
         self.bundle = bundle
-        self._executor = open_executor(bundle, threads)
+        self._executor = open_executor(bundle, threads, device)
         self._conditioner = Conditioner(bundle, self._executor)
         self._scheduler: dict[str, Any] = json.loads(bundle.file("scheduler.json").read_text())
         self._bound: OrderedDict[Layout, BoundPlan] = OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, path: str | Path, *, threads: int | None = None, verify: bool = True) -> Self:
+    def load(cls, path: str | Path, *, threads: int | None = None, device: int = 0, verify: bool = True) -> Self:
         """Opens the bundle at ``path`` and all programs that drawing needs.
 
         Args:
             path: bundle directory, as written by ``build-engines``.
             threads: CPU threads per program; all cores by default.
+            device: which GPU, for a bundle that runs on one, as CUDA counts them.
             verify: compare every file with its SHA-256 first. Leave it on unless the place is trusted.
 
         Raises:
             BundleError: the bundle is missing, damaged or of another schema version.
+            DeviceError: it runs on a GPU, and there is none.
         """
-        pipeline = cls(Bundle.open(path, verify=verify), threads=threads)
+        pipeline = cls(Bundle.open(path, verify=verify), threads=threads, device=device)
         manifest = pipeline.bundle.manifest
         fused = manifest.fusion.controls if manifest.fusion else ()
         rare = {"unet", *(control.part for control in manifest.controls if control.name in fused)} if fused else set()
@@ -368,47 +372,36 @@ class ControlNetPipeline:
                 guidance_rescale=guidance_rescale,
             )
             prepared = time.perf_counter()
-            step_seconds = self._denoise(bound, table, callback_on_step_end)
-            denoised = time.perf_counter()
-            images = self._decode(bound.buffers[bound.plan.result], output_type)
-            done = time.perf_counter()
+            ran = bound.run(decode=output_type != "latent", after_step=self._after_step(table, callback_on_step_end))
+        images = ran.latents if ran.pictures is None else ran.pictures
         return PipelineOutput(
-            images=images,
+            images=to_pil(images) if output_type == "pil" else images,
             seed=tuple(seed) if isinstance(seed, Sequence) else seed,
             timings=Timings(
                 bind=bound_at - started,
                 condition=conditioned - bound_at,
                 noise=prepared - conditioned,
-                steps=step_seconds,
-                decode=done - denoised,
+                steps=ran.steps,
+                host=ran.host,
+                decode=ran.decode,
             ),
         )
 
-    def _denoise(self, bound: BoundPlan, table: SamplerTable, callback: StepCallback | None) -> tuple[float, ...]:
-        """Runs every step; returns the seconds each took, callback included."""
-        seconds = []
-        for step in range(len(table)):
-            started = time.perf_counter()
-            bound.run_step(step)
-            if callback is not None:
-                latents = bound.buffers[bound.plan.latents(step + 1)]
-                returned = callback(self, step, float(table.timesteps[step]), {"latents": latents.copy()})
-                if returned and "latents" in returned:
-                    latents[...] = returned["latents"]
-            seconds.append(time.perf_counter() - started)
-        return tuple(seconds)
+    def _after_step(self, table: SamplerTable, callback: StepCallback | None) -> AfterStep | None:
+        """The caller's callback, for one step of a plan."""
+        if callback is None:
+            return None
 
-    def _decode(self, latents: NDArray[np.float32], output_type: str) -> Any:
-        """Pictures of the wanted kind, decoded one at a time to keep memory flat."""
-        if output_type == "latent":
-            return latents.copy()
-        images = np.concatenate(
-            [self._executor.run("vae_decoder", {"latents": row[None]})["picture"] for row in latents]
-        )
-        return to_pil(images) if output_type == "pil" else images
+        def after_step(step: int, latents: NDArray[np.float32]) -> NDArray[np.float32] | None:
+            returned = callback(self, step, float(table.timesteps[step]), {"latents": latents})
+            return None if not returned else returned.get("latents")
+
+        return after_step
 
     def close(self) -> None:
         """Releases sessions and buffers; safe to call twice."""
+        for bound in self._bound.values():
+            bound.close()
         self._bound.clear()
         self._executor.close()
 
@@ -461,6 +454,6 @@ class ControlNetPipeline:
         if layout not in self._bound:
             self._bound[layout] = self._executor.bind(plan_denoising(self.bundle.manifest, layout))
             if len(self._bound) > _KEPT_PLANS:
-                self._bound.popitem(last=False)
+                self._bound.popitem(last=False)[1].close()
         self._bound.move_to_end(layout)
         return self._bound[layout]

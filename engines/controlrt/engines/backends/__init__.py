@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from controlrt.compiler.compile import Passes
+from controlrt.engines.backends.cuda import CudaBackend
 from controlrt.engines.backends.onnxruntime import OnnxRuntimeBackend
 from controlrt.engines.backends.openvino import OpenVinoBackend
 from controlrt.runtime.errors import UserError
@@ -35,7 +36,11 @@ class Backend(Protocol):
         """
 
 
-BACKENDS: dict[BackendName, Backend] = {"openvino": OpenVinoBackend(), "onnxruntime": OnnxRuntimeBackend()}
+BACKENDS: dict[BackendName, Backend] = {
+    "cuda": CudaBackend(),
+    "openvino": OpenVinoBackend(),
+    "onnxruntime": OnnxRuntimeBackend(),
+}
 """Backends by the name that --backend takes, the fastest first."""
 
 

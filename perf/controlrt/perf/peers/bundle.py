@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -31,9 +30,8 @@ class BundleDrawer:
         self._watch = Stopwatch()
         self._stages = stages(self._pipeline.bundle.manifest)
         executor = self._pipeline._executor  # nothing public says which program took how long
-        self._run, self._bind = executor.run, executor.bind_call
+        self._run = executor.run
         executor.run = self._timed_run  # type: ignore[method-assign]
-        executor.bind_call = self._timed_bind  # type: ignore[method-assign]
 
     def draw(self, call: Call, record: bool) -> Drawn:
         """See ``Drawer``."""
@@ -42,7 +40,6 @@ class BundleDrawer:
         noise = call.latents(model.latent_channels, model.vae_scale_factor)
         latents: list[NDArray[np.float32]] = []
         self._watch.seconds.clear()
-        self._launches: list[float] = []
         started = perf_counter()
         out = self._pipeline(
             call.prompts,
@@ -59,7 +56,6 @@ class BundleDrawer:
         )
         total = perf_counter() - started
         steps = out.timings.steps
-        launches = np.array(self._launches).reshape(len(steps), -1).sum(axis=1)
         return Drawn(
             pictures=out.images,
             latents=latents,
@@ -68,7 +64,7 @@ class BundleDrawer:
                 hint=self._watch.of("hint"),
                 timestep_table=self._watch.of("timestep_table"),
                 steps=steps,
-                host_steps=tuple((np.array(steps) - launches).tolist()),
+                host_steps=(out.timings.host / len(steps),) * len(steps),
                 decode=out.timings.decode,
                 total=total,
             ),
@@ -80,16 +76,6 @@ class BundleDrawer:
 
     def _timed_run(self, program: str, inputs: Any) -> Any:
         return self._watch.timed(self._stages.get(program, "other"), self._run)(program, inputs)
-
-    def _timed_bind(self, program: str, inputs: Any, outputs: Any) -> Callable[[], None]:
-        launch = self._bind(program, inputs, outputs)
-
-        def timed() -> None:
-            started = perf_counter()
-            launch()
-            self._launches.append(perf_counter() - started)
-
-        return timed
 
 
 def stages(manifest: Manifest) -> dict[str, str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from controlrt.perf.peers.calls import Call
 from controlrt.perf.peers.drawer import CallSeconds, Drawn, Stopwatch
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.executors import open_executor
+from controlrt.runtime.executors import open_host_executor
 from controlrt.runtime.manifest import Program, TensorSpec
 from controlrt.runtime.prompts import Conditioning, PromptEncoder
 from controlrt.runtime.samplers import compile_sampler
@@ -31,7 +31,7 @@ class PlainDrawer:
 
     def __init__(self, exported: Bundle, threads: int) -> None:
         self._manifest = exported.manifest
-        self._executor = open_executor(exported, threads)
+        self._executor = open_host_executor(exported, threads)
         self._prompts = PromptEncoder(exported, self._executor)
         self._scheduler: dict[str, Any] = json.loads(exported.file("scheduler.json").read_text())
         self._loops: dict[tuple[Any, ...], _Loop] = {}

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.executors.base import BoundPlan, Executor
+from controlrt.runtime.executors.base import AfterStep, BoundPlan, Executor, HostExecutor, PlanRun
 
-__all__ = ["BoundPlan", "Executor", "open_executor"]
+__all__ = ["AfterStep", "BoundPlan", "Executor", "HostExecutor", "PlanRun", "open_executor"]
 
 
-def open_executor(bundle: Bundle, threads: int | None = None) -> Executor:
+def open_executor(bundle: Bundle, threads: int | None = None, device: int = 0) -> Executor:
     """The executor of the bundle's backend.
 
     Args:
         bundle: an opened bundle.
-        threads: CPU threads; all cores by default.
+        threads: CPU threads, where it runs on the CPU; all cores by default.
+        device: which GPU, where it runs on one.
+
+    Raises:
+        BundleError: the backend is not installed here.
+        DeviceError: there is no such GPU, or no driver for it.
+    """
+    if bundle.manifest.backend == "cuda":
+        from controlrt.runtime.cuda.driver import CudaDevice
+        from controlrt.runtime.cuda.onnxruntime import OnnxRuntimeCudaEngine
+        from controlrt.runtime.executors.cuda import CudaExecutor
+
+        return CudaExecutor(bundle, CudaDevice(device), OnnxRuntimeCudaEngine)
+    return open_host_executor(bundle, threads)
+
+
+def open_host_executor(bundle: Bundle, threads: int | None = None) -> HostExecutor:
+    """The executor of a bundle that runs on the CPU.
 
     Raises:
         BundleError: the backend is not installed here.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,13 +17,33 @@ from controlrt.runtime.plan import Plan, View
 
 Arrays = Mapping[str, NDArray[Any]]
 Launch = Callable[[], None]
+AfterStep = Callable[[int, NDArray[np.float32]], NDArray[np.float32] | None]
+"""Called after every step with its number and a copy of the latents; may return others to go on with."""
+
+DECODER = "vae_decoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRun:
+    """What a plan made, and how long it took."""
+
+    latents: NDArray[np.float32]
+    """(batch, channels, height/8, width/8)."""
+    pictures: NDArray[np.float32] | None
+    """(batch, height, width, 3) in [0, 1], where they were asked for."""
+    steps: tuple[float, ...]
+    """Seconds of each step; with ``after_step``, what that took is in them."""
+    host: float
+    """Of these, seconds in which the networks waited for the host."""
+    decode: float
+    """Seconds of the decoder."""
 
 
 class Executor(abc.ABC):
     """Runs the programs of a bundle. Programs open on first use; a context manager."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self._bundle, self._threads = bundle, threads
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
 
     @abc.abstractmethod
     def load(self, program: str) -> None:
@@ -36,16 +58,12 @@ class Executor(abc.ABC):
         """Runs one program once on NumPy arrays of any size it allows and returns its outputs by name."""
 
     @abc.abstractmethod
-    def bind_call(self, program: str, inputs: Arrays, outputs: Arrays) -> Launch:
-        """A launch of ``program`` that reads and writes these arrays where they lie, each time it is called."""
+    def bind(self, plan: Plan) -> BoundPlan:
+        """Allocates the plan's buffers, zeroed, and binds every call to them."""
 
     @abc.abstractmethod
     def close(self) -> None:
         """Releases the programs; safe to call twice."""
-
-    def bind(self, plan: Plan) -> BoundPlan:
-        """Allocates the plan's buffers, zeroed, and binds every call to them."""
-        return BoundPlan(self, plan)
 
     def __enter__(self) -> Self:
         return self
@@ -56,21 +74,85 @@ class Executor(abc.ABC):
         self.close()
 
 
-class BoundPlan:
-    """A plan with memory behind it. Write inputs into ``buffers``, run the steps, read ``buffers[plan.result]``."""
+class BoundPlan(abc.ABC):
+    """A plan with memory behind it: write inputs into ``buffers``, then ``run`` it."""
 
-    def __init__(self, executor: Executor, plan: Plan) -> None:
-        self.plan = plan
+    plan: Plan
+    buffers: MutableMapping[str, NDArray[Any]]
+    """Those that a call fills, by name; they keep what is written, but for the state that steps hand on."""
+
+    @abc.abstractmethod
+    def run(self, *, decode: bool, after_step: AfterStep | None = None) -> PlanRun:
+        """Runs every step, and decodes the final latents where asked to."""
+
+    def close(self) -> None:  # noqa: B027 - memory of the host goes by itself
+        """Releases what it holds; safe to call twice."""
+
+
+class HostExecutor(Executor):
+    """An executor whose programs read and write the host's memory.
+
+    Args:
+        bundle: an opened bundle.
+        threads: CPU threads; all cores by default.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        super().__init__(bundle)
+        self._threads = threads
+
+    @abc.abstractmethod
+    def bind_call(self, program: str, inputs: Arrays, outputs: Arrays) -> Launch:
+        """A launch of ``program`` that reads and writes these arrays where they lie, each time it is called."""
+
+    def bind(self, plan: Plan) -> HostPlan:
+        """See ``Executor``."""
+        return HostPlan(self, plan)
+
+
+class HostPlan(BoundPlan):
+    """A plan whose calls are launched one after another. All of its buffers are there to read."""
+
+    def __init__(self, executor: HostExecutor, plan: Plan) -> None:
+        self.plan, self._executor = plan, executor
         self.buffers = {name: np.zeros(shape, dtype) for name, (shape, dtype) in plan.buffers.items()}
         self._steps = [
             [executor.bind_call(call.program, self._arrays(call.inputs), self._arrays(call.outputs)) for call in calls]
             for calls in plan.steps
         ]
 
-    def run_step(self, step: int) -> None:
-        """Runs the calls of one step."""
+    def run_step(self, step: int) -> float:
+        """Runs the calls of one step; returns the seconds that they took."""
+        started = perf_counter()
         for launch in self._steps[step]:
             launch()
+        return perf_counter() - started
+
+    def run(self, *, decode: bool, after_step: AfterStep | None = None) -> PlanRun:
+        """See ``BoundPlan``."""
+        steps, launches = [], 0.0
+        for step in range(len(self._steps)):
+            started = perf_counter()
+            launches += self.run_step(step)
+            latents = self.buffers[self.plan.latents(step + 1)]
+            if after_step is not None:
+                given = after_step(step, latents.copy())
+                if given is not None:
+                    latents[...] = given
+            steps.append(perf_counter() - started)
+        started = perf_counter()
+        latents = self.buffers[self.plan.result].copy()
+        return PlanRun(
+            latents=latents,
+            pictures=self._decode(latents) if decode else None,
+            steps=tuple(steps),
+            host=sum(steps) - launches,
+            decode=perf_counter() - started,
+        )
+
+    def _decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One picture at a time, to keep memory flat."""
+        return np.concatenate([self._executor.run(DECODER, {"latents": row[None]})["picture"] for row in latents])
 
     def _arrays(self, views: Mapping[str, View]) -> dict[str, NDArray[Any]]:
         return {name: self._array(view) for name, view in views.items()}

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import BundleError
-from controlrt.runtime.executors.base import Arrays, Executor, Launch
+from controlrt.runtime.executors.base import Arrays, HostExecutor, Launch
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 
-class OnnxRuntimeExecutor(Executor):
+class OnnxRuntimeExecutor(HostExecutor):
     """One session per program."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
@@ -24,17 +24,17 @@ class OnnxRuntimeExecutor(Executor):
         self._sessions: dict[str, ort.InferenceSession] = {}
 
     def load(self, program: str) -> None:
-        """See ``Executor``."""
+        """See ``HostExecutor``."""
         self._session(program)
 
     def run(self, program: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """See ``Executor``."""
+        """See ``HostExecutor``."""
         session = self._session(program)
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     def bind_call(self, program: str, inputs: Arrays, outputs: Arrays) -> Launch:
-        """See ``Executor``."""
+        """See ``HostExecutor``."""
         session = self._session(program)
         binding = session.io_binding()
         for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
@@ -43,7 +43,7 @@ class OnnxRuntimeExecutor(Executor):
         return partial(session.run_with_iobinding, binding)
 
     def close(self) -> None:
-        """See ``Executor``."""
+        """See ``HostExecutor``."""
         self._sessions.clear()
 
     def _session(self, program: str) -> ort.InferenceSession:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import BundleError
-from controlrt.runtime.executors.base import Arrays, Executor, Launch
+from controlrt.runtime.executors.base import Arrays, HostExecutor, Launch
 from controlrt.runtime.executors.mapped_weights import released
 from controlrt.runtime.manifest import Precision
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
-class OpenVinoExecutor(Executor):
+class OpenVinoExecutor(HostExecutor):
     """Compiles a program once for any size, and once for every set of sizes that a plan binds."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
@@ -42,14 +42,14 @@ class OpenVinoExecutor(Executor):
             self._request_of_any_size(program)
 
     def run(self, program: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """See ``Executor``."""
+        """See ``HostExecutor``."""
         request = self._request_of_any_size(program)
         request.infer(dict(inputs), share_inputs=True)
         outputs = self._bundle.manifest.program(program).outputs
         return {output.name: np.array(request.get_tensor(output.name).data) for output in outputs}
 
     def bind_call(self, program: str, inputs: Arrays, outputs: Arrays) -> Launch:
-        """See ``Executor``."""
+        """See ``HostExecutor``."""
         import openvino
 
         shapes = tuple((name, array.shape) for name, array in inputs.items())
@@ -68,7 +68,7 @@ class OpenVinoExecutor(Executor):
         return launch
 
     def close(self) -> None:
-        """See ``Executor``."""
+        """See ``HostExecutor``."""
         self._any_size.clear()
         self._sized.clear()
 

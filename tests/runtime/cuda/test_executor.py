@@ -1,0 +1,216 @@
+"""The CUDA runtime on a simulated GPU: what it computes, and what it asks of the device and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from runtime.cuda.simulated import SimulatedDevice, log_of, open_simulated
+
+from controlrt.runtime import ControlNetPipeline, pipeline
+from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.cuda.memory import lower_bound, place
+from controlrt.runtime.errors import DeviceError, DeviceMemoryError
+from controlrt.runtime.executors.cuda import CudaExecutor, lifetimes
+from controlrt.runtime.plan import Layout, StepLayout, plan_denoising
+
+pytestmark = pytest.mark.bundle
+PROMPT = "a red star on a light blue background"
+
+
+def square(start: int = 120) -> Image.Image:
+    picture = np.zeros((512, 512, 3), np.uint8)
+    picture[start : start + 250, 130:380] = 255
+    return Image.fromarray(picture)
+
+
+def draw(pipe: ControlNetPipeline, prompt: str = PROMPT, **changes: Any) -> NDArray[np.float32]:
+    options: dict[str, Any] = {
+        "image": {"mask": square()},
+        "num_inference_steps": 3,
+        "seed": 3,
+        "output_type": "latent",
+        **changes,
+    }
+    return pipe(prompt, **options).images
+
+
+@pytest.fixture
+def device() -> SimulatedDevice:
+    return SimulatedDevice()
+
+
+@pytest.fixture
+def simulated(
+    demo_bundle: Path, device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ControlNetPipeline]:
+    monkeypatch.setattr(pipeline, "open_executor", lambda bundle, *_: CudaExecutor(bundle, device, open_simulated))
+    with ControlNetPipeline(Bundle.open(demo_bundle, verify=False)) as pipe:
+        yield pipe
+
+
+CALLS: dict[str, dict[str, Any]] = {
+    "one control": {},
+    "two controls, a window, a curve": {
+        "image": {"mask": square(), "canny": square(90)},
+        "control_guidance_end": {"mask": 0.5, "canny": 1.0},
+        "controlnet_conditioning_scale": {"mask": [1.0, 0.6, 0.2], "canny": 0.5},
+    },
+    "guess mode beside a plain control": {
+        "image": {"mask": square(), "canny": square(90)},
+        "control_mode": {"mask": "controlnet", "canny": "balanced"},
+    },
+    "no control": {"image": None},
+    "no guidance": {"guidance_scale": 1.0},
+    "guidance window": {"guidance_start": 0.4},
+    "two pictures, with noise at each step": {"num_images_per_prompt": 2, "scheduler": "Euler a"},
+    "inpainting": {"init_image": square(60), "mask_image": square(200)},
+    "other text": {"prompt": "a black moon", "negative_prompt": "blurred"},
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_draws_what_the_cpu_draws(demo: ControlNetPipeline, simulated: ControlNetPipeline, name: str) -> None:
+    """The same programs run on the same bytes, so to the last bit; after another call has left its own there."""
+    draw(simulated, "a green heart", seed=8)
+    np.testing.assert_array_equal(draw(simulated, **CALLS[name]), draw(demo, **CALLS[name]))
+
+
+def test_pictures_come_with_the_launch(demo: ControlNetPipeline, simulated: ControlNetPipeline) -> None:
+    found = simulated(PROMPT, {"mask": square()}, num_inference_steps=2, seed=3, output_type="np")
+    expected = demo(PROMPT, {"mask": square()}, num_inference_steps=2, seed=3, output_type="np")
+    np.testing.assert_array_equal(found.images, expected.images)
+    assert len(found.timings.steps) == 2
+    assert all(seconds > 0 for seconds in (*found.timings.steps, found.timings.decode))
+
+
+def test_a_call_of_a_known_layout_is_one_launch(simulated: ControlNetPipeline, device: SimulatedDevice) -> None:
+    """Other prompts, hints, scales and seeds are other bytes: nothing is allocated, captured or bound again."""
+    arguments: dict[str, Any] = {"output_type": "np"}
+    draw(simulated, **arguments)
+    changes = [
+        {"seed": 4},
+        {"controlnet_conditioning_scale": 0.3},
+        {"guidance_scale": 3.0},
+        {"image": {"mask": square(40)}},
+        {"prompt": "a black moon"},
+    ]
+    for change in changes:
+        with log_of(device) as log:
+            draw(simulated, **arguments, **change)
+        own = [entry for entry in log if entry[0] not in ("launched", "activate")]
+        assert {entry[0] for entry in own} == {"launch", "synchronize"}
+        assert [entry[0] for entry in own[-2:]] == ["launch", "synchronize"]  # those before are of new prompts or hints
+        ran = [entry[2] for entry in log if entry[:2] == ("launched", "run") and "step" in entry[2]]
+        assert ran == ["controlnet.mask.step", "unet.step"] * 3
+        assert [entry[:2] for entry in log[-3:-1]] == [("launched", "copy"), ("launched", "record")]
+
+
+def test_the_same_prompt_and_hint_cost_one_launch(simulated: ControlNetPipeline, device: SimulatedDevice) -> None:
+    draw(simulated)
+    with log_of(device) as log:
+        draw(simulated, seed=5)
+    assert sum(entry[0] == "launch" for entry in log) == 1
+
+
+def test_captured_equals_uncaptured(simulated: ControlNetPipeline, device: SimulatedDevice) -> None:
+    captured = draw(simulated)
+    (bound,) = simulated._bound.values()
+    bound._queue(decode=False)
+    device.synchronize()
+    np.testing.assert_array_equal(bound._latents.host, captured)
+
+
+def test_callback_sees_every_step_and_may_change_it(demo: ControlNetPipeline, simulated: ControlNetPipeline) -> None:
+    def halve(_: Any, step: int, __: float, given: dict[str, Any]) -> dict[str, Any]:
+        seen.append(given["latents"].copy())
+        return {"latents": given["latents"] / 2} if step == 1 else {}
+
+    seen: list[NDArray[np.float32]] = []
+    found = draw(simulated, callback_on_step_end=halve, output_type="np")
+    on_the_gpu, seen = seen, []
+    expected = draw(demo, callback_on_step_end=halve, output_type="np")
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(on_the_gpu, seen)
+    np.testing.assert_array_equal(draw(simulated), draw(demo))  # and the whole run is as before
+
+
+def test_nothing_but_queued_work_in_a_capture(simulated: ControlNetPipeline, device: SimulatedDevice) -> None:
+    """The device refuses allocations and waits inside a capture; what is captured are copies, runs and events."""
+    draw(simulated, output_type="np")
+    recorded = {entry[0] for graph in device.graphs.values() for entry, _ in graph}
+    assert recorded == {"copy", "run", "record"}
+
+
+def test_everything_is_given_back(simulated: ControlNetPipeline, device: SimulatedDevice) -> None:
+    for steps in range(1, 8):  # more plans than are kept
+        draw(simulated, num_inference_steps=steps)
+    held = device.held()
+    for steps in range(1, 8):
+        draw(simulated, num_inference_steps=steps)
+    assert device.held() == held
+    simulated.close()
+    simulated.close()
+    assert device.held() == (0, 0, 0, 0)
+    assert device.closed
+
+
+@pytest.mark.parametrize("operation", ["allocate", "allocate_host", "create_event", "run", "copy", "synchronize"])
+def test_everything_is_given_back_after_an_error(
+    simulated: ControlNetPipeline, device: SimulatedDevice, operation: str
+) -> None:
+    draw(simulated, num_inference_steps=2)
+    held = device.held()
+    device.fails = operation
+    with pytest.raises(DeviceError, match=operation):
+        draw(simulated)
+    device.fails = None
+    assert device.held() == held
+    assert not device.capturing
+    draw(simulated)
+
+
+def test_out_of_memory_says_what_is_missing(simulated: ControlNetPipeline, device: SimulatedDevice) -> None:
+    draw(simulated, num_inference_steps=2)
+    device.total_bytes = device.total_bytes - device.free_bytes() + 2**20
+    with pytest.raises(DeviceMemoryError, match=r"GPU 0: \d+ MiB are needed at once, and 1 MiB are free; draw"):
+        draw(simulated)
+    device.total_bytes = 2**34
+    draw(simulated)
+
+
+def test_programs_share_one_scratch_memory(
+    demo: ControlNetPipeline, simulated: ControlNetPipeline, device: SimulatedDevice
+) -> None:
+    device.scratch_needed = 3 * 2**20
+    np.testing.assert_array_equal(draw(simulated), draw(demo))
+    (bound,) = simulated._bound.values()
+    launches = [launch for step in bound._steps for launch in step] + bound._decoder
+    assert len({launch._scratch for launch in launches}) == 1
+    assert launches[0]._scratch in device.memory
+
+
+LAYOUTS = {
+    "one control": [StepLayout(controls=("mask",), guided=True)] * 5,
+    "two controls": [StepLayout(controls=("canny", "mask"), guided=True)] * 5,
+    "windows": [
+        StepLayout(controls=controls, guided=guided)
+        for controls, guided in [(("canny", "mask"), True), (("mask",), True), ((), True), ((), False)]
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_memory_of_a_plan(demo_bundle: Path, name: str) -> None:
+    """Residuals share memory where two sets are never alive together; a plan takes at most 1.1 times the bound."""
+    manifest = Bundle.open(demo_bundle, verify=False).manifest
+    layout = Layout(width=512, height=512, batch=2, draws=False, steps=tuple(LAYOUTS[name]))
+    between = lifetimes(plan_denoising(manifest, layout))
+    assert any(buffer.startswith("residual_") for buffer in between)
+    assert not any(buffer.endswith(".zero") for buffer in between)
+    assert place(between).total <= 1.1 * lower_bound(between)
