@@ -27,7 +27,7 @@ def graph_of(inputs: str, outputs: str, body: str, infer: bool = True, **constan
     declared = ", ".join(
         f"{_TYPES[tensor.numpy().dtype.name]}[{','.join(map(str, tensor.shape))}] {tensor.name}" for tensor in tensors
     )
-    header = '<ir_version: 10, opset_import: ["": 23, "local": 1]>'
+    header = '<ir_version: 10, opset_import: ["": 23, "local": 1, "com.microsoft": 1]>'
     model = ir.from_onnx_text(f"{header} agraph ({inputs}) => ({outputs}) <{declared}> {{ {body} }}", tensors)
     if infer:
         ShapeInferencePass()(model)

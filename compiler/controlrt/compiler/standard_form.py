@@ -17,13 +17,19 @@ _FIRST, _LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
 def standard_form(model: ir.Model) -> ir.Model:
-    """A copy of ``model`` without operators of the CUDA provider; ``MultiHeadAttention`` stays, the CPU has it too."""
+    """``model`` or a copy of it without what only CUDA has; ``MultiHeadAttention`` stays, the CPU has it too."""
+    if not any(_has_rule(node) for node in model.graph):
+        return model
     copy = model.clone()
     for node in tuple(copy.graph):
-        if node.domain == DOMAIN and node.op_type in _RULES:
+        if _has_rule(node):
             _Writer(copy.graph, node).write()
     RemoveUnusedNodesPass()(copy)
     return copy
+
+
+def _has_rule(node: ir.Node) -> bool:
+    return node.domain == DOMAIN and node.op_type in _RULES
 
 
 class _Writer:
@@ -55,7 +61,7 @@ class _Writer:
         return value
 
     def op(self, op_type: str, *inputs: ir.Value | None, **attributes: object) -> ir.Value:
-        return self.tape.op(op_type, inputs, attributes)  # type: ignore[arg-type]
+        return self.tape.op(op_type, inputs, attributes)
 
     def ints(self, *values: int) -> ir.Value:
         return self.op("Constant", value=ir.tensor(np.array(values, np.int64)))

@@ -1,7 +1,7 @@
 """Bias and residual of a matrix product added at once.
 
-Matches ``Add`` of a picture or of tokens to the sum of a ``MatMul`` and a constant (channels,), where nothing else reads
-that sum and the channels are as many as the operator knows.
+Matches ``Add`` of a picture or of tokens to the sum of a ``MatMul`` and a constant (channels,), where nothing else
+reads that sum and the channels are as many as the operator knows.
 
 Gives ``com.microsoft.BiasAdd`` on (rows, tokens, channels), between two ``Reshape`` for pictures with channels last.
 
@@ -28,6 +28,8 @@ CHANNELS = (320, 640, 1280)
 
 class BiasAdd(ir.passes.InPlacePass):
     """Adds biases with residuals; see the module. What a norm can add comes first: ``SkipGroupNorm``."""
+
+    typed = True
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites ``model``."""

@@ -24,6 +24,8 @@ WIDTHS = (2560, 5120, 10240)
 class BiasSplitGelu(ir.passes.InPlacePass):
     """Lets one operator do what comes after a GEGLU's projection; see the module."""
 
+    typed = True
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites ``model``."""
         found = [_rewrite(node, model.graph) for node in tuple(model.graph) if node.op_type == "Split"]

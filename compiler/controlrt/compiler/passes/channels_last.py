@@ -8,13 +8,15 @@ Matches ``Conv`` on two sides with constant weights and ``GroupNormalization`` o
 Gives ``com.microsoft.NhwcConv`` and ``com.microsoft.GroupNorm``, which read and write channels last, between two
 ``Transpose``; ``SinkTransposes`` then moves these through whatever lies between until they meet and cancel.
 
-It is exact: both operators are defined as the same arithmetic on the transposed picture. The norm keeps its statistics,
-scale and bias in float32, whatever the picture is, which is what the ``normalization`` island of ``HalfPrecision`` asks.
+It is exact: both operators are defined as the same arithmetic on the transposed picture. The norm keeps its
+statistics, scale and bias in float32, whatever the picture is: the ``normalization`` island of ``HalfPrecision``.
 
 Saves cuDNN's transposes, and for a norm with SiLU five kernels of seven.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -30,6 +32,8 @@ MAX_GROUP = 512
 
 class ChannelsLast(ir.passes.InPlacePass):
     """Gives convolutions and group norms to CUDA's operators with channels last; see the module."""
+
+    typed = True
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites ``model``."""
@@ -89,7 +93,8 @@ def _group_norm(norm: ir.Node, graph: ir.Graph, made: dict[tuple[ir.Value, str],
         return False
     inputs = []
     for value, tensor in zip(affine, tensors, strict=True):
-        assert value is not None and tensor is not None
+        assert value is not None
+        assert tensor is not None
         if (value, "full") not in made:
             made[value, "full"] = new_initializer(graph, f"{value.name}.full", _full(tensor))
         inputs.append(made[value, "full"])
@@ -122,10 +127,10 @@ def _surround(
     old: list[ir.Node],
     op_type: str,
     x: ir.Value,
-    inputs: list[ir.Value | None],
-    attributes: list[ir.Attr],
+    inputs: Sequence[ir.Value | None],
+    attributes: Sequence[ir.Attr],
 ) -> None:
-    """Puts an operator with channels last, between two Transposes, in place of ``old``, whose first gives the result."""
+    """Puts an operator between two Transposes in place of ``old``, the first of which gives the result."""
     y = old[0].outputs[0]
     before = transpose(x, TO_LAST, f"{y.name}.in")
     node = ir.Node(DOMAIN, op_type, [before.outputs[0], *inputs], attributes, name=f"{y.name}.{op_type}")

@@ -20,6 +20,8 @@ from controlrt.compiler.passes.half_precision import PASSED_ON
 class ChannelsLastResiduals(ir.passes.InPlacePass):
     """Moves the channels of residuals to the end, between programs; see the module."""
 
+    typed = True
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites ``model``."""
         graph = model.graph

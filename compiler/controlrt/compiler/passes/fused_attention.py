@@ -4,9 +4,9 @@ Matches ``Attention`` (opset 23) on (rows, tokens, channels), as ``AttentionLayo
 with as many heads of keys as of queries, no mask and nothing else that is asked of it, where a head's width is a
 multiple of 8 up to 1024.
 
-Gives ``com.microsoft.MultiHeadAttention``, whose CUDA kernels are flash attention (Dao 2023, arXiv 2307.08691), cuDNN's,
-and CUTLASS's for heads of more than 256, such as a VAE's. They read heads where they lie and keep the softmax in float32
-registers, whatever the operands are.
+Gives ``com.microsoft.MultiHeadAttention``, whose CUDA kernels are flash attention (Dao 2023, arXiv 2307.08691),
+cuDNN's, and CUTLASS's for heads of more than 256, such as a VAE's. They read heads where they lie and keep the softmax
+in float32 registers, whatever the operands are.
 
 It is exact, up to the order in which a kernel sums and to the rounding of the softmax's result to float16.
 
@@ -26,6 +26,8 @@ _DTYPES = (ir.DataType.FLOAT16, ir.DataType.FLOAT)
 
 class FusedAttention(ir.passes.InPlacePass):
     """Gives every attention that CUDA has a fused kernel for to that kernel; see the module."""
+
+    typed = True
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites ``model``."""

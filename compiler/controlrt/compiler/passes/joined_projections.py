@@ -19,6 +19,8 @@ from controlrt.compiler.graph import constant, new_initializer, only_consumer
 class JoinedProjections(ir.passes.InPlacePass):
     """Projects to query, key and value at once; see the module."""
 
+    typed = True
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites ``model``."""
         nodes = [node for node in tuple(model.graph) if node.op_type == "MultiHeadAttention"]

@@ -2,8 +2,8 @@
 
 Matches ``com.microsoft.NhwcConv``, as ``ChannelsLast`` leaves it, of 1x1 kernels with stride 1 and no padding.
 
-Gives ``MatMul`` of the picture (rows, height, width, channels) with the weights (in, out), and ``Add`` of the bias, which
-``SkipGroupNorm`` can take over.
+Gives ``MatMul`` of the picture (rows, height, width, channels) with the weights (in, out), and ``Add`` of the bias,
+which ``SkipGroupNorm`` can take over.
 
 It is exact.
 """
@@ -18,6 +18,8 @@ from controlrt.compiler.graph import constant, new_initializer
 
 class PointwiseConvolution(ir.passes.InPlacePass):
     """Multiplies matrices where convolutions are 1x1; see the module."""
+
+    typed = True
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites ``model``."""

@@ -1,7 +1,7 @@
 """Transposes that put channels first again sink through what does not care, until they meet their opposites.
 
 Matches ``Transpose`` to channels first, as ``ChannelsLast`` and the export of attention blocks leave them, above
-elementwise operators, ``Concat`` and ``Gather`` on other axes, ``Resize`` and ``DepthToSpace``, where below them, through
+elementwise operators, ``Concat``, ``Gather`` of pictures, ``Resize`` and ``DepthToSpace``, where below them, through
 more of the same, something transposes to channels last again.
 
 Gives the same operators on pictures with channels last. A ``Transpose`` that finds its opposite goes, with it.
@@ -29,6 +29,8 @@ _NEW_AXIS = {0: 0, 1: 3, 2: 1, 3: 2}
 
 class SinkTransposes(ir.passes.InPlacePass):
     """Moves Transposes down until they cancel; see the module. The graph is in topological order."""
+
+    typed = True
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites ``model``."""

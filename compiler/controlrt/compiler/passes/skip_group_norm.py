@@ -1,4 +1,4 @@
-"""Sum and group norm in one operator: a residual, a timestep's embedding and a bias are added where the norm reads them.
+"""Sum and group norm in one operator: residual, timestep's embedding and bias are added where the norm reads them.
 
 Matches ``com.microsoft.GroupNorm``, as ``ChannelsLast`` leaves it, of an ``Add`` of two pictures with channels last, or
 of a picture and one value for each row and channel.
@@ -24,6 +24,8 @@ from controlrt.compiler.passes.channels_last import DOMAIN
 
 class SkipGroupNorm(ir.passes.InPlacePass):
     """Lets group norms add what they normalize; see the module."""
+
+    typed = True
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites ``model``."""
@@ -60,9 +62,7 @@ def _rewrite(norm: ir.Node, graph: ir.Graph) -> bool:
     inputs = [operands[0], gamma, beta, operands[1], *([joined] if joined is not None else [])]
     attributes = list(norm.attributes.values())
     y = norm.outputs[0]
-    node = ir.Node(
-        DOMAIN, "SkipGroupNorm", inputs, attributes, num_outputs=1 + summed, name=f"{y.name}.SkipGroupNorm"
-    )
+    node = ir.Node(DOMAIN, "SkipGroupNorm", inputs, attributes, num_outputs=1 + summed, name=f"{y.name}.SkipGroupNorm")
     for new, old in zip(node.outputs, (y, total), strict=False):
         new.name, new.type, new.shape = old.name, old.type, old.shape
     old_values = [y, total] if summed else [y]

@@ -25,6 +25,8 @@ DOMAIN = "com.microsoft"
 class SkipLayerNorm(ir.passes.InPlacePass):
     """Lets layer norms add what they normalize; see the module."""
 
+    typed = True
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites ``model``."""
         norms = [n for n in tuple(model.graph) if n.op_type == "LayerNormalization" and not n.domain]
