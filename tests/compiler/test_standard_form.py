@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from compiler.cuda_operators import run_in_numpy
-from compiler.graphs import graph_of, operators, run
+from compiler.graphs import graph_of, operators, read_by, run
 from numpy.typing import NDArray
 
 from controlrt.compiler.flops import count_flops
@@ -89,8 +88,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 def model_of(case: str, kind: str = "float") -> ir.Model:
     inputs, outputs, body, constants = CASES[case]
     inputs, outputs = (text.replace("float[", f"{kind}[") for text in (inputs, outputs))
-    used = {name: array for name, array in constants.items() if re.search(rf"\b{name}\b", body.partition("(")[2])}
-    return graph_of(inputs, outputs, body, infer=False, **used)
+    return graph_of(inputs, outputs, body, infer=False, **read_by(body, constants))
 
 
 def operands(model: ir.Model, rows: int, tokens: int = 5) -> dict[str, NDArray[np.float32]]:

@@ -92,7 +92,7 @@ class _Sinking:
             if operand is None:
                 return None
             operands.append(operand)
-        return [ir.node(node.op_type, operands, dict(node.attributes), name=f"{node.name}.last")]
+        return [ir.node(node.op_type, operands, dict(node.attributes), name=f"{node.outputs[0].name}.last")]
 
     def _concat(self, node: ir.Node) -> list[ir.Node] | None:
         new = self._elementwise(node)
@@ -107,7 +107,7 @@ class _Sinking:
             return None
         operand = self._last(picture)
         one_index = index.shape is not None and len(index.shape) == 1
-        return [ir.node("Gather", [operand, index], {"axis": 0}, name=f"{node.name}.last")] if one_index else None
+        return [ir.node("Gather", [operand, index], {"axis": 0}, name=f"{node.outputs[0].name}.last")] if one_index else None
 
     def _resize(self, node: ir.Node) -> list[ir.Node] | None:
         """Whose scales or sizes are constants for every axis."""
@@ -123,7 +123,7 @@ class _Sinking:
             else:
                 permuted = ir.tensor(tensor.numpy()[list(TO_LAST)])
                 operands.append(new_initializer(self._graph, f"{value.name}.last", permuted))
-        return [ir.node("Resize", operands, dict(node.attributes), name=f"{node.name}.last")]
+        return [ir.node("Resize", operands, dict(node.attributes), name=f"{node.outputs[0].name}.last")]
 
     def _depth_to_space(self, node: ir.Node) -> list[ir.Node] | None:
         """Channels are (row, column, channel) of a block: with channels last, its rows move before the columns."""
