@@ -8,7 +8,10 @@ import importlib.util
 import os
 import platform
 import sys
+from contextlib import closing
 
+from controlrt.runtime.cuda.driver import CudaDevice
+from controlrt.runtime.errors import DeviceError
 from controlrt.runtime.storage import cache_root
 
 RUNTIME = (
@@ -20,7 +23,7 @@ RUNTIME = (
     "tokenizers",
     "tqdm",
 )
-BACKENDS = ("openvino",)
+BACKENDS = ("openvino", "onnxruntime-gpu", "cuda-bindings")
 ANNOTATE = ("opencv-python-headless",)
 X86 = ("x86_64", "amd64", "i686", "i386")
 EXPORT = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript")
@@ -45,12 +48,32 @@ def run(arguments: argparse.Namespace) -> int:
         import onnxruntime
 
         print(f"  ONNX Runtime providers: {', '.join(onnxruntime.get_available_providers())}")
+    for line in _gpus():
+        print(f"  {line}")
     print(f"  cache: {cache_root()}")
     print(f"run bundles:   {'yes' if not missing else 'no; pip install controlrt'}")
     print(f"build bundles: {'yes' if can_export else 'no; pip install controlrt[export]'}")
     print(f"backend:       {_default_backend()}")
     print(f"Python: {sys.executable}")
     return 1 if missing else 0
+
+
+def _gpus() -> list[str]:
+    """Every GPU with its driver, or what is missing."""
+    if _version("cuda-bindings") is None:
+        return ["GPU: not looked for; pip install 'controlrt[cuda]' on a machine with an NVIDIA driver"]
+    found: list[str] = []
+    try:
+        while True:
+            with closing(CudaDevice(len(found))) as device:
+                about, free = device.about, device.free_bytes()
+            capability, driver = ".".join(map(str, about.compute_capability)), ".".join(map(str, about.driver_version))
+            found.append(
+                f"GPU {about.index}: {about.name}, compute capability {capability}, {free / 2**30:.0f} of "
+                f"{about.total_bytes / 2**30:.0f} GiB free, driver for CUDA {driver}"
+            )
+    except DeviceError as error:
+        return found or [f"GPU: {error}"]
 
 
 def _default_backend() -> str:
