@@ -14,6 +14,7 @@ from controlrt.perf.peers.calls import Call
 from controlrt.perf.peers.drawer import CallSeconds, Drawn, Stopwatch
 from controlrt.runtime import ControlNetPipeline
 from controlrt.runtime.manifest import Manifest
+from controlrt.runtime.pipeline import Timings
 
 TEXT_STAGES = ("prompt", "prompt_timestep")
 
@@ -21,19 +22,25 @@ TEXT_STAGES = ("prompt", "prompt_timestep")
 class BundleDrawer:
     """See ``Drawer``.
 
+    On a GPU the whole loop is one launch, and nothing may come between its parts: the pipeline's own timings, which are
+    of the GPU's clock, are taken as they come.
+
     Args:
         path: of the bundle.
         threads: CPU threads.
+        device: where its backend runs it, ``cpu`` or ``cuda``.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, device: str) -> None:
         self._pipeline = ControlNetPipeline.load(path, threads=threads)
         self._watch = Stopwatch()
         self._stages = stages(self._pipeline.bundle.manifest)
         executor = self._pipeline._executor  # nothing public says which program took how long
         self._run, self._bind = executor.run, executor.bind_call
+        self._on_gpu = device == "cuda"
         executor.run = self._timed_run  # type: ignore[method-assign]
-        executor.bind_call = self._timed_bind  # type: ignore[method-assign]
+        if not self._on_gpu:
+            executor.bind_call = self._timed_bind  # type: ignore[method-assign]
 
     def draw(self, call: Call, record: bool) -> Drawn:
         """See ``Drawer``."""
@@ -58,25 +65,26 @@ class BundleDrawer:
             output_type="np",
         )
         total = perf_counter() - started
-        steps = out.timings.steps
-        launches = np.array(self._launches).reshape(len(steps), -1).sum(axis=1)
-        return Drawn(
-            pictures=out.images,
-            latents=latents,
-            seconds=CallSeconds(
-                text=self._watch.of("text"),
-                hint=self._watch.of("hint"),
-                timestep_table=self._watch.of("timestep_table"),
-                steps=steps,
-                host_steps=tuple((np.array(steps) - launches).tolist()),
-                decode=out.timings.decode,
-                total=total,
-            ),
-        )
+        return Drawn(pictures=out.images, latents=latents, seconds=self._seconds(out.timings, total))
 
-    def peak_device_bytes(self) -> int | None:
-        """See ``Drawer``."""
-        return None
+    def _seconds(self, timings: Timings, total: float) -> CallSeconds:
+        hint, table = self._watch.of("hint"), self._watch.of("timestep_table")
+        if self._on_gpu:
+            host = float(getattr(timings, "host", 0.0))
+            text, host_steps = timings.condition - hint - table, [host / len(timings.steps)] * len(timings.steps)
+        else:
+            launches = np.array(self._launches).reshape(len(timings.steps), -1).sum(axis=1)
+            text, host_steps = self._watch.of("text"), (np.array(timings.steps) - launches).tolist()
+        return CallSeconds(
+            text=text,
+            hint=hint,
+            timestep_table=table,
+            steps=timings.steps,
+            host_steps=tuple(host_steps),
+            host=sum(host_steps),
+            decode=timings.decode,
+            total=total,
+        )
 
     def _timed_run(self, program: str, inputs: Any) -> Any:
         return self._watch.timed(self._stages.get(program, "other"), self._run)(program, inputs)
