@@ -212,6 +212,7 @@ def _measurement(
         **{stage: tuple(seconds * share for seconds in calls) for stage, share in SHARES.items()},
         step=tuple(step),
         host_step=tuple(seconds * 0.004 for seconds in step),
+        host=tuple(seconds * in_loop * 0.004 for seconds in calls),
         picture=tuple(calls),
     )
     stages = {stage: percentiles(getattr(samples, stage)) for stage in StageSamples.__struct_fields__}

@@ -35,11 +35,8 @@ class Drawer:
         if left == 1000:
             time.sleep(60)
         zeros = dict.fromkeys(("text", "hint", "timestep_table", "decode"), 0)
-        seconds = CallSeconds(steps=(1,), host_steps=(0,), total=call.seed + 1, **zeros)
+        seconds = CallSeconds(steps=(1,), host_steps=(0,), host=0, total=call.seed + 1, **zeros)
         return Drawn(pictures=np.zeros((1, 8, 8, 3), np.float32), latents=[np.zeros(4)], seconds=seconds)
-
-    def peak_device_bytes(self):
-        return None
 
 serve(Drawer(), sys.stdin, sys.stdout)
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from controlrt.compiler.compile import Passes
 from controlrt.engines.backends.cuda import CudaBackend
@@ -13,6 +13,8 @@ from controlrt.runtime.errors import UserError
 from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.manifest import Precision, Program
 
+Device = Literal["cpu", "cuda"]
+
 
 class Backend(Protocol):
     """What the build asks of a backend."""
@@ -21,6 +23,10 @@ class Backend(Protocol):
     """Compiler passes that help it, in order; docs/passes.md has the measurements."""
     precisions: tuple[Precision, ...]
     """What it computes in, the exact one first."""
+
+    @property
+    def device(self) -> Device:
+        """What runs its programs."""
 
     def is_installed(self) -> bool:
         """Whether it can be used here."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from pathlib import Path
+from typing import Final
 
 from controlrt.compiler.compile import Passes
 from controlrt.compiler.passes.attention_layout import AttentionLayout
@@ -24,6 +25,7 @@ class CudaBackend:
         UpsampleConvolution(),
         GuidanceSharing(),
     )
+    device: Final = "cuda"
     precisions: tuple[Precision, ...] = ("fp16", "fp32")
 
     def is_installed(self) -> bool:

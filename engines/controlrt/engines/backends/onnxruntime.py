@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
+from typing import Final
 
 from controlrt.compiler.compile import Passes
 from controlrt.compiler.passes.attention_layout import AttentionLayout
@@ -21,6 +22,7 @@ from controlrt.runtime.manifest import Precision, Program
 class OnnxRuntimeBackend:
     """See ``Backend``."""
 
+    device: Final = "cpu"
     passes: Passes = (
         RowAgnosticReshapes(),
         AttentionLayout(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from pathlib import Path
+from typing import Final
 
 from controlrt.compiler.compile import Passes
 from controlrt.compiler.passes.attention_layout import AttentionLayout
@@ -20,6 +21,7 @@ from controlrt.runtime.manifest import Precision, Program
 class OpenVinoBackend:
     """See ``Backend``."""
 
+    device: Final = "cpu"
     passes: Passes = (
         RowAgnosticReshapes(),
         AttentionLayout(),

@@ -59,12 +59,9 @@ class Workshop:
             return self._eager(peer, task)
         return self._plain(peer, task) if peer.kind == "plain" else self._bundle(peer, task)
 
-    def profile(self, task: Task) -> ShapeProfile:
-        """What is built for a task."""
-        return self._profile or ShapeProfile.parse(task.size, self._batch)
-
-    def _eager(self, peer: Peer, task: Task) -> Prepared:
-        spec = EagerSpec(
+    def eager_spec(self, peer: Peer, task: Task) -> EagerSpec:
+        """How PyTorch runs the model; nothing needs to be built for it."""
+        return EagerSpec(
             model=self._model.source,
             controlnets={name: self._model.controls[name] for name in task.controls},
             xl=self._is_xl(task),
@@ -74,9 +71,15 @@ class Workshop:
             channels_last=peer.channels_last,
             compile_mode=peer.compile_mode,
         )
+
+    def profile(self, task: Task) -> ShapeProfile:
+        """What is built for a task."""
+        return self._profile or ShapeProfile.parse(task.size, self._batch)
+
+    def _eager(self, peer: Peer, task: Task) -> Prepared:
         files = self._model.files(task.controls)
         return Prepared(
-            spec=spec,
+            spec=self.eager_spec(peer, task),
             engine_bytes=sum(file.stat().st_size for file in files) or None,
             build_seconds=None,
             flops=self._eager_flops(task),

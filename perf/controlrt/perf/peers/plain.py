@@ -76,14 +76,11 @@ class PlainDrawer:
                 timestep_table=0.0,
                 steps=tuple(steps),
                 host_steps=tuple(host),
+                host=sum(host),
                 decode=done - begun,
                 total=done - started,
             ),
         )
-
-    def peak_device_bytes(self) -> int | None:
-        """See ``Drawer``."""
-        return None
 
     def _encode(self, call: Call) -> Conditioning:
         """Rows: unconditional, then conditional, as eager diffusers encodes them: each time, and each picture's."""

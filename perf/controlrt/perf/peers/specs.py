@@ -54,6 +54,7 @@ class Answer(_Line, frozen=True, kw_only=True):
     """What a call took. The first answer comes unasked when the contender is loaded, without seconds."""
 
     seconds: CallSeconds | None
+    moment: float
+    """When it was given, on the clock that all processes share (``time.monotonic``)."""
     peak_host_bytes: int
     file_backed_bytes: int
-    peak_device_bytes: int | None
