@@ -110,7 +110,7 @@ def cut(model: ir.Model, labels: Mapping[str, str], index: str = "rows") -> dict
         graph.outputs[:] = late
         for pack in packs:
             pack.enter(graph, rows)
-        programs["step"] = _pruned(model)
+        programs["step"] = pruned(model)
     return programs
 
 
@@ -301,7 +301,7 @@ def _stage_program(
                 source = node.inputs[0]
                 assert source is not None
                 node.outputs[0].replace_all_uses_with(source)
-    _pruned(copy)
+    pruned(copy)
     for node in graph:
         for output in node.outputs:
             if output.shape is not None and output not in graph.outputs:
@@ -315,8 +315,8 @@ def _stage_program(
     return copy
 
 
-def _pruned(model: ir.Model) -> ir.Model:
-    """Without the nodes, initializers and inputs that nothing needs."""
+def pruned(model: ir.Model) -> ir.Model:
+    """``model`` without the nodes, initializers and inputs that nothing needs."""
     RemoveUnusedNodesPass()(model)
     inputs = model.graph.inputs
     inputs[:] = [value for value in inputs if value.uses() or value.is_graph_output()]

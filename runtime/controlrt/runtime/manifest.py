@@ -33,8 +33,9 @@ class TensorSpec(_Record, frozen=True, kw_only=True):
     shape: tuple[int | str, ...]
 
 
-Stage = Literal["timestep", "prompt", "prompt_timestep", "hint", "step"]
-"""When a program runs: once per schedule, per prompt, per both, per control picture, or every step."""
+Stage = Literal["timestep", "prompt", "prompt_timestep", "hint", "encode", "step"]
+"""When a program runs: once per schedule, per prompt, per both, per control picture, or every step. ``encode`` is what
+a UNet's step does before it needs the ControlNets, where the backend runs both at the same time."""
 
 
 class Cost(_Record, frozen=True, kw_only=True):

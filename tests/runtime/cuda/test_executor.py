@@ -190,7 +190,7 @@ def test_programs_share_one_scratch_memory(
     device.scratch_needed = 3 * 2**20
     np.testing.assert_array_equal(draw(simulated), draw(demo))
     (bound,) = simulated._bound.values()
-    launches = [launch for step in bound._steps for launch in step] + bound._decoder
+    launches = [launch for step in bound._steps for _, launch in step] + bound._decoder
     assert len({launch._scratch for launch in launches}) == 1
     assert launches[0]._scratch in device.memory
 

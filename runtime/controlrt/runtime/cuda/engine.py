@@ -9,7 +9,7 @@ from controlrt.runtime.cuda.device import Device, DeviceArrays
 
 
 class EngineLaunch(Protocol):
-    """A launch of a program on arrays that stay where they are: queues work on the device's stream and returns.
+    """A launch of a program on arrays that stay where they are: queues work on the engine's stream and returns.
 
     It may be captured in a graph, once it has run outside of one.
     """
@@ -38,8 +38,8 @@ class Engine(Protocol):
 class OpenEngine(Protocol):
     """Opens engines of one backend."""
 
-    def __call__(self, file: Path, device: Device) -> Engine:
-        """Opens the engine in ``file``.
+    def __call__(self, file: Path, device: Device, stream: int) -> Engine:
+        """Opens the engine in ``file``, to be launched on a stream of ``device``, MAIN or SIDE.
 
         Raises:
             BundleError: what runs it is missing, or refuses it.

@@ -19,11 +19,11 @@ MISSING = (
 )
 
 
-def provider_options(device: Device) -> dict[str, Any]:
+def provider_options(device: Device, stream: int) -> dict[str, Any]:
     """Options of the CUDA provider: everything on one stream, convolutions tuned by trial and with channels last."""
     return {
         "device_id": device.about.index,
-        "user_compute_stream": str(device.stream),
+        "user_compute_stream": str(device.streams[stream]),
         "do_copy_in_default_stream": "1",
         "arena_extend_strategy": "kSameAsRequested",
         "cudnn_conv_algo_search": "EXHAUSTIVE",
@@ -39,9 +39,10 @@ class OnnxRuntimeCudaEngine:
     Args:
         file: the ONNX file.
         device: where to run it.
+        stream: of the device, MAIN or SIDE.
     """
 
-    def __init__(self, file: Path, device: Device) -> None:
+    def __init__(self, file: Path, device: Device, stream: int) -> None:
         import onnxruntime as ort
 
         if PROVIDER not in ort.get_available_providers():
@@ -50,7 +51,7 @@ class OnnxRuntimeCudaEngine:
             ort.preload_dlls()
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        providers = [(PROVIDER, provider_options(device)), "CPUExecutionProvider"]
+        providers = [(PROVIDER, provider_options(device, stream)), "CPUExecutionProvider"]
         try:
             self._session = ort.InferenceSession(file, options, providers=providers)
         except Exception as error:  # its exceptions share no base class of their own
