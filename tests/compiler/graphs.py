@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,11 +29,17 @@ def graph_of(inputs: str, outputs: str, body: str, infer: bool = True, **constan
     declared = ", ".join(
         f"{_TYPES[tensor.numpy().dtype.name]}[{','.join(map(str, tensor.shape))}] {tensor.name}" for tensor in tensors
     )
-    header = '<ir_version: 10, opset_import: ["": 23, "local": 1]>'
+    header = '<ir_version: 10, opset_import: ["": 23, "local": 1, "com.microsoft": 1]>'
     model = ir.from_onnx_text(f"{header} agraph ({inputs}) => ({outputs}) <{declared}> {{ {body} }}", tensors)
     if infer:
         ShapeInferencePass()(model)
     return model
+
+
+def read_by(body: str, constants: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``constants`` that nodes of ``body`` read."""
+    read = {name for operands in re.findall(r"\(([^()]*)\)", body) for name in re.findall(r"\w+", operands)}
+    return {name: value for name, value in constants.items() if name in read}
 
 
 def _array(value: Any) -> NDArray[Any]:

@@ -15,6 +15,7 @@ from controlrt.compiler.binding import LAYOUT, cut
 from controlrt.compiler.flops import count_flops, graph_size
 from controlrt.compiler.fuse import fuse
 from controlrt.compiler.passes.half_precision import HalfPrecision
+from controlrt.compiler.standard_form import standard_form
 from controlrt.compiler.verify import Verifier
 from controlrt.runtime.errors import BuildError
 from controlrt.runtime.manifest import Cost, DType, Precision, Program, Stage, TensorSpec
@@ -75,8 +76,10 @@ def compile_program(
         model: its graph, as ``load_program`` gives it.
         profile: sizes and batch.
         passes: in order. One that cannot handle the graph is left out, with the reason in the log; one whose attribute
-            ``float32_only`` is true is for "fp32" alone.
-        verifier: compares the graph before and after every pass and the cut, in float32.
+            ``float32_only`` is true is for "fp32" alone, and those whose attribute ``typed`` is true see the graph in
+            its precision, after all others.
+        verifier: compares the graph before and after every pass and the cut, in float32: in "fp16", passes that see
+            the graph in its precision are run for it on the float32 graph as well.
         precision: what the programs compute in. "bf16" leaves the graph as it is: the backend rounds.
 
     Returns:
@@ -86,14 +89,23 @@ def compile_program(
         VerificationError: a pass that changes the result.
         BuildError: a graph that cannot be brought to float16.
     """
+    typed = [each for each in passes if getattr(each, "typed", False)]
     for each in passes:
-        if precision == "fp32" or not getattr(each, "float32_only", False):
+        if each not in typed and (precision == "fp32" or not getattr(each, "float32_only", False)):
             model = _apply(each, model, exported.name, verifier)
     labels = input_labels(model)
-    if labels and verifier is not None:
-        verifier.check_cut(exported.name, model, cut(model, labels))
+    if verifier is not None or precision != "fp16":
+        full = model
+        for each in typed:
+            full = _apply(each, full, exported.name, verifier)
+        if labels and verifier is not None:
+            verifier.check_cut(exported.name, full, cut(full, labels))
     if precision == "fp16":
         model = _in_half(model, labels, exported.name)
+        for each in typed:
+            model = _apply(each, model, exported.name, None)
+    else:
+        model = full
     if not labels:
         return [_describe(exported, model, exported.name, None, profile, precision)]
     return [
@@ -206,7 +218,7 @@ def _describe(
             nodes=size.nodes,
             parameters=size.parameters,
             weight_bytes=size.parameter_bytes,
-            flops=count_flops(model.graph, dims).total // batch,
+            flops=count_flops(standard_form(model).graph, dims).total // batch,
         ),
     )
     return ProgramGraph(program=program, model=model)

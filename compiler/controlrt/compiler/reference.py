@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from controlrt.compiler.standard_form import standard_form
 from controlrt.compiler.weights import WeightStore
 from controlrt.runtime.executors.onnxruntime import open_session
 
@@ -36,7 +37,7 @@ class Reference:
         Raises:
             BundleError: ONNX Runtime refuses the graph.
         """
-        self._store.save(model, "model.onnx")
+        self._store.save(standard_form(model), "model.onnx")
         session = open_session(self._store.directory / "model.onnx")
         wanted = {tensor.name for tensor in session.get_inputs()}
         names = [tensor.name for tensor in session.get_outputs()]
