@@ -24,10 +24,8 @@ class NhwcConv(OpRun):
         x: Array,
         kernel: Array,
         bias: Array | None = None,
-        kernel_shape: Any = None,
         pads: Any = None,
         strides: Any = None,
-        dilations: Any = None,
         **_: Any,
     ) -> tuple[Array]:
         top, left, bottom, right = pads or (0, 0, 0, 0)

@@ -48,9 +48,7 @@ def picture(rows: int, channels: int, *sides: int, dtype: Any = np.float32) -> A
     bias=st.booleans(),
     rows=st.integers(1, 2),
 )
-def test_same_convolution(
-    pads: tuple[int, ...], stride: int, kernel: tuple[int, int], bias: bool, rows: int
-) -> None:
+def test_same_convolution(pads: tuple[int, ...], stride: int, kernel: tuple[int, int], bias: bool, rows: int) -> None:
     attributes = f"pads = {list(pads)}, strides = [{stride}, {stride}], kernel_shape = {list(kernel)}"
     body = "y = Conv <{}> (x, w, b)" if bias else "y = Conv <{}> (x, w)"
     new = {"w": RNG.normal(0, 1, (6, 4, *kernel)), "b": BIAS if bias else None}

@@ -31,7 +31,7 @@ def test_same_result(attributes: str, kind: str) -> None:
     rng = np.random.default_rng(0)
     dtype, exact = (np.float32, 2e-6) if kind == "float" else (np.float16, 2e-3)
     values = {name: rng.normal(0, 1, (2, 7 if name == "q" else 9, 24)).astype(dtype) for name in "qkv"}
-    expected = run(before, **{name: array for name, array in values.items()})["z"]
+    expected = run(before, **values)["z"]
     for found in (run_in_numpy(after, **values)["z"], run(after, **values)["z"] if kind == "float" else expected):
         assert found.dtype == dtype
         np.testing.assert_allclose(

@@ -56,7 +56,9 @@ def test_same_result_without_transposes(case: str) -> None:
     body, options, left = CASES[case]
     before, after = (between(body, **options) for _ in range(2))
     assert SinkTransposes()(after).modified
-    swaps = [node for node in after.graph if tuple(node.attributes.get_ints("perm", ())) in ((0, 3, 1, 2), (0, 2, 3, 1))]
+    swaps = [
+        node for node in after.graph if tuple(node.attributes.get_ints("perm", ())) in ((0, 3, 1, 2), (0, 2, 3, 1))
+    ]
     assert len(swaps) == left
     first, second = session(before), session(after)
     for rows in (1, 3):

@@ -103,11 +103,12 @@ class _Sinking:
     def _gather(self, node: ir.Node) -> list[ir.Node] | None:
         """Of whole pictures alone."""
         picture, index = node.inputs
-        if picture is None or index is None or node.attributes.get_int("axis", 0) != 0:
+        if picture is None or index is None or index.shape is None or len(index.shape) != 1:
             return None
         operand = self._last(picture)
-        one_index = index.shape is not None and len(index.shape) == 1
-        return [ir.node("Gather", [operand, index], {"axis": 0}, name=f"{node.outputs[0].name}.last")] if one_index else None
+        if operand is None or node.attributes.get_int("axis", 0) != 0:
+            return None
+        return [ir.node("Gather", [operand, index], {"axis": 0}, name=f"{node.outputs[0].name}.last")]
 
     def _resize(self, node: ir.Node) -> list[ir.Node] | None:
         """Whose scales or sizes are constants for every axis."""

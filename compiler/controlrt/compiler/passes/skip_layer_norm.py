@@ -45,7 +45,9 @@ def _rewrite(norm: ir.Node, graph: ir.Graph) -> bool:
     shape = total.shape
     if shape is None or len(shape) != 3 or norm.attributes.get_int("axis", -1) not in (-1, 2) or len(norm.inputs) != 3:
         return False
-    if any(output.uses() for output in norm.outputs[1:]) or any(constant(v) is None for v in norm.inputs[1:]):
+    if any(v.uses() or v.is_graph_output() for v in norm.outputs[1:]) or any(
+        constant(v) is None for v in norm.inputs[1:]
+    ):
         return False
     operands = [value for value in add.inputs if value is not None and value.shape is not None]
     if len(operands) != 2 or operands[0] is operands[1] or any(list(v.shape or ()) != list(shape) for v in operands):

@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider: programs stay ONNX."""
+"""ONNX Runtime's CUDA provider: programs stay ONNX, with the provider's own operators where they save kernels."""
 
 from __future__ import annotations
 
@@ -9,11 +9,25 @@ from typing import Final
 
 from controlrt.compiler.compile import Passes
 from controlrt.compiler.passes.attention_layout import AttentionLayout
+from controlrt.compiler.passes.bias_add import BiasAdd
+from controlrt.compiler.passes.bias_split_gelu import BiasSplitGelu
+from controlrt.compiler.passes.channels_last import ChannelsLast
+from controlrt.compiler.passes.fused_attention import FusedAttention
 from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
+from controlrt.compiler.passes.joined_projections import JoinedProjections
+from controlrt.compiler.passes.pointwise_convolution import PointwiseConvolution
 from controlrt.compiler.passes.row_agnostic_reshapes import RowAgnosticReshapes
+from controlrt.compiler.passes.sink_transposes import SinkTransposes
+from controlrt.compiler.passes.skip_group_norm import SkipGroupNorm
+from controlrt.compiler.passes.skip_layer_norm import SkipLayerNorm
 from controlrt.compiler.passes.upsample_convolution import UpsampleConvolution
 from controlrt.runtime.cuda.onnxruntime import PROVIDER
+from controlrt.runtime.errors import BuildError, BundleError
+from controlrt.runtime.executors.onnxruntime import open_session
 from controlrt.runtime.manifest import Precision, Program
+
+_NO_KERNEL = "Failed to find kernel for com.microsoft."
+"""What ONNX Runtime says of a graph that is valid and needs another provider: it looks for kernels last."""
 
 
 class CudaBackend:
@@ -24,6 +38,15 @@ class CudaBackend:
         AttentionLayout(),
         UpsampleConvolution(),
         GuidanceSharing(),
+        FusedAttention(),
+        SkipLayerNorm(),
+        BiasSplitGelu(),
+        ChannelsLast(),
+        SinkTransposes(),
+        PointwiseConvolution(),
+        SkipGroupNorm(),
+        BiasAdd(),
+        JoinedProjections(),
     )
     device: Final = "cuda"
     precisions: tuple[Precision, ...] = ("fp16", "fp32")
@@ -41,4 +64,13 @@ class CudaBackend:
         return {"onnxruntime-gpu": importlib.metadata.version("onnxruntime-gpu")}
 
     def check(self, program: Program, file: Path) -> None:
-        """Nothing: only a GPU can open what it runs, and the machine that builds may have none."""
+        """Has ONNX Runtime read the ONNX file, on the CPU: the machine that builds may have no GPU.
+
+        Raises:
+            BuildError: the graph is not valid.
+        """
+        try:
+            open_session(file)
+        except BundleError as error:
+            if _NO_KERNEL not in str(error):
+                raise BuildError(f"program {program.name}: {error}") from error
