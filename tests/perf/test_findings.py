@@ -62,11 +62,13 @@ def scenario(
     session.reference = reference
     session.failed = failed or {}
     for name in names:
-        session.started[name] = Started(load_seconds=1.0, first_request_seconds=2.0, cold_start_seconds=3.0)
-        session.answers[name] = Answer(seconds=None, peak_host_bytes=100, file_backed_bytes=40, peak_device_bytes=None)
+        session.started[name] = Started(
+            load_seconds=1.0, first_request_seconds=2.0, cold_start_seconds=3.0, peak_device_bytes=70
+        )
+        session.answers[name] = Answer(seconds=None, moment=0.0, peak_host_bytes=100, file_backed_bytes=40)
         latents = np.ones((2, 2, 4, 8, 8), np.float32) * (1 + (errors or {}).get(name, 0.0))
         np.savez(session.recorded(name), pictures=picture + np.float32((errors or {}).get(name, 0.0)), latents=latents)
-    spec = BundleSpec(path="", threads=2)
+    spec = BundleSpec(path="", threads=2, device="cpu")
     return Findings(
         task=TASK,
         peers=[PEERS[name] for name in [*names, *(unbuilt or {}), *(failed or {})]],
