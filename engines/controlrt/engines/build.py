@@ -151,7 +151,13 @@ def _compile(
                 progress.start(f"{options.backend} {name}")
                 precision = _precision(name, options, exported)
                 for compiled in compile_program(
-                    each.program, each.model, exported.profile, backend.passes, verifier, precision
+                    each.program,
+                    each.model,
+                    exported.profile,
+                    backend.passes,
+                    verifier,
+                    precision,
+                    split=backend.device == "cuda",
                 ):
                     weights.save(compiled.model, Path(compiled.program.file).name)
                     backend.check(compiled.program, target / compiled.program.file)

@@ -13,6 +13,7 @@ from controlrt.compiler.flops import count_flops
 from controlrt.engines.build import BuildOptions, build, export_programs
 from controlrt.perf.models import BenchModel, bench_directory
 from controlrt.perf.peers.contenders import Peer
+from controlrt.perf.peers.half_export import in_half
 from controlrt.perf.peers.specs import BundleSpec, EagerSpec, PeerSpec, PlainSpec
 from controlrt.perf.scenarios import Task
 from controlrt.runtime.bundle import Bundle
@@ -94,9 +95,10 @@ class Workshop:
 
     def _plain(self, peer: Peer, task: Task) -> Prepared:
         exported = self._export(task)
+        plain = in_half(exported) if peer.precision == "fp16" else exported
         return Prepared(
-            spec=PlainSpec(export=str(exported.path), backend=str(peer.backend), threads=self._threads),
-            engine_bytes=_program_bytes(exported),
+            spec=PlainSpec(export=str(plain.path), backend=peer.backend, threads=self._threads, device=peer.device),
+            engine_bytes=_program_bytes(plain),
             build_seconds=_export_seconds(exported),
             flops=self._plain_flops(exported, task),
         )

@@ -29,8 +29,10 @@ class PlainSpec(_Line, frozen=True, kw_only=True, tag="plain"):
     """The plain export; see ``PlainDrawer``."""
 
     export: str
-    backend: str
+    backend: str | None
+    """Of a CPU."""
     threads: int
+    device: str
 
 
 class BundleSpec(_Line, frozen=True, kw_only=True, tag="bundle"):

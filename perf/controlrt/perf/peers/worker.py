@@ -54,7 +54,7 @@ def open_drawer(spec: PeerSpec) -> Drawer:
         return BundleDrawer(Path(spec.path), spec.threads)
     from controlrt.perf.peers.plain import PlainDrawer
 
-    return PlainDrawer(_plain_bundle(spec), spec.threads)
+    return PlainDrawer(_plain_bundle(spec), spec.threads, spec.device)
 
 
 def serve(drawer: Drawer, requests: Iterable[str], answers: TextIO) -> None:
@@ -79,7 +79,8 @@ def _plain_bundle(spec: PlainSpec) -> Any:
     from controlrt.runtime.bundle import Bundle
 
     exported = Bundle.open(spec.export)
-    return Bundle(exported.path, msgspec.structs.replace(exported.manifest, backend=spec.backend))
+    backend = spec.backend or exported.manifest.backend
+    return Bundle(exported.path, msgspec.structs.replace(exported.manifest, backend=backend))
 
 
 def _save(drawn: Drawn, file: str) -> None:
