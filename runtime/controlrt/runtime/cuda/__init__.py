@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: the driver, memory, and TensorRT's engines on them."""
