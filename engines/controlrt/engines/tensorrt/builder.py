@@ -40,6 +40,11 @@ _FULL_DISK = "No space left on device"
 _log = logging.getLogger(__name__)
 
 
+def engine_cache() -> Path:
+    """Where engines are kept, each in a directory called by its key."""
+    return cache_root() / "engines"
+
+
 class TensorRtBuilder:
     """See ``EngineBuilder``.
 
@@ -105,14 +110,19 @@ class TensorRtBuilder:
             BuildError: the builder refuses the program, crashes or is killed.
             OutputError: no space left.
         """
-        parsed, digest = write_for_parser(onnx)
+        try:
+            parsed, digest = write_for_parser(onnx)
+        except Exception as error:  # protobuf's and onnx-ir's exceptions share no base class
+            raise BuildError(
+                f"program {program.name}: its ONNX and weights cannot be read ({error}); is the disk full or failing?"
+            ) from error
         profiles = optimization_profiles(program, profile)
-        kept = cache_root() / "engines" / self._key(digest, profiles, options)
+        kept = engine_cache() / self._key(digest, profiles, options)
         with lock(kept):
             record = _read(kept)
             if record is None:
                 with atomic_directory(kept) as partial:
-                    record = self._run(program.name, parsed, partial, profiles, options)
+                    record = self._run(program, parsed, partial, profiles, options)
                     (partial / RECORD).write_bytes(msgspec.json.encode(record))
             file = f"programs/{program.name}.plan"
             shutil.copyfile(kept / PLAN, target / file)
@@ -135,7 +145,9 @@ class TensorRtBuilder:
         decisive = [digest, profiles, asdict(options), self.versions(), code]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
-    def _run(self, name: str, onnx: Path, directory: Path, profiles: list[Shapes], options: EngineOptions) -> _Record:
+    def _run(
+        self, program: Program, onnx: Path, directory: Path, profiles: list[Shapes], options: EngineOptions
+    ) -> _Record:
         with tempfile.TemporaryDirectory(prefix="controlrt-engine-") as scratch:
             request = BuildRequest(
                 flavour=self.flavour,
@@ -150,14 +162,15 @@ class TensorRtBuilder:
             asked.write_bytes(msgspec.json.encode(request))
             code = _call([*CHILD, str(asked)], log_file)
             log = log_file.read_text(errors="replace")
-            if code != 0:
-                raise self._failure(name, code, log)
+            if code != 0 or not Path(request.answer).is_file():
+                raise self._failure(program.name, code, log)
             answer = msgspec.json.decode(Path(request.answer).read_bytes(), type=BuildAnswer)
+        _compare(program, answer)
         for warning in warnings_of(log):
-            _log.warning("%s %s: %s", self.flavour, name, warning)
+            _log.warning("%s %s: %s", self.flavour, program.name, warning)
         for phase, seconds in sorted(answer.phases.items(), key=lambda each: -each[1]):
             if seconds >= LONG_SECONDS:
-                _log.info("%s %s: %s took %.0f s", self.flavour, name, phase, seconds)
+                _log.info("%s %s: %s took %.0f s", self.flavour, program.name, phase, seconds)
         gpu = self._gpu()
         engine = Engine(
             builder=self.flavour,
@@ -196,9 +209,30 @@ class TensorRtBuilder:
         elif code < 0:
             how = f"crashed ({signal.Signals(-code).name})"
             mend = "build for one size (--profile 512x512 --batch 1), or with --backend onnxruntime"
+        elif code == 0:
+            how, mend = "ended without an engine", "build with --backend onnxruntime"
         else:
             how, mend = f"failed with exit code {code}", f"is it whole? pip install 'controlrt[{self.flavour}]'"
         return BuildError(f"program {name}: {self.flavour} {how}; {mend}. The end of its log:\n{shown}")
+
+
+def _compare(program: Program, answer: BuildAnswer) -> None:
+    """Raises BuildError unless the engine reads and writes what the manifest says, and on the GPU."""
+    for tensor in (*answer.inputs, *answer.outputs):
+        if tensor.on_host:
+            raise BuildError(f"program {program.name}: {tensor.name} decides shapes, which no launch can wait for")
+    for kind, expected, found in (
+        ("reads", program.inputs, answer.inputs),
+        ("writes", program.outputs, answer.outputs),
+    ):
+        wanted = {spec.name: (spec.dtype, len(spec.shape)) for spec in expected}
+        seen = {tensor.name: (tensor.dtype, len(tensor.shape)) for tensor in found}
+        for name in sorted(wanted.keys() | seen.keys()):
+            if wanted.get(name) != seen.get(name):
+                raise BuildError(
+                    f"program {program.name}: the engine {kind} {name} as {seen.get(name, 'nothing')} (type, rank), "
+                    f"the manifest says {wanted.get(name, 'nothing')}"
+                )
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):

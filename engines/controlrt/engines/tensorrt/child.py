@@ -15,8 +15,9 @@ from typing import Any
 
 import msgspec
 
-from controlrt.engines.tensorrt.request import MODULES, BuildAnswer, BuildRequest
+from controlrt.engines.tensorrt.request import MODULES, BuildAnswer, BuildRequest, Tensor
 
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "UINT8": "uint8"}
 REFUSED = 3
 """Exit code where the builder itself said no; the reason is in the log."""
 
@@ -25,7 +26,7 @@ def main(path: str) -> int:
     """Builds what the request at ``path`` asks for."""
     request = msgspec.json.decode(Path(path).read_bytes(), type=BuildRequest)
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if request.flavour == "tensorrt-rtx" else "0"
-    from polygraphy.backend.trt import EngineBytesFromNetwork, NetworkFromOnnxPath
+    from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
     from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
 
@@ -33,19 +34,29 @@ def main(path: str) -> int:
     phases = _phase_times(request)
     started = time.monotonic()
     try:
-        plan = EngineBytesFromNetwork(
-            NetworkFromOnnxPath(request.onnx, strongly_typed=True),
-            config=_config(request, phases),
-            save_timing_cache=request.timing_cache,
-        )()
+        builder, network, parser = network_from_onnx_path(request.onnx, strongly_typed=True)
+        inputs = [_tensor(network.get_input(index)) for index in range(network.num_inputs)]
+        outputs = [_tensor(network.get_output(index)) for index in range(network.num_outputs)]
+        plan = engine_bytes_from_network(
+            (builder, network, parser), config=_config(request, phases), save_timing_cache=request.timing_cache
+        )
     except PolygraphyException as error:  # it has logged the reasons
         print(f"[E] {error}", flush=True)
         return REFUSED
     Path(request.plan).write_bytes(memoryview(plan))
     seconds = round(time.monotonic() - started, 3)
-    answer = BuildAnswer(version=_module(request).__version__, seconds=seconds, phases=phases.seconds)
+    answer = BuildAnswer(
+        version=_module(request).__version__, seconds=seconds, phases=phases.seconds, inputs=inputs, outputs=outputs
+    )
     Path(request.answer).write_bytes(msgspec.json.encode(answer))
     return 0
+
+
+def _tensor(tensor: Any) -> Tensor:
+    kind = tensor.dtype.name
+    return Tensor(
+        name=tensor.name, dtype=_DTYPES.get(kind, kind), shape=tuple(tensor.shape), on_host=tensor.is_shape_tensor
+    )
 
 
 def _config(request: BuildRequest, phases: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 TAIL_LINES = 8
-_LINE = re.compile(r"^(?:\[[^\]]*\] )?\[(?P<severity>[A-Z])\] ?(?P<text>.*)")
+_LINE = re.compile(r"^(?:\[[^\]]*\] )*\[(?P<severity>[A-Z])\] ?(?P<text>.*)")
 _HARMLESS = (
     "Int64 binding",  # token ids, rows: the runtime binds them so
     "TF32 is disabled",

@@ -30,6 +30,17 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     options: EngineOptions
 
 
+class Tensor(msgspec.Struct, frozen=True, kw_only=True):
+    """An input or output as the builder sees it; -1 is a dimension that varies."""
+
+    name: str
+    dtype: str
+    """As NumPy calls it; as TensorRT does where NumPy has no such type."""
+    shape: tuple[int, ...]
+    on_host: bool
+    """Whether it must lie in the host's memory, because it decides shapes."""
+
+
 class BuildAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """How it went."""
 
@@ -38,3 +49,5 @@ class BuildAnswer(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     phases: dict[str, float]
     """Seconds of the builder's phases, those that contain others left out."""
+    inputs: list[Tensor]
+    outputs: list[Tensor]
