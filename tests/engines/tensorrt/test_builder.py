@@ -160,6 +160,28 @@ def test_attention_reads_as_the_parser_wants_it(tmp_path: Path) -> None:
 
 
 @rtx
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+def test_attention_builds_with_a_fused_kernel_and_without(place: Path, tmp_path: Path, dtype: str) -> None:
+    """TensorRT-RTX has one for float16 alone."""
+    text = f"""
+    <ir_version: 10, opset_import: ["" : 23]>
+    attend ({dtype}[rows, 64, 96] x, {dtype}[rows, 77, 96] k) => ({dtype}[rows, 64, 96] y)
+    {{ y = Attention <q_num_heads = 4, kv_num_heads = 4, softmax_precision = 1> (x, k, k) }}
+    """
+    kind: DType = "float32" if dtype == "float" else "float16"
+    described = msgspec.structs.replace(
+        program(),
+        inputs=(
+            TensorSpec(name="x", dtype=kind, shape=("rows", 64, 96)),
+            TensorSpec(name="k", dtype=kind, shape=("rows", 77, 96)),
+        ),
+        outputs=(TensorSpec(name="y", dtype=kind, shape=("rows", 64, 96)),),
+    )
+    built = build(save(tmp_path / "onnx", text), place, described, compute_capabilities=("8.9",))
+    assert (place / built.file).stat().st_size > 1000
+
+
+@rtx
 @pytest.mark.parametrize(
     ("damage", "says"),
     [

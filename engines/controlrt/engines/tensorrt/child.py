@@ -26,7 +26,7 @@ def main(path: str) -> int:
     """Builds what the request at ``path`` asks for."""
     request = msgspec.json.decode(Path(path).read_bytes(), type=BuildRequest)
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if request.flavour == "tensorrt-rtx" else "0"
-    from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
+    from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path, set_decomposable_attentions
     from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
 
@@ -37,6 +37,8 @@ def main(path: str) -> int:
         builder, network, parser = network_from_onnx_path(request.onnx, strongly_typed=True)
         inputs = [_tensor(network.get_input(index)) for index in range(network.num_inputs)]
         outputs = [_tensor(network.get_output(index)) for index in range(network.num_outputs)]
+        if hasattr(_module(request).LayerType, "ATTENTION_INPUT"):  # as matrix products where no fused kernel takes it
+            set_decomposable_attentions((builder, network, parser))
         plan = engine_bytes_from_network(
             (builder, network, parser), config=_config(request, phases), save_timing_cache=request.timing_cache
         )
