@@ -23,15 +23,14 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from controlrt.compiler.passes.guidance_sharing import is_expansion, use_one_index
+from controlrt.runtime.manifest import Stage
 
-Stage = Literal["timestep", "prompt", "prompt_timestep", "hint", "step"]
 STAGES: tuple[Stage, ...] = ("timestep", "prompt", "prompt_timestep", "hint", "step")
 LAYOUT = "layout"
 """What only the plan decides: which picture each row belongs to. Depending on it alone does not make a value late."""

@@ -194,7 +194,7 @@ def _apply(each: ir.passes.InPlacePass, model: ir.Model, name: str, verifier: Ve
 
 
 def _stages(model: ir.Model, labels: Mapping[str, str], *, split: bool) -> dict[Stage, ir.Model]:
-    stages: dict[Stage, ir.Model] = {**cut(model, labels)}
+    stages = cut(model, labels)
     halves = split_step(stages["step"]) if split else None
     if halves is not None:
         del stages["step"]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from controlrt.runtime.cuda.device import DeviceAbout, DeviceArrays
 from controlrt.runtime.cuda.engine import Engine
 from controlrt.runtime.errors import DeviceError, DeviceMemoryError
+from controlrt.runtime.manifest import Program
 
 ALIGNMENT = 256
 
@@ -221,9 +222,18 @@ class SimulatedLaunch:
         self._work()
 
 
-def open_simulated(file: Path, device: Any, stream: int) -> Engine:
-    """See ``OpenEngine``."""
-    return SimulatedEngine(file, device, stream)
+class SimulatedEngines:
+    """See ``Engines``."""
+
+    def __init__(self, device: SimulatedDevice) -> None:
+        self._device = device
+
+    def open(self, program: Program, file: Path, stream: int) -> Engine:
+        del program
+        return SimulatedEngine(file, self._device, stream)
+
+    def close(self) -> None:
+        self._device.log.append(("close engines",))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from runtime.cuda.simulated import SimulatedDevice, log_of, open_simulated
+from runtime.cuda.simulated import SimulatedDevice, SimulatedEngines, log_of
 
 from controlrt.runtime import ControlNetPipeline, pipeline
 from controlrt.runtime.bundle import Bundle
@@ -49,7 +49,9 @@ def device() -> SimulatedDevice:
 def simulated(
     demo_bundle: Path, device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ControlNetPipeline]:
-    monkeypatch.setattr(pipeline, "open_executor", lambda bundle, *_: CudaExecutor(bundle, device, open_simulated))
+    monkeypatch.setattr(
+        pipeline, "open_executor", lambda bundle, *_: CudaExecutor(bundle, device, SimulatedEngines(device))
+    )
     with ControlNetPipeline(Bundle.open(demo_bundle, verify=False)) as pipe:
         yield pipe
 

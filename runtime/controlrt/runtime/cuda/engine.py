@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from controlrt.runtime.cuda.device import Device, DeviceArrays
+from controlrt.runtime.cuda.device import DeviceArrays
+from controlrt.runtime.manifest import Program
 
 
 class EngineLaunch(Protocol):
@@ -35,13 +36,16 @@ class Engine(Protocol):
         """
 
 
-class OpenEngine(Protocol):
-    """Opens engines of one backend."""
+class Engines(Protocol):
+    """Opens engines of one backend on one device."""
 
-    def __call__(self, file: Path, device: Device, stream: int) -> Engine:
-        """Opens the engine in ``file``, to be launched on a stream of ``device``, MAIN or SIDE.
+    def open(self, program: Program, file: Path, stream: int) -> Engine:
+        """Opens the engine of ``program``, which lies in ``file``, to be launched on MAIN or SIDE.
 
         Raises:
             BundleError: what runs it is missing, or refuses it.
             DeviceMemoryError: it does not fit.
         """
+
+    def close(self) -> None:
+        """Lets go of what the engines share, after them; safe to call twice."""

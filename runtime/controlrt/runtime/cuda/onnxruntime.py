@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from controlrt.runtime.cuda.device import Device, DeviceArrays
 from controlrt.runtime.errors import BundleError, DeviceMemoryError
+from controlrt.runtime.manifest import Program
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -33,7 +34,22 @@ def provider_options(device: Device, stream: int) -> dict[str, Any]:
     }
 
 
-class OnnxRuntimeCudaEngine:
+class OnnxRuntimeEngines:
+    """See ``Engines``."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def open(self, program: Program, file: Path, stream: int) -> OnnxRuntimeEngine:
+        """See ``Engines``."""
+        del program
+        return OnnxRuntimeEngine(file, self._device, stream)
+
+    def close(self) -> None:
+        """See ``Engines``."""
+
+
+class OnnxRuntimeEngine:
     """See ``Engine``. Nothing of it waits for the host, so that launches can be captured.
 
     Args:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.cuda.device import MAIN, SIDE, Device, DeviceArray
-from controlrt.runtime.cuda.engine import Engine, EngineLaunch, OpenEngine
+from controlrt.runtime.cuda.engine import Engine, EngineLaunch, Engines
 from controlrt.runtime.cuda.memory import Lifetime, aligned, place
 from controlrt.runtime.executors.base import DECODER, AfterStep, Arrays, BoundPlan, Executor, PlanRun
 from controlrt.runtime.manifest import Program
@@ -35,12 +35,12 @@ class CudaExecutor(Executor):
     Args:
         bundle: an opened bundle.
         device: where to run it; closed with the executor.
-        open_engine: of the bundle's backend.
+        engines: of the bundle's backend; closed with the executor.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, open_engine: OpenEngine) -> None:
+    def __init__(self, bundle: Bundle, device: Device, engines: Engines) -> None:
         super().__init__(bundle)
-        self._device, self._open = device, open_engine
+        self._device, self._library = device, engines
         self._engines: dict[str, Engine] = {}
         self._runs: OrderedDict[tuple[Any, ...], _BoundProgram] = OrderedDict()
         self._plans: weakref.WeakSet[CudaPlan] = weakref.WeakSet()
@@ -79,12 +79,14 @@ class CudaExecutor(Executor):
             run.close()
         self._runs.clear()
         self._engines.clear()
+        self._library.close()
         self._device.close()
 
     def _engine(self, program: str) -> Engine:
         if program not in self._engines:
-            file = self._bundle.file(self._bundle.manifest.program(program).file)
-            self._engines[program] = self._open(file, self._device, self._stream(program))
+            described = self._bundle.manifest.program(program)
+            file = self._bundle.file(described.file)
+            self._engines[program] = self._library.open(described, file, self._stream(program))
         return self._engines[program]
 
     def _stream(self, program: str) -> int:
