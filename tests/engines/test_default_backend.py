@@ -4,17 +4,50 @@ from __future__ import annotations
 
 import pytest
 
+import controlrt.engines.backends.tensorrt
 from controlrt.engines.backends import BACKENDS, choose_backend
 from controlrt.runtime.commands import doctor, main
+from controlrt.runtime.cuda.gpu import Gpu
+from controlrt.runtime.errors import UserError
+
+GPU = Gpu(name="NVIDIA Something", compute_capability="8.9")
+CASES = {
+    "plain": ((), None, "onnxruntime"),
+    "openvino": (("openvino",), None, "openvino"),
+    "a GPU without TensorRT": (("openvino",), GPU, "openvino"),
+    "TensorRT without a GPU": (("openvino", "tensorrt", "tensorrt-rtx"), None, "openvino"),
+    "RTX": (("openvino", "tensorrt-rtx"), GPU, "tensorrt-rtx"),
+    "both": (("openvino", "tensorrt", "tensorrt-rtx"), GPU, "tensorrt"),
+}
 
 
-@pytest.mark.parametrize("has_openvino", [True, False])
+@pytest.mark.parametrize(("installed", "gpu", "expected"), CASES.values(), ids=CASES)
 def test_doctor_says_what_the_build_picks(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], has_openvino: bool
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    installed: tuple[str, ...],
+    gpu: Gpu | None,
+    expected: str,
 ) -> None:
-    monkeypatch.setattr(BACKENDS["openvino"], "is_installed", lambda: has_openvino)
-    versions = {} if has_openvino else {"openvino": None}
-    monkeypatch.setattr(doctor, "_version", lambda name: versions.get(name, "1.0"))
+    optional = {"openvino", "tensorrt", "tensorrt-rtx"}
+    for name in optional:
+        monkeypatch.setattr(BACKENDS[name], "is_installed", lambda name=name: name in installed)
+    for module in (controlrt.engines.backends.tensorrt, doctor):
+        monkeypatch.setattr(module, "find_gpu", lambda: gpu)
+    absent = {each for name in optional - {*installed} for each in doctor.TENSORRT.get(name, (name,))}
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in absent else "1.0")
     assert main(["doctor"]) == 0
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("backend:"))
-    assert line.split()[1] == choose_backend(None)
+    printed = capsys.readouterr().out
+    (line,) = (line for line in printed.splitlines() if line.startswith("backend:"))
+    assert line.split()[1].rstrip(":") == choose_backend(None) == expected
+    assert ("pip install 'controlrt[tensorrt-rtx]'" in printed) == (gpu is not None and "tensorrt" not in expected)
+
+
+def test_a_backend_that_is_named_need_not_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT-RTX builds without a GPU."""
+    monkeypatch.setattr(controlrt.engines.backends.tensorrt, "find_gpu", lambda: None)
+    monkeypatch.setattr(BACKENDS["tensorrt-rtx"], "is_installed", lambda: True)
+    assert choose_backend("tensorrt-rtx") == "tensorrt-rtx"
+    monkeypatch.setattr(BACKENDS["tensorrt-rtx"], "is_installed", lambda: False)
+    with pytest.raises(UserError, match=r"pip install 'controlrt\[tensorrt-rtx\]'"):
+        choose_backend("tensorrt-rtx")

@@ -39,6 +39,7 @@ def call(total: float) -> CallSeconds:
         timestep_table=0.0,
         steps=(share, share),
         host_steps=(0.01, 0.02),
+        host=0.03,
         decode=share,
         total=total,
     )
@@ -62,11 +63,13 @@ def scenario(
     session.reference = reference
     session.failed = failed or {}
     for name in names:
-        session.started[name] = Started(load_seconds=1.0, first_request_seconds=2.0, cold_start_seconds=3.0)
-        session.answers[name] = Answer(seconds=None, peak_host_bytes=100, file_backed_bytes=40, peak_device_bytes=None)
+        session.started[name] = Started(
+            load_seconds=1.0, first_request_seconds=2.0, cold_start_seconds=3.0, peak_device_bytes=70
+        )
+        session.answers[name] = Answer(seconds=None, moment=0.0, peak_host_bytes=100, file_backed_bytes=40)
         latents = np.ones((2, 2, 4, 8, 8), np.float32) * (1 + (errors or {}).get(name, 0.0))
         np.savez(session.recorded(name), pictures=picture + np.float32((errors or {}).get(name, 0.0)), latents=latents)
-    spec = BundleSpec(path="", threads=2)
+    spec = BundleSpec(path="", threads=2, device="cpu")
     return Findings(
         task=TASK,
         peers=[PEERS[name] for name in [*names, *(unbuilt or {}), *(failed or {})]],
@@ -94,11 +97,20 @@ def test_times_and_ratios_are_those_of_the_calls(tmp_path: Path) -> None:
     assert measured.pictures_per_second == 2.0
     assert measured.flops_per_second == 2 * 1000
     assert (measured.load_seconds, measured.first_request_seconds, measured.cold_start_seconds) == (1, 2, 3)
-    assert (measured.memory.peak_host_bytes, measured.memory.peak_device_bytes) == (100, None)
+    assert (measured.memory.peak_host_bytes, measured.memory.peak_device_bytes) == (100, 70)
     assert measured.speedup_over_eager is not None
     assert measured.speedup_over_eager.value == pytest.approx(3)
     assert measured.step_speedup_over_eager is not None
     assert measured.step_speedup_over_eager.value == pytest.approx(3)
+    assert measured.samples.host == (0.03,) * ROUNDS
+    assert (found.compiled, measured.speedup_over_compiled) == (None, None)
+
+
+def test_torch_compile_is_a_yardstick_of_its_own(tmp_path: Path) -> None:
+    found = scenario(tmp_path, [{"eager": 4.0, "torch-compile": 2.0, "openvino-fp32": 1.0}])
+    assert (found.eager, found.compiled) == ("eager", "torch-compile")
+    ratios = [each.measurement and each.measurement.speedup_over_compiled for each in found.contenders]
+    assert [ratio and ratio.value for ratio in ratios] == pytest.approx([0.5, 1, 2])
 
 
 def test_groups_are_compared_by_way_of_the_reference(tmp_path: Path) -> None:

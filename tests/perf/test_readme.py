@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench_reports import full_report
+from bench_reports import full_report, gpu_report
 from controlrt.perf.readme import fill, markdown
 from controlrt.perf.results import save
 from controlrt.runtime.errors import UserError
@@ -35,6 +35,22 @@ def test_a_table_has_every_contender_with_its_numbers_or_its_reason() -> None:
             assert f"| {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) |" in row
         else:
             assert f"{contender.status}: {contender.reason}" in row
+
+
+def test_a_gpu_s_table_has_what_matters_there() -> None:
+    report = gpu_report()
+    text = markdown(report)
+    head = "| seconds | p99/p50 | times as fast as eager | times as fast as torch-compile | GPU memory | PSNR |"
+    assert head in text
+    assert "NVIDIA H100; PyTorch 2.11.0, ONNX Runtime 1.31.1 for CUDA:" in text
+    row = next(line for line in text.splitlines() if line.startswith("| cuda-fp16 |"))
+    assert row.count("|") == head.count("|") + 1
+    assert row.endswith("| 3000 MiB | 48 dB |")
+    measured = report.scenarios[0].contenders[2].measurement
+    assert measured is not None
+    assert measured.speedup_over_compiled is not None
+    assert f"| {measured.speedup_over_compiled.value:.2f} (" in row
+    assert f"| cuda-fp16 | {measured.percentiles.picture.p50:.3f} | {measured.percentiles.picture.spread:.3f} |" in row
 
 
 def test_only_what_stands_between_the_marks_changes(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,11 +36,8 @@ class Drawer:
         if left == 1000:
             time.sleep(60)
         zeros = dict.fromkeys(("text", "hint", "timestep_table", "decode"), 0)
-        seconds = CallSeconds(steps=(1,), host_steps=(0,), total=call.seed + 1, **zeros)
+        seconds = CallSeconds(steps=(1,), host_steps=(0,), host=0, total=call.seed + 1, **zeros)
         return Drawn(pictures=np.zeros((1, 8, 8, 3), np.float32), latents=[np.zeros(4)], seconds=seconds)
-
-    def peak_device_bytes(self):
-        return None
 
 serve(Drawer(), sys.stdin, sys.stdout)
 """
@@ -48,14 +46,16 @@ TASK = Task(
 )
 
 
-def session(tmp_path: Path, warm_ups: int = 0, timeout: float | None = None, **pictures: int) -> Session:
+def session(
+    tmp_path: Path, warm_ups: int = 0, timeout: float | None = None, early: Sequence[str] = (), **pictures: int
+) -> Session:
     """Contenders that end after so many pictures; fewer than none: that do not load."""
 
     def start(name: str) -> PeerProcess:
         command = [sys.executable, "-c", SCRIPT, name, str(tmp_path / "turns"), str(pictures[name])]
         return PeerProcess(name, command, tmp_path / f"{name}.log", timeout)
 
-    return Session(task=TASK, start=start, rounds=2, warm_ups=warm_ups, directory=tmp_path)
+    return Session(task=TASK, start=start, rounds=2, warm_ups=warm_ups, directory=tmp_path, early=early)
 
 
 def together(_: str, others: Sequence[str]) -> list[list[str]]:
@@ -87,6 +87,39 @@ def test_the_reference_runs_beside_every_group(tmp_path: Path) -> None:
     found = session(tmp_path, a=9, b=9, c=9)
     found.measure(["a", "b", "c"], lambda _, others: [[name] for name in others])
     assert totals(found) == [{"a": [1, 2], "b": [1, 2]}, {"a": [1, 2], "c": [1, 2]}]
+
+
+def test_those_that_take_long_to_start_do_so_while_others_load(tmp_path: Path) -> None:
+    """c waits for its first picture until b has drawn its own; turns are as they always are."""
+    found = session(tmp_path, early=["c"], a=9, b=9, c=9)
+    start, order = found.start, []
+
+    def counted(name: str) -> PeerProcess:
+        order.append(name)
+        return start(name)
+
+    found.start = counted
+    found.measure(["a", "b", "c"], together)
+    assert order == ["a", "c", "b"]
+    assert (tmp_path / "turns").read_text().endswith(" a0 b0 c0 c1 b1 a1 ")
+    assert totals(found) == [{"a": [1, 2], "b": [1, 2], "c": [1, 2]}]
+    assert found.started["c"].cold_start_seconds > found.started["c"].load_seconds > 0
+
+
+def test_answers_that_wait_are_all_heard(tmp_path: Path) -> None:
+    """Both of the first two are there before anybody listens, and times are those of the worker."""
+    command = [sys.executable, "-c", SCRIPT, "a", str(tmp_path / "turns"), "9"]
+    with PeerProcess("a", command, tmp_path / "a.log", timeout=20) as worker:
+        worker.begin(TASK.calls(0)[0], tmp_path / "a.npz")
+        until = time.monotonic() + 20
+        while not (tmp_path / "a.npz").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(1)
+        listened = time.monotonic() - worker.started
+        worker.load()
+        assert worker.load_seconds <= worker.cold_start_seconds < listened
+        assert worker.first_request_seconds == 1
+        assert worker.draw(TASK.calls(1)[0]).total == 2
 
 
 def test_one_that_fails_costs_no_other(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from controlrt.runtime.bundle import Bundle, read_manifest
 from controlrt.runtime.commands import main
 from controlrt.runtime.commands.inspect import parse_windows
 from controlrt.runtime.errors import BundleError, UserError
+from controlrt.runtime.inspection.engines import describe_engines
 from controlrt.runtime.inspection.plan_drawing import draw_plan
 from controlrt.runtime.inspection.program_table import program_table
 from controlrt.runtime.inspection.units import readable_bytes, readable_count, readable_flops
@@ -20,6 +21,7 @@ from controlrt.runtime.manifest import (
     SCHEMA_VERSION,
     Control,
     Cost,
+    Engine,
     Manifest,
     Model,
     Program,
@@ -174,6 +176,34 @@ def test_a_guided_picture_has_two_prompts(tmp_path: Path) -> None:
     }
     assert [use.entries for use in work.uses] == [1, 1, 20, 1, 1, 1, 1, 1]
     assert sum(use.flops for use in work.uses) == 2 * 3 + 2 * 5 + 2 * 20 * 7 + 11 + 20 * 13 + 20 * 17 + 19
+
+
+def test_what_engines_take_to_run(tmp_path: Path) -> None:
+    programs = sdxl_like(tmp_path).manifest.programs
+    assert describe_engines(programs) is None
+    engine = Engine(
+        builder="tensorrt-rtx",
+        version="1.7.1",
+        compute_capabilities=("8.6", "8.9"),
+        gpu=None,
+        build_seconds=2.5,
+        optimization_profiles=1,
+        refittable=False,
+        stripped=False,
+        version_compatible=False,
+    )
+
+    def described(**values: object) -> str | None:
+        changed = msgspec.structs.replace(engine, **values)
+        return describe_engines([msgspec.structs.replace(program, engine=changed) for program in programs])
+
+    assert described() == "tensorrt-rtx 1.7.1, for compute capability 8.6 and 8.9; built in 20 s"
+    assert (
+        described(compute_capabilities=()) == "tensorrt-rtx 1.7.1, for compute capability 8.0 and later; built in 20 s"
+    )
+    assert described(builder="tensorrt", gpu="NVIDIA H200", compute_capabilities=("9.0",), refittable=True) == (
+        "tensorrt 1.7.1, for NVIDIA H200, compute capability 9.0, refittable; built in 20 s"
+    )
 
 
 def test_a_window_takes_calls_away(tmp_path: Path) -> None:

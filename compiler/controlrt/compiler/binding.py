@@ -23,15 +23,14 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from controlrt.compiler.passes.guidance_sharing import is_expansion, use_one_index
+from controlrt.runtime.manifest import Stage
 
-Stage = Literal["timestep", "prompt", "prompt_timestep", "hint", "step"]
 STAGES: tuple[Stage, ...] = ("timestep", "prompt", "prompt_timestep", "hint", "step")
 LAYOUT = "layout"
 """What only the plan decides: which picture each row belongs to. Depending on it alone does not make a value late."""
@@ -110,7 +109,7 @@ def cut(model: ir.Model, labels: Mapping[str, str], index: str = "rows") -> dict
         graph.outputs[:] = late
         for pack in packs:
             pack.enter(graph, rows)
-        programs["step"] = _pruned(model)
+        programs["step"] = pruned(model)
     return programs
 
 
@@ -301,7 +300,7 @@ def _stage_program(
                 source = node.inputs[0]
                 assert source is not None
                 node.outputs[0].replace_all_uses_with(source)
-    _pruned(copy)
+    pruned(copy)
     for node in graph:
         for output in node.outputs:
             if output.shape is not None and output not in graph.outputs:
@@ -315,8 +314,8 @@ def _stage_program(
     return copy
 
 
-def _pruned(model: ir.Model) -> ir.Model:
-    """Without the nodes, initializers and inputs that nothing needs."""
+def pruned(model: ir.Model) -> ir.Model:
+    """``model`` without the nodes, initializers and inputs that nothing needs."""
     RemoveUnusedNodesPass()(model)
     inputs = model.graph.inputs
     inputs[:] = [value for value in inputs if value.uses() or value.is_graph_output()]

@@ -15,6 +15,7 @@ from controlrt.compiler.binding import LAYOUT, cut
 from controlrt.compiler.flops import count_flops, graph_size
 from controlrt.compiler.fuse import fuse
 from controlrt.compiler.passes.half_precision import HalfPrecision
+from controlrt.compiler.split import split_step
 from controlrt.compiler.standard_form import standard_form
 from controlrt.compiler.verify import Verifier
 from controlrt.runtime.errors import BuildError
@@ -33,6 +34,7 @@ LABELS = {
     "rows": LAYOUT,
 }
 """What each input of a step stands for; the rest belongs to the step itself."""
+UNET = "unet"
 FUSED = "fused"
 """The part that is the UNet and ControlNets in one."""
 
@@ -68,6 +70,8 @@ def compile_program(
     passes: Passes,
     verifier: Verifier | None = None,
     precision: Precision = "fp32",
+    *,
+    split: bool = False,
 ) -> list[ProgramGraph]:
     """Runs ``passes`` over an exported program and cuts it by binding times if its inputs have any.
 
@@ -81,6 +85,7 @@ def compile_program(
         verifier: compares the graph before and after every pass and the cut, in float32: in "fp16", passes that see
             the graph in its precision are run for it on the float32 graph as well.
         precision: what the programs compute in. "bf16" leaves the graph as it is: the backend rounds.
+        split: have the UNet's encoder in a program of its own, to be run beside the ControlNets.
 
     Returns:
         The program itself, or one program per stage of it.
@@ -110,7 +115,7 @@ def compile_program(
         return [_describe(exported, model, exported.name, None, profile, precision)]
     return [
         _describe(exported, part, f"{exported.name}.{stage}", stage, profile, precision)
-        for stage, part in cut(model, labels).items()
+        for stage, part in _stages(model, labels, split=split and exported.name == UNET).items()
     ]
 
 
@@ -188,6 +193,15 @@ def _apply(each: ir.passes.InPlacePass, model: ir.Model, name: str, verifier: Ve
     return copy
 
 
+def _stages(model: ir.Model, labels: Mapping[str, str], *, split: bool) -> dict[Stage, ir.Model]:
+    stages = cut(model, labels)
+    halves = split_step(stages["step"]) if split else None
+    if halves is not None:
+        del stages["step"]
+        stages["encode"], stages["step"] = halves
+    return stages
+
+
 def _in_half(model: ir.Model, labels: Mapping[str, str], name: str) -> ir.Model:
     copy = model.clone()
     try:
@@ -202,7 +216,7 @@ def _describe(
     exported: Program, model: ir.Model, name: str, stage: Stage | None, profile: ShapeProfile, precision: Precision
 ) -> ProgramGraph:
     size = graph_size(model.graph)
-    fixed = stage == "step" and profile.batch.low == profile.batch.high
+    fixed = stage in ("encode", "step") and profile.batch.low == profile.batch.high
     batch = profile.batch.low if fixed else 1
     dims = one_picture(profile) | {"batch": batch, "rows": 2 * batch}
     program = msgspec.structs.replace(

@@ -12,19 +12,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import msgspec
+import onnx_ir as ir
 
 import controlrt.compiler
 import controlrt.engines
 from controlrt.compiler.compile import FUSED, ProgramGraph, compile_program, fuse_programs, load_program, one_picture
 from controlrt.compiler.reference import Reference
+from controlrt.compiler.standard_form import standard_form
 from controlrt.compiler.verify import Verifier
 from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS, Backend
 from controlrt.engines.quality import measure_loss
+from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime.bundle import Bundle, digest_files, read_manifest, write_manifest
 from controlrt.runtime.commands import INTERRUPTED
 from controlrt.runtime.commands.lora_option import LoraOption
@@ -43,6 +46,9 @@ from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.progress import Progress
 from controlrt.runtime.storage import atomic_directory, check_writable, lock, refuse_foreign_directory, sha256_tree
+
+COMPILED = "compiled"
+"""Where ONNX that is not shipped lies while engines are built of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,8 @@ class BuildOptions:
     """For a single file: the folder or hub id of a diffusers pipeline that says what the file leaves unsaid."""
     prediction_type: str | None = None
     """For a single file: what its UNet predicts, where neither it nor its kind tells."""
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    """For the backends that build engines."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -100,13 +108,15 @@ def build(options: BuildOptions, command: str) -> Built:
     """Builds the bundle, unless ``options.output`` holds the same one, whole.
 
     Raises:
-        OutputError, UserError: the output cannot be written or holds something else.
+        OutputError, UserError: the output cannot be written or holds something else, or the backend cannot do what is
+            asked.
         ExportFailedError: the export process failed.
         BuildError: a program that the backend refuses.
     """
     refuse_foreign_directory(options.output, MANIFEST_NAME)
     check_writable(options.output)
     backend = BACKENDS[options.backend]
+    backend.check_options(options.engine)
     with lock(options.output):
         source = export_programs(
             options.model,
@@ -123,7 +133,7 @@ def build(options: BuildOptions, command: str) -> Built:
         passes = [type(each).__name__ for each in backend.passes]
         decisive = [
             *(exported.key, options.backend, options.precision, options.fuse, options.verify),
-            *(backend.versions(), code, passes, SCHEMA_VERSION),
+            *(asdict(options.engine), backend.versions(), code, passes, SCHEMA_VERSION),
         ]
         key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         found = _whole_bundle(options.output, key)
@@ -141,24 +151,30 @@ def _compile(
     programs: list[Program] = []
     checks: list[PassCheck] = []
     (target / "programs").mkdir()
+    compiled_to = target if backend.ships_onnx else target / COMPILED
+    (compiled_to / "programs").mkdir(parents=True, exist_ok=True)
     verifying = _verifier(options) if options.verify else contextlib.nullcontext()
     measured = options.verify or options.precision != "fp32"
     parts = len(exported.programs) + bool(options.fuse)
-    with Progress("build", parts * (1 + measured) + 1) as progress:
-        with WeightStore(target / "programs") as weights, verifying as verifier:
+    with Progress("build", parts * (2 + measured) + 1) as progress:
+        with WeightStore(compiled_to / "programs") as weights, verifying as verifier:
             for each in _sources(options, source, exported):
                 name = each.program.name
-                progress.start(f"{options.backend} {name}")
+                progress.start(f"compile {name}")
                 precision = _precision(name, options, exported)
                 for compiled in compile_program(
-                    each.program, each.model, exported.profile, backend.passes, verifier, precision
+                    each.program,
+                    each.model,
+                    exported.profile,
+                    backend.passes,
+                    verifier,
+                    precision,
+                    split=backend.device == "cuda",
                 ):
                     weights.save(compiled.model, Path(compiled.program.file).name)
-                    backend.check(compiled.program, target / compiled.program.file)
                     programs.append(compiled.program)
             if verifier is not None:
                 checks = verifier.checks
-        progress.start("hash files")
         for file in exported.files:
             if not file.startswith("programs/"):
                 (target / file).parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +199,7 @@ def _compile(
             fusion=Fusion(part=FUSED, controls=options.fuse) if options.fuse else None,
             programs=tuple(programs),
             checks=tuple(checks),
-            files=digest_files(target),
+            files=digest_files(compiled_to),
             provenance=msgspec.structs.replace(
                 exported.provenance,
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -192,8 +208,17 @@ def _compile(
             ),
         )
         if measured:
-            manifest = _measured(options, Bundle(target, manifest), source, exported, progress)
-    return manifest
+            manifest = _measured(options, Bundle(compiled_to, manifest), source, exported, progress)
+        finished = []
+        for part in dict.fromkeys(program.part for program in manifest.programs):
+            progress.start(f"{options.backend} {part}")
+            for program in (each for each in manifest.programs if each.part == part):
+                onnx = compiled_to / program.file
+                finished.append(backend.finish(program, onnx, target, options.profile, options.engine))
+        if not backend.ships_onnx:
+            shutil.rmtree(compiled_to)
+        progress.start("hash files")
+        return msgspec.structs.replace(manifest, programs=tuple(finished), files=digest_files(target))
 
 
 def _precision(part: str, options: BuildOptions, exported: Manifest) -> Precision:
@@ -203,18 +228,18 @@ def _precision(part: str, options: BuildOptions, exported: Manifest) -> Precisio
 
 
 def _measured(options: BuildOptions, built: Bundle, source: Path, exported: Manifest, progress: Progress) -> Manifest:
-    """The manifest with the loss of every program.
+    """The manifest with the loss of every program; what is to become an engine runs in ONNX Runtime.
 
     Raises:
         BuildError: a program whose output is not finite.
     """
     programs: list[Program] = []
-    with Reference(_few_pictures(options.profile)) as reference:
+    with Reference(_few_pictures(options.profile)) as reference, _measurable(options, built) as measurable:
         for each in _sources(options, source, exported):
             part = each.program.name
             progress.start(f"measure {part}")
             stages = [program for program in built.manifest.programs if program.part == part]
-            with open_executor(built) as executor:
+            with open_executor(measurable) as executor:
                 loss = measure_loss(executor, stages, each.model, reference)
             if not math.isfinite(loss.max_relative_error):
                 exact = options.precision == "fp32"
@@ -222,6 +247,23 @@ def _measured(options: BuildOptions, built: Bundle, source: Path, exported: Mani
                 raise BuildError(f"{part} gives values that are not finite in {options.precision}; {mend}")
             programs += [msgspec.structs.replace(program, loss=loss) for program in stages]
     return msgspec.structs.replace(built.manifest, programs=tuple(programs))
+
+
+@contextlib.contextmanager
+def _measurable(options: BuildOptions, built: Bundle) -> Iterator[Bundle]:
+    """The compiled programs as this machine can run them: as they are, or in ONNX Runtime on the CPU."""
+    backend = BACKENDS[options.backend]
+    if backend.ships_onnx and (backend.device == "cpu" or backend.runs_here()):
+        yield built
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory)
+        (path / "programs").mkdir()
+        with WeightStore(path / "programs") as weights:
+            for program in built.manifest.programs:
+                weights.save(standard_form(ir.load(built.path / program.file)), Path(program.file).name)
+        files = dict.fromkeys((program.file for program in built.manifest.programs), "")
+        yield Bundle(path, msgspec.structs.replace(built.manifest, backend="onnxruntime", files=files))
 
 
 def _sources(options: BuildOptions, source: Path, exported: Manifest) -> Iterator[ProgramGraph]:

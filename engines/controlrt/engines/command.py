@@ -16,6 +16,7 @@ from typing import get_args
 import controlrt.engines.command
 from controlrt.engines.backends import BACKENDS, choose_backend
 from controlrt.engines.build import BuildOptions, build
+from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime.commands import guarded, named_values, run_command
 from controlrt.runtime.commands.lora_option import LORA_FORM, LORA_HELP, LoraOption
 from controlrt.runtime.errors import UserError
@@ -63,9 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        default="fp32",
         choices=get_args(Precision),
-        help="what programs compute in; what is given up is measured and recorded (bf16: openvino only)",
+        help="what programs compute in; what is given up is measured and recorded (bf16: openvino only); fp16 with "
+        "TensorRT and fp32 with the others where not given",
     )
     parser.add_argument(
         "--fuse", default="", metavar="NAME[,NAME]", help="controls to put into one program with the UNet"
@@ -73,7 +74,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="check every compiler pass on seeded inputs and record the difference"
     )
+    _add_engine_arguments(parser.add_argument_group("TensorRT engines"))
     parser.add_argument("--output", type=Path, help="bundle directory; bundles/MODEL-PROFILE where not given")
+
+
+def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--compute-capability",
+        default="",
+        metavar="X.Y[,X.Y]",
+        help="GPUs to build for: 8.9, or 8.6,8.9,12.0 (tensorrt-rtx; 8.0 and later where not given)",
+    )
+    group.add_argument("--optimization-level", type=int, metavar="0-5", help="how long the builder searches")
+    group.add_argument("--workspace", type=int, metavar="MIB", help="scratch memory that a kernel may ask for")
+    group.add_argument("--aux-streams", type=int, metavar="N", help="streams that one engine may use beside its own")
+    group.add_argument("--refittable", action="store_true", help="let weights be replaced in the finished engine")
+    group.add_argument("--strip-weights", action="store_true", help="ship engines without weights, to be refitted")
+    group.add_argument(
+        "--version-compatible", action="store_true", help="let later versions of TensorRT run it (tensorrt)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -91,7 +110,9 @@ def run(arguments: argparse.Namespace) -> int:
         model, name = arguments.model, _bundle_name(arguments.model)
     several = "" if str(profile.batch) == "1" else f"-batch{profile.batch}"
     longer = "" if str(profile.prompt_chunks) == "1" else f"-chunks{profile.prompt_chunks}"
-    lower = "" if arguments.precision == "fp32" else f"-{arguments.precision}"
+    backend = choose_backend(arguments.backend)
+    precision = arguments.precision or BACKENDS[backend].default_precision
+    lower = "" if precision == "fp32" else f"-{precision}"
     output = arguments.output or Path("bundles") / f"{name}-{profile}{several}{longer}{lower}".replace(",", "+")
     options = BuildOptions(
         model=model,
@@ -99,13 +120,22 @@ def run(arguments: argparse.Namespace) -> int:
         adapters=named_values(arguments.adapter, "--adapter", "NAME=SOURCE"),
         profile=profile,
         output=output,
-        backend=choose_backend(arguments.backend),
-        precision=arguments.precision,
+        backend=backend,
+        precision=precision,
         fuse=tuple(name.strip() for name in arguments.fuse.split(",") if name.strip()),
         verify=arguments.verify,
         loras=tuple(map(LoraOption.parse, arguments.lora)),
         config=arguments.config,
         prediction_type=arguments.prediction_type,
+        engine=EngineOptions(
+            compute_capabilities=EngineOptions.parse_capabilities(arguments.compute_capability),
+            optimization_level=arguments.optimization_level,
+            workspace_mib=arguments.workspace,
+            aux_streams=arguments.aux_streams,
+            refittable=arguments.refittable,
+            strip_weights=arguments.strip_weights,
+            version_compatible=arguments.version_compatible,
+        ),
     )
     started = time.monotonic()
     built = build(options, shlex.join(["build-engines", *sys.argv[1:]]))

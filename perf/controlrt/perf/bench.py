@@ -26,14 +26,14 @@ from controlrt.perf.machine import (
     usable_cores,
 )
 from controlrt.perf.models import MODELS, BenchModel
-from controlrt.perf.question import Question, ask
+from controlrt.perf.question import WARM_UPS, Question, ask
 from controlrt.perf.results import SCHEMA_VERSION, ModelSetting, Report, save
 from controlrt.perf.scratch import scratch_directory
 from controlrt.runtime.errors import UserError
 from controlrt.runtime.progress import Progress
 from controlrt.runtime.storage import check_writable
 
-ROUNDS, WARM_UPS = 10, 1
+ROUNDS = 10
 TIMEOUT = 1800
 
 
@@ -53,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (20)")
     parser.add_argument("--sampler", default="DDIM", help="by any name that controlrt samplers lists (DDIM)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"measured rounds ({ROUNDS})")
-    parser.add_argument("--warm-ups", type=int, default=WARM_UPS, help=f"rounds before them ({WARM_UPS})")
+    parser.add_argument(
+        "--warm-ups",
+        type=int,
+        help=f"rounds before them ({WARM_UPS['cpu']}; with a GPU {WARM_UPS['cuda']})",
+    )
     parser.add_argument("--batches", default="", metavar="N,...", help="offline scenarios with these batches: 1,2,4,8")
     parser.add_argument("--steps-mix", default="", metavar="N,...", help="a scenario of mixed steps: 10,20,50")
     parser.add_argument(
@@ -70,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=float, default=TIMEOUT, metavar="SECONDS", help=f"of one call of a contender ({TIMEOUT})"
     )
+    parser.add_argument("--build-only", action="store_true", help="build what is missing, and measure nothing")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON, after every scenario")
 
 
@@ -88,8 +93,10 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     budget = None if arguments.memory is None else int(arguments.memory * GIB)
-    benchmark = Benchmark(question, question.model(), budget)
+    benchmark = Benchmark(question, question.model(), machine, budget)
     with scratch_directory("pipeline") as scratch:
+        if arguments.build_only:
+            return _build(benchmark, question, scratch)
         report = _empty_report(question, benchmark.model, machine)
         print(header(report), flush=True)
         for task in question.tasks:
@@ -105,6 +112,14 @@ def run(arguments: argparse.Namespace) -> int:
     if failed:
         print(f"error: failed, for the reasons above: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _build(benchmark: Benchmark, question: Question, scratch: Path) -> int:
+    """Builds for every scenario and measures none; 1 where a contender cannot be built."""
+    missing = {name: why for task in question.tasks for name, why in benchmark.build(task, scratch)[1].items()}
+    for name, why in missing.items():
+        print(f"error: {name} cannot be built: {why}", file=sys.stderr)
+    return 1 if missing else 0
 
 
 def _empty_report(question: Question, model: BenchModel, machine: Machine) -> Report:

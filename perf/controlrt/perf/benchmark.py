@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from controlrt.perf.findings import Findings
-from controlrt.perf.machine import available_memory
+from controlrt.perf.machine import Machine, available_memory
 from controlrt.perf.models import BenchModel
 from controlrt.perf.peers.builds import Prepared, Workshop
+from controlrt.perf.peers.compiling import Tuning
+from controlrt.perf.peers.contenders import Peer
 from controlrt.perf.peers.process import PeerProcess
 from controlrt.perf.question import Question
 from controlrt.perf.results import Scenario
@@ -31,15 +35,16 @@ class Benchmark:
     Args:
         question: what is asked.
         model: the checkpoint.
+        machine: this one.
         memory_bytes: what all contenders that run side by side may take; None for most of what is available.
 
     Raises:
         UserError: less memory than two contenders take.
     """
 
-    def __init__(self, question: Question, model: BenchModel, memory_bytes: int | None) -> None:
+    def __init__(self, question: Question, model: BenchModel, machine: Machine, memory_bytes: int | None) -> None:
         self.model = model
-        self._question = question
+        self._question, self._machine = question, machine
         self._budget = memory_bytes or int(available_memory() * USABLE_MEMORY)
         self._workshop = Workshop(model, batch=question.batch, threads=question.threads, profile=question.profile)
         widest = max((task.controls for task in question.tasks), key=len)
@@ -50,15 +55,30 @@ class Benchmark:
                 "may be used; free some memory, or say with --memory GIB how much there is"
             )
 
-    def measure(self, task: Task, scratch: Path) -> Scenario:
-        """One scenario. ``scratch`` takes first pictures and logs."""
+    def build(self, task: Task, scratch: Path) -> tuple[dict[str, Prepared], dict[str, str]]:
+        """Builds what the contenders of a task need and do not have: those that can start, and why others cannot.
+
+        torch.compile tunes kernels for a GPU meanwhile, in the background.
+        """
         prepared: dict[str, Prepared] = {}
         unbuilt: dict[str, str] = {}
-        for peer in self._question.peers:
-            try:
-                prepared[peer.name] = self._workshop.prepare(peer, task)
-            except ControlRTError as error:
-                unbuilt[peer.name] = str(error)
+        with Tuning(self._machine, scratch, self._question.timeout) as tuning:
+            for peer in self._tuned:
+                with contextlib.suppress(ControlRTError):  # said below, where the contender is prepared
+                    tuning.start(peer.name, self._workshop.eager_spec(peer, task), task.calls(0)[0])
+            for peer in self._question.peers:
+                try:
+                    prepared[peer.name] = self._workshop.prepare(peer, task)
+                except ControlRTError as error:
+                    unbuilt[peer.name] = str(error)
+            tuned = tuning.wait()
+        for name, seconds in tuned.seconds.items():
+            prepared[name] = dataclasses.replace(prepared[name], build_seconds=seconds)
+        return {name: each for name, each in prepared.items() if name not in tuned.failed}, unbuilt | dict(tuned.failed)
+
+    def measure(self, task: Task, scratch: Path) -> Scenario:
+        """One scenario. ``scratch`` takes first pictures and logs."""
+        prepared, unbuilt = self.build(task, scratch)
         session = Session(
             task=task,
             start=lambda name: PeerProcess.start(
@@ -67,6 +87,7 @@ class Benchmark:
             rounds=self._question.rounds,
             warm_ups=self._question.warm_ups,
             directory=scratch,
+            early=[peer.name for peer in self._tuned],
         )
         session.measure(list(prepared), lambda reference, others: self._groups(task, reference, others))
         return Findings(
@@ -77,6 +98,10 @@ class Benchmark:
             session=session,
             threads=self._question.threads,
         ).scenario()
+
+    @property
+    def _tuned(self) -> list[Peer]:
+        return [peer for peer in self._question.peers if peer.compile_mode is not None and peer.device == "cuda"]
 
     def _groups(self, task: Task, reference: str, others: Sequence[str]) -> list[list[str]]:
         each = self._footprint(task.controls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import subprocess
 import time
@@ -47,11 +48,17 @@ class ChildProcess:
 
     def __init__(self, variant: str, command: Sequence[str], log: Path, timeout: float | None = None) -> None:
         self.variant, self._log, self._timeout = variant, log, timeout
+        self._unread = b""
         self.started = time.monotonic()
         with log.open("w") as stderr:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
             )
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
 
     def close(self) -> None:
         """Ends the process."""
@@ -81,13 +88,17 @@ class ChildProcess:
         Raises:
             WorkerError: the worker ended, or did not answer in time.
         """
+        self.send(line)
+        return self.answer()
+
+    def send(self, line: str) -> None:
+        """Sends a line, and waits for nothing."""
         stdin = self._process.stdin
         if stdin is None:
             raise ValueError(f"the worker of {self.variant} has no stdin")
         with contextlib.suppress(BrokenPipeError):  # it has ended; reading says so
             stdin.write(f"{line}\n")
             stdin.flush()
-        return self.answer()
 
     def answer(self) -> str:
         """Waits for the next line.
@@ -98,12 +109,17 @@ class ChildProcess:
         stdout = self._process.stdout
         if stdout is None:
             raise ValueError(f"the worker of {self.variant} has no stdout")
-        if self._timeout is not None and not select.select([stdout], [], [], self._timeout)[0]:
-            self._process.kill()
-            raise WorkerTimeoutError(self.variant, self._timeout)
-        line = stdout.readline()
-        if not line:
-            exit_code = self._process.wait()
-            said = self._log.read_text(errors="replace").strip().splitlines()
-            raise WorkerError(self.variant, exit_code, said[-1] if said else "")
-        return line
+        until = None if self._timeout is None else time.monotonic() + self._timeout
+        while b"\n" not in self._unread:  # not readline: what it has read ahead, select does not see
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if self._timeout is not None and not select.select([stdout], [], [], left)[0]:
+                self._process.kill()
+                raise WorkerTimeoutError(self.variant, self._timeout)
+            read = os.read(stdout.fileno(), 65536)
+            if not read:
+                exit_code = self._process.wait()
+                said = self._log.read_text(errors="replace").strip().splitlines()
+                raise WorkerError(self.variant, exit_code, said[-1] if said else "")
+            self._unread += read
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line.decode()

@@ -50,7 +50,7 @@ class Findings:
     def scenario(self) -> Scenario:
         """As it is reported."""
         reference = self.session.reference
-        eager = self._fastest_eager()
+        eager, compiled = self._fastest_eager(), self._fastest([p.name for p in self.peers if p.compile_mode])
         return Scenario(
             name=self.task.name,
             kind=self.task.kind,
@@ -62,7 +62,8 @@ class Findings:
                 tuple(call.total for call in group[reference]) for group in self.session.groups if reference in group
             ),
             eager=eager,
-            contenders=tuple(self._contender(peer, eager) for peer in self.peers),
+            compiled=compiled,
+            contenders=tuple(self._contender(peer, eager, compiled) for peer in self.peers),
         )
 
     def _setting(self) -> Setting:
@@ -84,9 +85,9 @@ class Findings:
             rounds=self.session.rounds,
         )
 
-    def _contender(self, peer: Peer, eager: str | None) -> Contender:
+    def _contender(self, peer: Peer, eager: str | None, compiled: str | None) -> Contender:
         prepared = self.prepared.get(peer.name)
-        measurement = self._measurement(peer, eager)
+        measurement = self._measurement(peer, eager, compiled)
         status, reason = self._status(peer, measurement)
         return Contender(
             name=peer.name,
@@ -114,7 +115,7 @@ class Findings:
             )
         return "ok", ""
 
-    def _measurement(self, peer: Peer, eager: str | None) -> Measurement | None:
+    def _measurement(self, peer: Peer, eager: str | None, compiled: str | None) -> Measurement | None:
         name, session = peer.name, self.session
         groups = [number for number, group in enumerate(session.groups) if name in group]
         if not groups or name in session.failed:
@@ -137,13 +138,14 @@ class Findings:
             memory=Memory(
                 peak_host_bytes=answer.peak_host_bytes,
                 file_backed_bytes=answer.file_backed_bytes,
-                peak_device_bytes=answer.peak_device_bytes,
+                peak_device_bytes=started.peak_device_bytes,
             ),
             flops_per_picture=flops,
             flops_per_second=None if flops is None else self.task.batch * flops / statistics.median(first_calls),
             parity=self._parity(peer),
             speedup_over_eager=self._speedup(name, eager, lambda call: call.total),
             step_speedup_over_eager=self._speedup(name, eager, lambda call: statistics.median(call.steps)),
+            speedup_over_compiled=self._speedup(name, compiled, lambda call: call.total),
         )
 
     def _parity(self, peer: Peer) -> Parity | None:
@@ -157,14 +159,18 @@ class Findings:
     def _fastest_eager(self) -> str | None:
         """Of those in the first eager contender's place: float32 on a CPU, float16 on a GPU."""
         precision = "fp32" if self.peers[0].device == "cpu" else "fp16"
+        return self._fastest([p.name for p in self.peers if p.is_eager and p.precision == precision])
+
+    def _fastest(self, names: Sequence[str]) -> str | None:
+        """Of those that ran."""
         measured = self._measured(lambda call: call.total)
         ran = {name for group in self.session.groups for name in group} - set(self.session.failed)
-        names = [p.name for p in self.peers if p.is_eager and p.precision == precision and p.name in ran]
+        names = [name for name in names if name in ran]
         return measured.fastest(names) if measured is not None and names else None
 
-    def _speedup(self, name: str, eager: str | None, seconds: Callable[[CallSeconds], float]) -> Ratio | None:
+    def _speedup(self, name: str, over: str | None, seconds: Callable[[CallSeconds], float]) -> Ratio | None:
         measured = self._measured(seconds)
-        return None if measured is None or eager is None else measured.speedup(name, eager)
+        return None if measured is None or over is None else measured.speedup(name, over)
 
     def _measured(self, seconds: Callable[[CallSeconds], float]) -> Measured | None:
         """None where the reference did not run to the end, so that groups cannot be compared."""
@@ -184,6 +190,7 @@ def _columns(calls: Sequence[CallSeconds]) -> StageSamples:
         timestep_table=tuple(call.timestep_table for call in calls),
         step=tuple(seconds for call in calls for seconds in call.steps),
         host_step=tuple(seconds for call in calls for seconds in call.host_steps),
+        host=tuple(call.host for call in calls),
         decode=tuple(call.decode for call in calls),
         picture=tuple(call.total for call in calls),
     )

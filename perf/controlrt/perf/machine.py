@@ -11,11 +11,14 @@ from pathlib import Path
 
 import msgspec
 
-PACKAGES = ("controlrt", "torch", "onnxruntime", "openvino", "diffusers", "transformers", "onnx-ir", "numpy")
+PACKAGES = (
+    *("controlrt", "torch", "triton", "onnxruntime", "onnxruntime-gpu", "openvino", "diffusers", "transformers"),
+    *("tensorrt", "tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu13-libs", "cuda-bindings", "onnx-ir", "numpy"),
+)
 
 ISA = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "amx_bf16")
 """Extensions that matrix kernels choose by, as Linux names them."""
-_GPU_FIELDS = "name,memory.total,driver_version,clocks.max.sm,clocks.max.mem,power.limit"
+_GPU_FIELDS = "name,compute_cap,memory.total,driver_version,clocks.max.sm,clocks.max.mem,power.limit"
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,7 +39,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     isa: tuple[str, ...] = ()
     """Vector and matrix extensions of the CPU that kernels choose by."""
     gpus: tuple[str, ...] = ()
-    """Name, memory, driver and clock limits of each."""
+    """Name, compute capability, memory, driver, highest clocks and power limit of each."""
 
     @property
     def is_busy(self) -> bool:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from controlrt.demo import CONTROLNETS
+from controlrt.engines.backends import Device
 from controlrt.perf.machine import Machine, installed_versions
 from controlrt.perf.models import CONTROL, MODELS, BenchModel, prepare_model
-from controlrt.perf.peers.contenders import Device, NamedBundle, Peer, all_peers, choose_peers
+from controlrt.perf.peers.contenders import NamedBundle, Peer, all_peers, choose_peers
 from controlrt.perf.scenarios import Task, parse_size, plan_tasks
 from controlrt.runtime.bundle import read_manifest
 from controlrt.runtime.commands import named_values
@@ -22,6 +23,8 @@ from controlrt.runtime.samplers.names import find_sampler
 
 PROFILE = "512x512"
 DEFAULT_MODEL = "demo"
+WARM_UPS: dict[Device, int] = {"cpu": 1, "cuda": 3}
+"""Rounds before the measured ones, where nothing else is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +119,7 @@ def ask(arguments: argparse.Namespace, machine: Machine) -> Question:
         device=device,
         threads=arguments.threads,
         rounds=arguments.rounds,
-        warm_ups=arguments.warm_ups,
+        warm_ups=WARM_UPS[device] if arguments.warm_ups is None else arguments.warm_ups,
         timeout=arguments.timeout,
     )
 

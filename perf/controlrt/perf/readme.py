@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from controlrt.perf.results import Contender, Report, Scenario, load
+from controlrt.perf.statistics import Ratio
 from controlrt.runtime.storage import atomic_file
 
 _PLACE = re.compile(r"(<!-- bench (?P<file>\S+) -->\n).*?(<!-- end bench -->)", re.DOTALL)
@@ -43,7 +44,8 @@ def fill(text: str, directory: Path) -> str:
 def markdown(report: Report) -> str:
     """A result as Markdown: how it came about, and one table for every scenario."""
     machine = report.machine
-    lines = [f"`{report.command}` on {machine.cpu}, {machine.cores} cores; {_versions(report)}:", ""]
+    where = "; ".join([f"{machine.cpu}, {machine.cores} cores", *(gpu.partition(",")[0] for gpu in machine.gpus)])
+    lines = [f"`{report.command}` on {where}; {_versions(report)}:", ""]
     for scenario in report.scenarios:
         lines += [*_table(scenario), ""]
     return "\n".join(lines)
@@ -53,33 +55,47 @@ def _table(scenario: Scenario) -> list[str]:
     setting = scenario.setting
     steps = " and ".join(map(str, setting.steps))
     title = f"{scenario.name}, {setting.width}x{setting.height}, {steps} steps"
-    rows = [
-        f"| {title} | seconds | step | times as fast as {scenario.eager or 'eager'} | peak memory | PSNR |",
-        "|---|---|---|---|---|---|",
-    ]
-    return rows + [_row(each) for each in scenario.contenders]
+    on_gpu = scenario.compiled is not None and any(each.options.get("device") == "cuda" for each in scenario.contenders)
+    titles = ["seconds", "step", f"times as fast as {scenario.eager or 'eager'}", "peak memory", "PSNR"]
+    if on_gpu:
+        titles[1:] = ["p99/p50", titles[2], f"times as fast as {scenario.compiled}", "GPU memory", "PSNR"]
+    rows = [f"| {title} | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+    return rows + [_row(each, len(titles), on_gpu) for each in scenario.contenders]
 
 
-def _row(contender: Contender) -> str:
+def _row(contender: Contender, columns: int, on_gpu: bool) -> str:
     measured = contender.measurement
     if measured is None or contender.status != "ok":
-        return f"| {contender.name} | {contender.status}: {contender.reason} | | | | |"
-    ratio, found = measured.speedup_over_eager, measured.parity
-    faster = "" if ratio is None else f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
-    cells = [
-        contender.name,
-        f"{measured.percentiles.picture.p50:.2f}",
-        f"{measured.percentiles.step.p50:.3f}",
-        faster,
-        f"{measured.memory.peak_host_bytes / 2**20:.0f} MiB",
-        "" if found is None else f"{found.psnr_db:.0f} dB",
-    ]
-    return f"| {' | '.join(cells)} |"
+        return f"| {contender.name} | {contender.status}: {contender.reason} |{' |' * (columns - 1)}"
+    picture, memory = measured.percentiles.picture, measured.memory
+    likeness = "" if measured.parity is None else f"{measured.parity.psnr_db:.0f} dB"
+    if on_gpu:
+        taken = "" if memory.peak_device_bytes is None else f"{memory.peak_device_bytes / 2**20:.0f} MiB"
+        faster = [_interval(measured.speedup_over_eager), _interval(measured.speedup_over_compiled)]
+        cells = [f"{picture.p50:.3f}", f"{picture.spread:.3f}", *faster, taken, likeness]
+    else:
+        step, taken = f"{measured.percentiles.step.p50:.3f}", f"{memory.peak_host_bytes / 2**20:.0f} MiB"
+        cells = [f"{picture.p50:.2f}", step, _interval(measured.speedup_over_eager), taken, likeness]
+    return f"| {' | '.join([contender.name, *cells])} |"
+
+
+def _interval(ratio: Ratio | None) -> str:
+    return "" if ratio is None else f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
 def _versions(report: Report) -> str:
-    shown = {"torch": "PyTorch", "diffusers": "diffusers", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-    return ", ".join(f"{title} {report.versions[name]}" for name, title in shown.items() if name in report.versions)
+    titles = {
+        "torch": "PyTorch {}",
+        "diffusers": "diffusers {}",
+        "onnxruntime": "ONNX Runtime {}",
+        "onnxruntime-gpu": "ONNX Runtime {} for CUDA",
+        "openvino": "OpenVINO {}",
+        "tensorrt": "TensorRT {}",
+        "tensorrt-rtx": "TensorRT-RTX {}",
+    }
+    if "onnxruntime-gpu" in report.versions:  # the other one is hidden behind it
+        del titles["onnxruntime"]
+    return ", ".join(title.format(report.versions[name]) for name, title in titles.items() if name in report.versions)
 
 
 if __name__ == "__main__":

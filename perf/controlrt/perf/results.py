@@ -95,6 +95,9 @@ class StageSamples(_Record, frozen=True, kw_only=True):
     host_step: tuple[float, ...]
     """Of each step, what passes outside the networks: Python, guidance and sampler where those are not in a program. On
     a GPU, what passes until the step is queued."""
+    host: tuple[float, ...] = ()
+    """Of each call, what the host does between the first step and the last: ``host_step`` added up, and where the whole
+    loop is one launch, the seconds of Python from that launch to the pictures."""
     decode: tuple[float, ...]
     """Latents to pixels, for the whole batch."""
     picture: tuple[float, ...]
@@ -109,6 +112,7 @@ class StagePercentiles(_Record, frozen=True, kw_only=True):
     timestep_table: Percentiles
     step: Percentiles
     host_step: Percentiles
+    host: Percentiles | None = None
     decode: Percentiles
     picture: Percentiles
 
@@ -140,7 +144,8 @@ class Memory(_Record, frozen=True, kw_only=True):
     file_backed_bytes: int
     """Of what was resident at the end, pages of files (RssFile): the system may drop them, and processes share them."""
     peak_device_bytes: int | None
-    """None on a CPU."""
+    """Most that it had of the GPU's memory, as the driver counts it, until its first pictures were drawn; None on a CPU
+    and where the driver does not tell."""
 
 
 class Measurement(_Record, frozen=True, kw_only=True):
@@ -170,6 +175,8 @@ class Measurement(_Record, frozen=True, kw_only=True):
     """Of whole calls, over the faster eager contender; None where none ran."""
     step_speedup_over_eager: Ratio | None
     """Of the median step of each round."""
+    speedup_over_compiled: Ratio | None = None
+    """Of whole calls, over the fastest that torch.compile gives; None where none ran."""
 
 
 class Contender(_Record, frozen=True, kw_only=True):
@@ -210,6 +217,8 @@ class Scenario(_Record, frozen=True, kw_only=True):
     """Its whole calls in each group, so that groups can be compared."""
     eager: str | None
     """The faster eager contender, which ratios are to."""
+    compiled: str | None = None
+    """The fastest contender of torch.compile."""
     contenders: tuple[Contender, ...]
 
     @property

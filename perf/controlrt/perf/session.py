@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from controlrt.perf.child_process import WorkerError
+from controlrt.perf.device_memory import DeviceMemoryWatch
 from controlrt.perf.peers.calls import Call
 from controlrt.perf.peers.drawer import CallSeconds
 from controlrt.perf.peers.process import PeerProcess
@@ -24,6 +25,7 @@ class Started:
     load_seconds: float
     first_request_seconds: float
     cold_start_seconds: float
+    peak_device_bytes: int | None
 
 
 @dataclass
@@ -37,6 +39,9 @@ class Session:
     warm_ups: int
     directory: Path
     """Where first pictures are kept."""
+    early: Collection[str] = ()
+    """Contenders whose start takes long and is mostly theirs alone: they start before the others of their group and are
+    waited for after them."""
     groups: list[dict[str, list[CallSeconds]]] = field(default_factory=list)
     """Measured calls by contender of each group, the reference in every one."""
     started: dict[str, Started] = field(default_factory=dict)
@@ -58,7 +63,8 @@ class Session:
             beside: PeerProcess | None = None
             while left and beside is None:
                 self.reference = left.pop(0)
-                beside = self._load(self.reference, stack, progress)
+                with DeviceMemoryWatch() as watch:
+                    beside = self._load(self._begin(self.reference, stack), watch, progress)
             if beside is None or self.reference is None:
                 self.reference = None
                 return
@@ -81,11 +87,14 @@ class Session:
 
     def _measure_group(self, beside: PeerProcess, names: Sequence[str], progress: Progress) -> None:
         with contextlib.ExitStack() as stack:
-            workers: dict[str, PeerProcess] = {beside.variant: beside}
-            for name in names:
-                worker = self._load(name, stack, progress)
-                if worker is not None:
-                    workers[name] = worker
+            loaded = {beside.variant: beside}
+            with DeviceMemoryWatch() as watch:
+                begun = {name: self._begin(name, stack) for name in names if name in self.early}
+                for name in sorted(names, key=begun.__contains__):
+                    worker = self._load(begun.get(name) or self._begin(name, stack), watch, progress)
+                    if worker is not None:
+                        loaded[name] = worker
+            workers = {name: loaded[name] for name in (beside.variant, *names) if name in loaded}
             samples: dict[str, list[CallSeconds]] = {name: [] for name in workers}
             told = None
             for number, name in turns(tuple(workers), range(-self.warm_ups, self.rounds)):
@@ -110,12 +119,18 @@ class Session:
             self.failed[worker.variant] = str(error)
             return []
 
-    def _load(self, name: str, stack: contextlib.ExitStack, progress: Progress) -> PeerProcess | None:
-        """The contender, ready and with its first pictures drawn; None where it fails."""
-        progress.start(f"load {name}")
+    def _begin(self, name: str, stack: contextlib.ExitStack) -> PeerProcess:
+        """Starts the contender, which draws its first pictures as soon as it can."""
         worker = stack.enter_context(self.start(name))
+        worker.begin(self._first(), self.recorded(name))
+        return worker
+
+    def _load(self, worker: PeerProcess, watch: DeviceMemoryWatch, progress: Progress) -> PeerProcess | None:
+        """The contender, ready and with its first pictures drawn; None where it fails."""
+        name = worker.variant
+        progress.start(f"load {name}")
         try:
-            worker.load(self._first(), self.recorded(name))
+            worker.load()
         except WorkerError as error:
             self.failed[name] = str(error)
             return None
@@ -123,6 +138,7 @@ class Session:
             load_seconds=worker.load_seconds,
             first_request_seconds=worker.first_request_seconds,
             cold_start_seconds=worker.cold_start_seconds,
+            peak_device_bytes=watch.peak_bytes(worker.pid),
         )
         return worker
 

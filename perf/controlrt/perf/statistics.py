@@ -26,6 +26,11 @@ class Percentiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     p90: float
     p99: float
 
+    @property
+    def spread(self) -> float:
+        """p99 over p50: how far the slow ones are from the rest."""
+        return self.p99 / self.p50 if self.p50 > 0 else 1.0
+
 
 def percentile(samples: Sequence[float], percent: float) -> float:
     """The value at position ``(n - 1) percent / 100`` of the sorted samples, interpolated linearly between neighbours.

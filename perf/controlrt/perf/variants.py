@@ -51,7 +51,7 @@ class Variant:
 def all_variants(backends: Sequence[BackendName] | None = None) -> list[Variant]:
     """Every variant that these backends can run, by default those that are installed; the reference is among them."""
     if backends is None:
-        backends = [name for name, backend in BACKENDS.items() if backend.is_installed()]
+        backends = [name for name, backend in BACKENDS.items() if backend.is_installed() and backend.device == "cpu"]
     ordered = sorted(backends, key=lambda name: plain(name) != REFERENCE)
     found = [Variant(name=name, runtime="pytorch", channels_last="channels-last" in name) for name in EAGER]
     found += [Variant(name=plain(name), runtime=name) for name in ordered]

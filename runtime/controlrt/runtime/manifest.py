@@ -10,11 +10,11 @@ import msgspec
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.profile import ShapeProfile
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 MANIFEST_NAME = "manifest.json"
 
 DType = Literal["float32", "float16", "int64", "int32", "uint8"]
-Backend = Literal["onnxruntime", "openvino", "cuda"]
+Backend = Literal["onnxruntime", "openvino", "cuda", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16"]
 """What programs compute in. ``fp16`` is a matter of the graph, ``bf16`` of the backend that runs it."""
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -33,8 +33,9 @@ class TensorSpec(_Record, frozen=True, kw_only=True):
     shape: tuple[int | str, ...]
 
 
-Stage = Literal["timestep", "prompt", "prompt_timestep", "hint", "step"]
-"""When a program runs: once per schedule, per prompt, per both, per control picture, or every step."""
+Stage = Literal["timestep", "prompt", "prompt_timestep", "hint", "encode", "step"]
+"""When a program runs: once per schedule, per prompt, per both, per control picture, or every step. ``encode`` is what
+a UNet's step does before it needs the ControlNets, where the backend runs both at the same time."""
 
 
 class Cost(_Record, frozen=True, kw_only=True):
@@ -49,12 +50,33 @@ class Cost(_Record, frozen=True, kw_only=True):
 
 
 class Loss(_Record, frozen=True, kw_only=True):
-    """How far outputs are from those of the float32 export on seeded inputs, run by the bundle's backend."""
+    """How far outputs are from those of the float32 export on seeded inputs, run by the bundle's backend.
+
+    What becomes an engine is measured before, as ONNX on the CPU.
+    """
 
     max_relative_error: float
     """Largest difference, relative to the output's largest value."""
     rms_relative_error: float
     """Root mean square of the difference, relative to that of the output."""
+
+
+class Engine(_Record, frozen=True, kw_only=True):
+    """How TensorRT built a program, and what it takes to run it."""
+
+    builder: Literal["tensorrt", "tensorrt-rtx"]
+    version: str
+    """Of the builder; without ``version_compatible`` the runtime must have the same."""
+    compute_capabilities: tuple[str, ...]
+    """Of the GPUs that it was built for, as in "8.9"; empty for TensorRT-RTX's default, 8.0 and later."""
+    gpu: str | None
+    """The one GPU that it was built on and for; None where it runs on any with such a compute capability."""
+    build_seconds: float
+    optimization_profiles: int
+    refittable: bool
+    stripped: bool
+    """Whether its weights must be refitted before it runs."""
+    version_compatible: bool
 
 
 class Program(_Record, frozen=True, kw_only=True):
@@ -76,6 +98,8 @@ class Program(_Record, frozen=True, kw_only=True):
     precision: Precision = "fp32"
     loss: Loss | None = None
     """Of the part that it was cut from; None where nothing was given up and nothing was verified."""
+    engine: Engine | None = None
+    """None where the program is ONNX."""
 
 
 class TextEncoder(_Record, frozen=True, kw_only=True):

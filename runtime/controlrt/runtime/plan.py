@@ -161,6 +161,8 @@ class _Planner:
             self.steps.append((self._call(fused, step, "zero", "zero", ""),))
             return
         calls, residuals = [], "zero"
+        if self.manifest.stage("unet", "encode") is not None:
+            calls.append(self._call("unet", step, "zero", "zero", "", stage="encode"))
         names = [control.name for control in self.manifest.controls if control.name in layout.controls]
         for name in sorted(names, key=lambda each: each not in half):  # sums do not mind the order
             sets = ("half.a", "half.b") if name in half else ("a", "b")
@@ -170,14 +172,24 @@ class _Planner:
         calls.append(self._call("unet", step, residuals, residuals, ""))
         self.steps.append(tuple(calls))
 
-    def _call(self, part: str, step: int, read: str, write: str, control: str, *, half: bool = False) -> Call:
-        program = self.manifest.stage(part, "step")
+    def _call(
+        self,
+        part: str,
+        step: int,
+        read: str,
+        write: str,
+        control: str,
+        *,
+        half: bool = False,
+        stage: Stage = "step",
+    ) -> Call:
+        program = self.manifest.stage(part, stage)
         if program is None:
-            raise BundleError(f"the bundle has no step program of {part}; build it again with build-engines")
+            raise BundleError(f"the bundle has no {stage} program of {part}; build it again with build-engines")
         self.parts[part] = None
         half = half or not self.layout.steps[step].guided
         inputs = {spec.name: self._input(program, spec, step, read, control, half) for spec in program.inputs}
-        outputs = {spec.name: self._output(spec, step, write, half) for spec in program.outputs}
+        outputs = {spec.name: self._output(program, spec, step, write, half) for spec in program.outputs}
         return Call(program=program.name, inputs=inputs, outputs=outputs)
 
     def _input(self, program: Program, spec: TensorSpec, step: int, read: str, control: str, half: bool) -> View:
@@ -200,7 +212,9 @@ class _Planner:
         tabled = kind in PER_STEP or (spec.name == "noise" and self.layout.draws)
         return self._view(name, spec, step, half, tabled=tabled)
 
-    def _output(self, spec: TensorSpec, step: int, residuals: str, half: bool) -> View:
+    def _output(self, program: Program, spec: TensorSpec, step: int, residuals: str, half: bool) -> View:
+        if program.stage == "encode":
+            return self._view(stage_buffer(spec.name, program.part), spec, step, half)
         if spec.name.removeprefix("next_") in STATE:
             return self._view(_turn(spec.name.removeprefix("next_"), step + 1), spec, step, half)
         return self._view(f"{spec.name}.{residuals}", spec, step, half)

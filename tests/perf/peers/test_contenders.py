@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from controlrt.engines.backends import BACKENDS
+from controlrt.engines.backends.onnxruntime import OnnxRuntimeBackend
 from controlrt.perf.peers.contenders import MIN_PSNR_DB, NamedBundle, all_peers, choose_peers
 from controlrt.runtime.errors import UnknownNameError
 
@@ -27,12 +29,46 @@ def test_every_backend_and_precision_is_there() -> None:
     assert {peer.precision for peer in peers} <= MIN_PSNR_DB.keys()
 
 
+class GpuBackend(OnnxRuntimeBackend):
+    device: Any = "cuda"
+    precisions = ("fp16", "fp32")
+
+
+@pytest.fixture
+def gpu_backend(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A backend that runs on a GPU, beside those that are there."""
+    monkeypatch.setitem(BACKENDS, "made-up", GpuBackend())
+    return "made-up"
+
+
 def test_a_gpu_compares_float16_with_float32_for_a_measure() -> None:
     peers = {peer.name: peer for peer in all_peers("cuda", (), None)}
     assert next(iter(peers)) == "eager-fp32"
     assert peers["eager"].precision == peers["torch-compile"].precision == "fp16"
     assert peers["torch-compile"].compile_mode == "max-autotune"
+    assert peers["torch-compile-quick"].compile_mode == "reduce-overhead"
     assert {peer.device for peer in peers.values() if peer.kind == "eager"} == {"cuda"}
+    assert peers["eager-fp32"].options["tf32"] == "off"
+    assert (peers["plain-cuda"].precision, peers["plain-cuda"].device) == ("fp16", "cuda")
+
+
+def test_a_gpu_s_contenders_are_those_that_run_on_it(gpu_backend: str) -> None:
+    known = all_peers("cuda", ("avx512_bf16",), None)
+    chosen = choose_peers([], known)
+    assert {peer.device for peer in chosen} == {"cuda"}
+    assert [peer.name for peer in chosen if peer.kind == "bundle"] == [f"{gpu_backend}-fp16", f"{gpu_backend}-fp32"]
+    assert [peer.name for peer in choose_peers(["openvino-*"], known)][1:] == [
+        peer.name for peer in known if peer.name.startswith("openvino-")
+    ]
+    named = NamedBundle(path=Path("bundles/mine"), backend="openvino", precision="fp32")
+    assert "openvino-fp32" in {peer.name for peer in choose_peers([], all_peers("cuda", (), named))}
+
+
+def test_a_cpu_has_none_of_a_gpu_s(gpu_backend: str) -> None:
+    names = {peer.name for peer in all_peers("cpu", (), None)}
+    assert not [name for name in names if name.startswith((gpu_backend, "plain-cuda", "plain-made-up"))]
+    named = NamedBundle(path=Path("bundles/mine"), backend=gpu_backend, precision="fp16")  # type: ignore[arg-type]
+    assert f"{gpu_backend}-fp16" in {peer.name for peer in all_peers("cpu", (), named)}
 
 
 def test_a_named_bundle_takes_the_place_of_its_kind() -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from controlrt.runtime.cuda.device import DeviceAbout, DeviceArrays
 from controlrt.runtime.cuda.engine import Engine
 from controlrt.runtime.errors import DeviceError, DeviceMemoryError
+from controlrt.runtime.manifest import Program
 
 ALIGNMENT = 256
 
@@ -51,8 +52,11 @@ class SimulatedDevice:
         )
 
     @property
-    def stream(self) -> int:
-        return 7
+    def streams(self) -> tuple[int, int]:
+        return 7, 8
+
+    def wait(self, waiting: int, other: int) -> None:
+        self.queue(("wait", waiting, other), lambda: None)
 
     @property
     def capturing(self) -> bool:
@@ -184,10 +188,10 @@ class SimulatedDevice:
 class SimulatedEngine:
     """See ``Engine``: ONNX Runtime on the CPU, on memory of a ``SimulatedDevice``."""
 
-    def __init__(self, file: Path, device: Any) -> None:
+    def __init__(self, file: Path, device: Any, stream: int) -> None:
         from controlrt.runtime.executors.onnxruntime import open_session
 
-        self.name, self._device = file.stem, device
+        self.name, self._device, self._stream = file.stem, device, stream
         self._session = open_session(file)
 
     def bind(self, inputs: DeviceArrays, outputs: DeviceArrays) -> SimulatedLaunch:
@@ -196,21 +200,21 @@ class SimulatedEngine:
             for name, array in arrays.items():
                 self._device.bytes_at(array.address, array.nbytes)
                 bind(name, "cpu", 0, array.dtype.type, array.shape, array.address)
-        return SimulatedLaunch(self._device, self.name, lambda: self._session.run_with_iobinding(binding))
+        return SimulatedLaunch(self._device, self.name, self._stream, lambda: self._session.run_with_iobinding(binding))
 
 
 class SimulatedLaunch:
     """See ``EngineLaunch``. It spoils its scratch memory, as an engine may."""
 
-    def __init__(self, device: SimulatedDevice, name: str, work: Callable[[], None]) -> None:
-        self._device, self._name, self._work = device, name, work
+    def __init__(self, device: SimulatedDevice, name: str, stream: int, work: Callable[[], None]) -> None:
+        self._device, self._name, self._stream, self._work = device, name, stream, work
         self.scratch_bytes, self._scratch = device.scratch_needed, 0
 
     def use_scratch(self, address: int) -> None:
         self._scratch = address
 
     def __call__(self) -> None:
-        self._device.queue(("run", self._name), self._run)
+        self._device.queue(("run", self._name, self._stream), self._run)
 
     def _run(self) -> None:
         if self.scratch_bytes:
@@ -218,9 +222,18 @@ class SimulatedLaunch:
         self._work()
 
 
-def open_simulated(file: Path, device: Any) -> Engine:
-    """See ``OpenEngine``."""
-    return SimulatedEngine(file, device)
+class SimulatedEngines:
+    """See ``Engines``."""
+
+    def __init__(self, device: SimulatedDevice) -> None:
+        self._device = device
+
+    def open(self, program: Program, file: Path, stream: int) -> Engine:
+        del program
+        return SimulatedEngine(file, self._device, stream)
+
+    def close(self) -> None:
+        self._device.log.append(("close engines",))
 
 
 @contextmanager

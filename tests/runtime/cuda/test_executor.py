@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from runtime.cuda.simulated import SimulatedDevice, log_of, open_simulated
+from runtime.cuda.simulated import SimulatedDevice, SimulatedEngines, log_of
 
 from controlrt.runtime import ControlNetPipeline, pipeline
 from controlrt.runtime.bundle import Bundle
@@ -49,7 +49,9 @@ def device() -> SimulatedDevice:
 def simulated(
     demo_bundle: Path, device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ControlNetPipeline]:
-    monkeypatch.setattr(pipeline, "open_executor", lambda bundle, *_: CudaExecutor(bundle, device, open_simulated))
+    monkeypatch.setattr(
+        pipeline, "open_executor", lambda bundle, *_: CudaExecutor(bundle, device, SimulatedEngines(device))
+    )
     with ControlNetPipeline(Bundle.open(demo_bundle, verify=False)) as pipe:
         yield pipe
 
@@ -190,7 +192,7 @@ def test_programs_share_one_scratch_memory(
     device.scratch_needed = 3 * 2**20
     np.testing.assert_array_equal(draw(simulated), draw(demo))
     (bound,) = simulated._bound.values()
-    launches = [launch for step in bound._steps for launch in step] + bound._decoder
+    launches = [launch for step in bound._steps for _, launch in step] + bound._decoder
     assert len({launch._scratch for launch in launches}) == 1
     assert launches[0]._scratch in device.memory
 

@@ -1,17 +1,22 @@
-"""Backends: which compiler passes one takes, and whether it runs what comes out."""
+"""Backends: which compiler passes one takes, and what it makes of the ONNX that comes out."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from controlrt.compiler.compile import Passes
 from controlrt.engines.backends.cuda import CudaBackend
 from controlrt.engines.backends.onnxruntime import OnnxRuntimeBackend
 from controlrt.engines.backends.openvino import OpenVinoBackend
+from controlrt.engines.backends.tensorrt import TensorRtBackend
+from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime.errors import UserError
 from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.manifest import Precision, Program
+from controlrt.runtime.profile import ShapeProfile
+
+Device = Literal["cpu", "cuda"]
 
 
 class Backend(Protocol):
@@ -21,15 +26,45 @@ class Backend(Protocol):
     """Compiler passes that help it, in order; docs/passes.md has the measurements."""
     precisions: tuple[Precision, ...]
     """What it computes in, the exact one first."""
+    default_precision: Precision
+    """What it computes in where nobody says."""
+    ships_onnx: bool
+    """Whether programs stay ONNX in the bundle; if not, they become engines, and are measured before that as ONNX."""
+
+    @property
+    def device(self) -> Device:
+        """What runs its programs."""
 
     def is_installed(self) -> bool:
-        """Whether it can be used here."""
+        """Whether it can build here."""
+
+    def runs_here(self) -> bool:
+        """Whether what it builds can run here too."""
 
     def versions(self) -> dict[str, str]:
         """Versions of everything that decides what it makes."""
 
-    def check(self, program: Program, file: Path) -> None:
-        """Opens a compiled program.
+    def check_options(self, options: EngineOptions) -> None:
+        """Called before any work is done.
+
+        Raises:
+            UserError: it or this machine cannot do what is asked.
+        """
+
+    def finish(
+        self, program: Program, file: Path, target: Path, profile: ShapeProfile, options: EngineOptions
+    ) -> Program:
+        """Makes of a compiled program what the bundle ships.
+
+        Args:
+            program: its manifest entry.
+            file: its ONNX file, weights beside it.
+            target: the bundle's directory, in which ``file`` lies where ``ships_onnx``.
+            profile: what sizes it must run at.
+            options: of engines.
+
+        Returns:
+            The manifest entry of what is shipped.
 
         Raises:
             BuildError: the backend refuses it.
@@ -37,7 +72,9 @@ class Backend(Protocol):
 
 
 BACKENDS: dict[BackendName, Backend] = {
+    "tensorrt": TensorRtBackend("tensorrt"),
     "cuda": CudaBackend(),
+    "tensorrt-rtx": TensorRtBackend("tensorrt-rtx"),
     "openvino": OpenVinoBackend(),
     "onnxruntime": OnnxRuntimeBackend(),
 }
@@ -45,7 +82,7 @@ BACKENDS: dict[BackendName, Backend] = {
 
 
 def choose_backend(name: str | None) -> BackendName:
-    """The backend called ``name``, or the fastest one installed.
+    """The backend called ``name``, or the fastest one that runs here.
 
     Raises:
         UserError: it is not installed.
@@ -53,6 +90,6 @@ def choose_backend(name: str | None) -> BackendName:
     for known, backend in BACKENDS.items():
         if name == known and not backend.is_installed():
             raise UserError(f"backend {name} is not installed here; install it with: pip install 'controlrt[{name}]'")
-        if name == known or (name is None and backend.is_installed()):
+        if name == known or (name is None and backend.runs_here()):
             return known
     raise UserError(f"no backend {name!r}; there are: {', '.join(BACKENDS)}")

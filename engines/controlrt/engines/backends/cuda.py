@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from pathlib import Path
+from typing import Final
 
 from controlrt.compiler.compile import Passes
 from controlrt.compiler.passes.attention_layout import AttentionLayout
@@ -20,10 +21,13 @@ from controlrt.compiler.passes.sink_transposes import SinkTransposes
 from controlrt.compiler.passes.skip_group_norm import SkipGroupNorm
 from controlrt.compiler.passes.skip_layer_norm import SkipLayerNorm
 from controlrt.compiler.passes.upsample_convolution import UpsampleConvolution
+from controlrt.engines.tensorrt.options import EngineOptions, refuse_engine_options
+from controlrt.runtime.cuda.gpu import find_gpu
 from controlrt.runtime.cuda.onnxruntime import PROVIDER
 from controlrt.runtime.errors import BuildError, BundleError
 from controlrt.runtime.executors.onnxruntime import open_session
 from controlrt.runtime.manifest import Precision, Program
+from controlrt.runtime.profile import ShapeProfile
 
 _NO_KERNEL = "Failed to find kernel for com.microsoft."
 """What ONNX Runtime says of a graph that is valid and needs another provider: it looks for kernels last."""
@@ -47,7 +51,10 @@ class CudaBackend:
         BiasAdd(),
         JoinedProjections(),
     )
-    precisions: tuple[Precision, ...] = ("fp16", "fp32")
+    device: Final = "cuda"
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    default_precision: Precision = "fp16"
+    ships_onnx = True
 
     def is_installed(self) -> bool:
         """Whether the extra ``cuda`` is."""
@@ -57,18 +64,30 @@ class CudaBackend:
             PROVIDER in onnxruntime.get_available_providers() and importlib.util.find_spec("cuda.bindings") is not None
         )
 
+    def runs_here(self) -> bool:
+        """Where there is a GPU too."""
+        return self.is_installed() and find_gpu() is not None
+
     def versions(self) -> dict[str, str]:
         """ONNX Runtime's version."""
         return {"onnxruntime-gpu": importlib.metadata.version("onnxruntime-gpu")}
 
-    def check(self, program: Program, file: Path) -> None:
+    def check_options(self, options: EngineOptions) -> None:
+        """Programs stay ONNX, so there is nothing to ask for."""
+        refuse_engine_options(options, "cuda")
+
+    def finish(
+        self, program: Program, file: Path, target: Path, profile: ShapeProfile, options: EngineOptions
+    ) -> Program:
         """Has ONNX Runtime read the ONNX file, on the CPU: the machine that builds may have no GPU.
 
         Raises:
             BuildError: the graph is not valid.
         """
+        del target, profile, options
         try:
             open_session(file)
         except BundleError as error:
             if _NO_KERNEL not in str(error):
                 raise BuildError(f"program {program.name}: {error}") from error
+        return program

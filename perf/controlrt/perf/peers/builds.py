@@ -13,6 +13,7 @@ from controlrt.compiler.flops import count_flops
 from controlrt.engines.build import BuildOptions, build, export_programs
 from controlrt.perf.models import BenchModel, bench_directory
 from controlrt.perf.peers.contenders import Peer
+from controlrt.perf.peers.half_export import in_half
 from controlrt.perf.peers.specs import BundleSpec, EagerSpec, PeerSpec, PlainSpec
 from controlrt.perf.scenarios import Task
 from controlrt.runtime.bundle import Bundle
@@ -59,12 +60,9 @@ class Workshop:
             return self._eager(peer, task)
         return self._plain(peer, task) if peer.kind == "plain" else self._bundle(peer, task)
 
-    def profile(self, task: Task) -> ShapeProfile:
-        """What is built for a task."""
-        return self._profile or ShapeProfile.parse(task.size, self._batch)
-
-    def _eager(self, peer: Peer, task: Task) -> Prepared:
-        spec = EagerSpec(
+    def eager_spec(self, peer: Peer, task: Task) -> EagerSpec:
+        """How PyTorch runs the model; nothing needs to be built for it."""
+        return EagerSpec(
             model=self._model.source,
             controlnets={name: self._model.controls[name] for name in task.controls},
             xl=self._is_xl(task),
@@ -74,9 +72,15 @@ class Workshop:
             channels_last=peer.channels_last,
             compile_mode=peer.compile_mode,
         )
+
+    def profile(self, task: Task) -> ShapeProfile:
+        """What is built for a task."""
+        return self._profile or ShapeProfile.parse(task.size, self._batch)
+
+    def _eager(self, peer: Peer, task: Task) -> Prepared:
         files = self._model.files(task.controls)
         return Prepared(
-            spec=spec,
+            spec=self.eager_spec(peer, task),
             engine_bytes=sum(file.stat().st_size for file in files) or None,
             build_seconds=None,
             flops=self._eager_flops(task),
@@ -91,9 +95,10 @@ class Workshop:
 
     def _plain(self, peer: Peer, task: Task) -> Prepared:
         exported = self._export(task)
+        plain = in_half(exported) if peer.precision == "fp16" else exported
         return Prepared(
-            spec=PlainSpec(export=str(exported.path), backend=str(peer.backend), threads=self._threads),
-            engine_bytes=_program_bytes(exported),
+            spec=PlainSpec(export=str(plain.path), backend=peer.backend, threads=self._threads, device=peer.device),
+            engine_bytes=_program_bytes(plain),
             build_seconds=_export_seconds(exported),
             flops=self._plain_flops(exported, task),
         )

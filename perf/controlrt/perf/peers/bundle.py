@@ -13,6 +13,7 @@ from controlrt.perf.peers.calls import Call
 from controlrt.perf.peers.drawer import CallSeconds, Drawn, Stopwatch
 from controlrt.runtime import ControlNetPipeline
 from controlrt.runtime.manifest import Manifest
+from controlrt.runtime.pipeline import Timings
 
 TEXT_STAGES = ("prompt", "prompt_timestep")
 
@@ -55,24 +56,19 @@ class BundleDrawer:
             output_type="np",
         )
         total = perf_counter() - started
-        steps = out.timings.steps
-        return Drawn(
-            pictures=out.images,
-            latents=latents,
-            seconds=CallSeconds(
-                text=self._watch.of("text"),
-                hint=self._watch.of("hint"),
-                timestep_table=self._watch.of("timestep_table"),
-                steps=steps,
-                host_steps=(out.timings.host / len(steps),) * len(steps),
-                decode=out.timings.decode,
-                total=total,
-            ),
-        )
+        return Drawn(pictures=out.images, latents=latents, seconds=self._seconds(out.timings, total))
 
-    def peak_device_bytes(self) -> int | None:
-        """See ``Drawer``."""
-        return None
+    def _seconds(self, timings: Timings, total: float) -> CallSeconds:
+        return CallSeconds(
+            text=self._watch.of("text"),
+            hint=self._watch.of("hint"),
+            timestep_table=self._watch.of("timestep_table"),
+            steps=timings.steps,
+            host_steps=(timings.host / len(timings.steps),) * len(timings.steps),
+            host=timings.host,
+            decode=timings.decode,
+            total=total,
+        )
 
     def _timed_run(self, program: str, inputs: Any) -> Any:
         return self._watch.timed(self._stages.get(program, "other"), self._run)(program, inputs)

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from controlrt.engines.backends import BACKENDS
+from controlrt.engines.backends import BACKENDS, Device
 from controlrt.runtime.errors import UnknownNameError
 from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.manifest import Precision
 
-Device = Literal["cpu", "cuda"]
 Kind = Literal["eager", "plain", "bundle"]
 
 EAGER = "eager"
+PLAIN_CUDA = "plain-cuda"
 BFLOAT16_ISA = ("avx512_bf16", "amx_bf16")
 """A CPU without these computes bfloat16 by way of float32, which is of no use to anybody."""
 MIN_PSNR_DB: dict[str, float] = {"fp32": 45.0, "fp16": 30.0, "bf16": 20.0}
@@ -56,16 +56,21 @@ class Peer:
                 "memory_format": "channels_last" if self.channels_last else "contiguous",
                 "grad": "inference_mode",
             }
+            if self.device == "cuda":
+                found["cudnn"] = "benchmark"
+                found["tf32"] = "off" if self.precision == "fp32" else "high"
             if self.compile_mode is not None:
-                found["torch.compile"] = f"{self.compile_mode}, static shapes: UNet, ControlNets, VAE decoder"
+                found["torch.compile"] = (
+                    f"{self.compile_mode}, full graphs of static shapes: UNet, ControlNets, decoder"
+                )
             return found
         tuned = {
             "onnxruntime": "all graph optimizations, memory bound once",
             "openvino": "LATENCY, compiled for the shapes that are called",
         }
-        found = {"device": "cpu", "runtime": tuned.get(self.runtime, "as the runtime opens it")}
+        found = {"device": self.device, "runtime": tuned.get(self.runtime, "as the runtime opens it")}
         if self.kind == "plain":
-            found["graphs"] = "as exported"
+            found["graphs"] = "as exported" if self.precision == "fp32" else "as exported, brought to float16"
         elif self.bundle is not None:
             found["bundle"] = str(self.bundle)
         return found
@@ -84,18 +89,21 @@ def all_peers(device: Device, isa: Sequence[str], named: NamedBundle | None) -> 
     """Every contender that this machine can run, or should be able to; one that cannot is shown as failed.
 
     The first is what pictures are compared with: eager PyTorch in float32. On a GPU float16 is what its users run, so
-    that has the plain names.
+    that has the plain names. Contenders of the CPU come last there, and only those who ask for them get them.
 
     Args:
         device: of PyTorch.
         isa: extensions of the CPU (``Machine.isa``).
         named: takes the place of the bundle that would be built for its backend and precision.
     """
-    return [*_pytorch(device, isa), *_plain(), *_bundles(isa, named)]
+    found = [*_pytorch(device, isa), *_plain(device), *_bundles(device, isa, named)]
+    return sorted(found, key=lambda peer: peer.device != device)
 
 
 def choose_peers(only: Sequence[str], known: Sequence[Peer]) -> list[Peer]:
-    """The contenders that ``only`` names, and the first, whose pictures are the measure; all where it names none.
+    """The contenders that ``only`` names, and the first, whose pictures are the measure.
+
+    Where it names none they are all on the first one's device, and a bundle that was named.
 
     Args:
         only: names, or patterns such as ``openvino*``.
@@ -108,7 +116,9 @@ def choose_peers(only: Sequence[str], known: Sequence[Peer]) -> list[Peer]:
     for pattern in only:
         if not fnmatch.filter(names, pattern):
             raise UnknownNameError("contender", pattern, names)
-    chosen = {name for pattern in only for name in fnmatch.filter(names, pattern)} or set(names)
+    chosen = {name for pattern in only for name in fnmatch.filter(names, pattern)}
+    if not only:
+        chosen = {peer.name for peer in known if peer.device == known[0].device or peer.bundle is not None}
     return [peer for peer in known if peer.name in chosen or peer is known[0]]
 
 
@@ -134,23 +144,31 @@ def _pytorch(device: Device, isa: Sequence[str]) -> list[Peer]:
         found.insert(0, peer(f"{EAGER}-fp32", "fp32"))
     elif set(BFLOAT16_ISA) & set(isa):
         found.append(peer(f"{EAGER}-bf16", "bf16", channels_last=True))
-    return [*found, peer("torch-compile", channels_last=True, compile_mode=mode)]
+    found.append(peer("torch-compile", channels_last=True, compile_mode=mode))
+    if device == "cuda":  # what takes seconds to compile, not minutes
+        found.append(peer("torch-compile-quick", channels_last=True, compile_mode="reduce-overhead"))
+    return found
 
 
-def _plain() -> list[Peer]:
-    return [
+def _plain(device: Device) -> list[Peer]:
+    found = [
         Peer(name=f"plain-{backend}", kind="plain", runtime=backend, precision="fp32", backend=backend)
         for backend, each in BACKENDS.items()
-        if each.is_installed()
+        if each.is_installed() and each.device == "cpu"
     ]
+    if device == "cuda":
+        found.insert(0, Peer(name=PLAIN_CUDA, kind="plain", runtime="onnxruntime", precision="fp16", device="cuda"))
+    return found
 
 
-def _bundles(isa: Sequence[str], named: NamedBundle | None) -> list[Peer]:
+def _bundles(device: Device, isa: Sequence[str], named: NamedBundle | None) -> list[Peer]:
     found = []
     for backend, each in BACKENDS.items():
         for precision in each.precisions:
             is_named = named is not None and (named.backend, named.precision) == (backend, precision)
-            runs = each.is_installed() and (precision != "bf16" or bool(set(BFLOAT16_ISA) & set(isa)))
+            runs = each.is_installed() and each.device in ("cpu", device)
+            if each.device == "cpu" and precision == "bf16":
+                runs = runs and bool(set(BFLOAT16_ISA) & set(isa))
             if runs or is_named:
                 found.append(
                     Peer(
@@ -158,6 +176,7 @@ def _bundles(isa: Sequence[str], named: NamedBundle | None) -> list[Peer]:
                         kind="bundle",
                         runtime=backend,
                         precision=precision,
+                        device=each.device,
                         backend=backend,
                         bundle=named.path if named is not None and is_named else None,
                     )

@@ -24,6 +24,7 @@ class CallSeconds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     timestep_table: float
     steps: tuple[float, ...]
     host_steps: tuple[float, ...]
+    host: float
     decode: float
     total: float
 
@@ -49,9 +50,6 @@ class Drawer(Protocol):
             call: what to draw.
             record: whether the latents of every step are wanted.
         """
-
-    def peak_device_bytes(self) -> int | None:
-        """The most device memory that was in use; None on a CPU."""
 
 
 @dataclass

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from controlrt.export.checkpoint import resolve
 from controlrt.perf.peers.calls import Call
-from controlrt.perf.peers.drawer import CallSeconds, Drawn, Stopwatch
+from controlrt.perf.peers.drawer import CallSeconds, Drawn
 from controlrt.runtime.samplers.names import find_sampler
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -57,10 +59,12 @@ class EagerDrawer:
         self._device, self._dtype = torch.device(device), DTYPES[precision]
         if self._device.type == "cuda" and not torch.cuda.is_available():
             raise RuntimeError("PyTorch sees no CUDA device here")
+        if self._device.type == "cuda":
+            _tune(precision, compile_mode)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._pipeline = _load(resolve(model, "model"), controlnets, xl, self._dtype).to(self._device)
         self._pipeline.set_progress_bar_config(disable=True)
-        self._watch, self._boundaries = Stopwatch(), _Boundaries(self._synchronize, queues=self._device.type == "cuda")
+        self._boundaries = _Boundaries(on_gpu=self._device.type == "cuda")
         self._prepare(channels_last, compile_mode)
 
     def draw(self, call: Call, record: bool) -> Drawn:
@@ -77,9 +81,8 @@ class EagerDrawer:
                 latents.append(given["latents"].float().cpu().numpy())
             return {}
 
-        self._watch.seconds.clear()
-        self._boundaries.clear()
         self._synchronize()
+        self._boundaries.clear()
         started = perf_counter()
         with torch.inference_mode():
             pictures = pipeline(
@@ -94,24 +97,11 @@ class EagerDrawer:
                 callback_on_step_end=after_step,
                 output_type="np",
             ).images
-        done = perf_counter()
+        total = perf_counter() - started
+        self._synchronize()
         return Drawn(
-            pictures=np.asarray(pictures, np.float32),
-            latents=latents,
-            seconds=CallSeconds(
-                text=self._watch.of("text"),
-                hint=self._watch.of("hint"),
-                timestep_table=0.0,
-                steps=tuple(self._boundaries.steps),
-                host_steps=tuple(self._boundaries.host_steps),
-                decode=done - self._boundaries.ended,
-                total=done - started,
-            ),
+            pictures=np.asarray(pictures, np.float32), latents=latents, seconds=self._boundaries.seconds(total)
         )
-
-    def peak_device_bytes(self) -> int | None:
-        """See ``Drawer``."""
-        return torch.cuda.max_memory_allocated() if self._device.type == "cuda" else None
 
     def _prepare(self, channels_last: bool, compile_mode: str | None) -> None:
         pipeline = self._pipeline
@@ -122,11 +112,11 @@ class EagerDrawer:
             if channels_last:
                 network.to(memory_format=torch.channels_last)
             if compile_mode is not None:
-                network.forward = torch.compile(network.forward, mode=compile_mode, dynamic=False)
+                network.forward = torch.compile(network.forward, mode=compile_mode, dynamic=False, fullgraph=True)
         for network in (*nets, pipeline.unet):
             network.forward = self._boundaries.network(network.forward)
-        pipeline.encode_prompt = self._watch.timed("text", self._synchronized(pipeline.encode_prompt))
-        pipeline.prepare_image = self._watch.timed("hint", self._synchronized(self._laid_out(pipeline.prepare_image)))
+        pipeline.encode_prompt = self._boundaries.stage("text", pipeline.encode_prompt)
+        pipeline.prepare_image = self._boundaries.stage("hint", self._laid_out(pipeline.prepare_image))
 
     def _use_sampler(self, name: str) -> None:
         sampler, options = find_sampler(name)
@@ -137,62 +127,127 @@ class EagerDrawer:
         if self._device.type == "cuda":
             torch.cuda.synchronize()
 
-    def _synchronized(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            result = function(*args, **kwargs)
-            self._synchronize()
-            return result
-
-        return run
-
     def _laid_out(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: function(*args, **kwargs).contiguous(memory_format=self._layout)
 
 
+def _tune(precision: str, compile_mode: str | None) -> None:
+    """Settings of the process, as diffusers' guide to speed gives them for a GPU.
+
+    Float32 is the measure of all pictures, so nothing of it is rounded to TensorFloat-32, which PyTorch's convolutions
+    are unless they are told otherwise.
+    """
+    exact = precision == "fp32"
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = not exact
+    torch.set_float32_matmul_precision("highest" if exact else "high")
+    if compile_mode is not None:
+        import torch._inductor.config as inductor
+
+        inductor.conv_1x1_as_mm = True
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A moment on the host, and on a GPU the same place in the stream of its work."""
+
+    host: float
+    event: Any = None
+
+    def until(self, later: _Mark) -> float:
+        """Seconds from here to there, by the GPU's clock where there is one. Its work must be done by now."""
+        if self.event is None:
+            return later.host - self.host
+        return float(self.event.elapsed_time(later.event)) / 1000
+
+
 class _Boundaries:
-    """When steps begin and end, seen from the networks and diffusers' callback.
+    """When stages and steps begin and end, seen from the networks and diffusers' callback.
+
+    On a GPU the host only queues work and runs ahead of it, and nothing here waits: events mark the stream, and are
+    read when the picture is there.
 
     Args:
-        synchronize: waits for the device.
-        queues: whether the host only queues work, so that its time is all until the step is queued.
+        on_gpu: whether work is queued on a GPU.
     """
 
-    def __init__(self, synchronize: Callable[[], None], *, queues: bool) -> None:
-        self._synchronize, self._queues = synchronize, queues
+    def __init__(self, *, on_gpu: bool) -> None:
+        self._on_gpu = on_gpu
         self.clear()
 
     def clear(self) -> None:
         """Before a call."""
-        self.steps: list[float] = []
-        self.host_steps: list[float] = []
-        self.ended = 0.0
-        self._begun: float | None = None
-        self._networks = 0.0
+        self._begun = self.mark()
+        self._stages: dict[str, list[tuple[_Mark, _Mark]]] = {}
+        self._ends: list[_Mark] = []
+        self._first: _Mark | None = None
+        self._networks: list[float] = []
+        self._in_step = 0.0
 
-    def network(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """``forward``, its seconds counted as the network's; the first of a step marks its beginning."""
+    def mark(self) -> _Mark:
+        """Now."""
+        if not self._on_gpu:
+            return _Mark(perf_counter())
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return _Mark(perf_counter(), event)
+
+    def stage(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, marked as part of a stage before the loop."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
+            begun = self.mark()
+            result = function(*args, **kwargs)
+            self._stages.setdefault(name, []).append((begun, self.mark()))
+            return result
+
+        return run
+
+    def network(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """``forward``, its seconds on the host counted; the first one marks the beginning of the first step."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self._first is None:
+                self._first = self.mark()
             started = perf_counter()
-            if self._begun is None:
-                self._begun = started
-            if self._networks == 0.0:
+            if self._in_step == 0.0:
                 torch.compiler.cudagraph_mark_step_begin()
             result = forward(*args, **kwargs)
-            self._networks += perf_counter() - started
+            self._in_step += perf_counter() - started
             return result
 
         return run
 
     def end_step(self) -> None:
         """Diffusers' callback: the step's last launch is out."""
-        queued = perf_counter()
-        self._synchronize()
-        self.ended = perf_counter()
-        begun = self.ended if self._begun is None else self._begun
-        self.steps.append(self.ended - begun)
-        self.host_steps.append(queued - begun - (0.0 if self._queues else self._networks))
-        self._begun, self._networks = self.ended, 0.0
+        self._ends.append(self.mark())
+        self._networks.append(self._in_step)
+        self._in_step = 0.0
+
+    def seconds(self, total: float) -> CallSeconds:
+        """What the stages of a call took, once its work is done.
+
+        Args:
+            total: seconds of the whole call on the host's clock.
+        """
+        marks = [self._begun if self._first is None else self._first, *self._ends]
+        pairs = list(itertools.pairwise(marks))
+        steps = tuple(begun.until(ended) for begun, ended in pairs)
+        in_networks = [0.0] * len(pairs) if self._on_gpu else self._networks  # queueing them is the host's work too
+        host = tuple(b.host - a.host - busy for (a, b), busy in zip(pairs, in_networks, strict=True))
+        return CallSeconds(
+            text=self._of("text"),
+            hint=self._of("hint"),
+            timestep_table=0.0,
+            steps=steps,
+            host_steps=host,
+            host=sum(host),
+            decode=total - self._begun.until(marks[-1]),
+            total=total,
+        )
+
+    def _of(self, stage: str) -> float:
+        return sum(begun.until(ended) for begun, ended in self._stages.get(stage, []))
 
 
 def _load(model: Path, controlnets: Mapping[str, str], xl: bool, dtype: torch.dtype) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -11,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.perf.peers.calls import Call
+from controlrt.perf.peers.device_programs import DeviceExecutor, HostPrograms, Programs, Tensor
 from controlrt.perf.peers.drawer import CallSeconds, Drawn, Stopwatch
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.executors import open_host_executor
+from controlrt.runtime.executors import Executor, open_host_executor
 from controlrt.runtime.manifest import Program, TensorSpec
 from controlrt.runtime.prompts import Conditioning, PromptEncoder
 from controlrt.runtime.samplers import compile_sampler
@@ -25,13 +25,20 @@ class PlainDrawer:
     """See ``Drawer``.
 
     Args:
-        exported: what ``controlrt export`` wrote, with the backend that is to run it.
+        exported: what ``controlrt export`` wrote, with the backend that is to run it on a CPU.
         threads: CPU threads.
+        device: ``cpu``, or ``cuda`` for ONNX Runtime on a GPU.
     """
 
-    def __init__(self, exported: Bundle, threads: int) -> None:
+    def __init__(self, exported: Bundle, threads: int, device: str) -> None:
         self._manifest = exported.manifest
-        self._executor = open_host_executor(exported, threads)
+        self._programs: Programs
+        self._executor: Executor
+        if device == "cpu":
+            host = open_host_executor(exported, threads)
+            self._executor, self._programs = host, HostPrograms(host)
+        else:
+            self._executor = self._programs = DeviceExecutor(exported, device)
         self._prompts = PromptEncoder(exported, self._executor)
         self._scheduler: dict[str, Any] = json.loads(exported.file("scheduler.json").read_text())
         self._loops: dict[tuple[Any, ...], _Loop] = {}
@@ -61,10 +68,10 @@ class PlainDrawer:
             steps.append(perf_counter() - begun)
             host.append(steps[-1] - launches)
             if record:
-                latents.append(loop.latents.copy())
+                latents.append(loop.latents())
         begun = perf_counter()
         pictures = np.concatenate(
-            [self._executor.run("vae_decoder", {"latents": row[None]})["picture"] for row in loop.latents]
+            [self._executor.run("vae_decoder", {"latents": row[None]})["picture"] for row in loop.latents()]
         )
         done = perf_counter()
         return Drawn(
@@ -76,14 +83,11 @@ class PlainDrawer:
                 timestep_table=0.0,
                 steps=tuple(steps),
                 host_steps=tuple(host),
+                host=sum(host),
                 decode=done - begun,
                 total=done - started,
             ),
         )
-
-    def peak_device_bytes(self) -> int | None:
-        """See ``Drawer``."""
-        return None
 
     def _encode(self, call: Call) -> Conditioning:
         """Rows: unconditional, then conditional, as eager diffusers encodes them: each time, and each picture's."""
@@ -98,26 +102,27 @@ class PlainDrawer:
             self._loops.clear()
             parts = {control.name: control.part for control in self._manifest.controls}
             programs = {name: self._manifest.program(parts[name]) for name in call.controls}
-            self._loops[key] = _Loop(programs, self._manifest.program("unet"), call, self._executor.bind_call)
+            self._loops[key] = _Loop(programs, self._manifest.program("unet"), call, self._programs)
         return self._loops[key]
 
 
 class _Loop:
     """Memory for one step, and the launches of ControlNets and UNet on it."""
 
-    def __init__(
-        self, controls: dict[str, Program], unet: Program, call: Call, bind: Callable[..., Callable[[], None]]
-    ) -> None:
-        self._dims = _dimensions(call)
-        self._arrays: Arrays = {}
+    def __init__(self, controls: dict[str, Program], unet: Program, call: Call, programs: Programs) -> None:
+        self._dims, self._memory = _dimensions(call), programs
+        self._tensors: dict[str, Tensor] = {}
         self._launches = []
         read = "zero"
         for name, program in controls.items():
             written = "b" if read == "a" else "a"
-            self._launches.append(bind(program.name, *self._views(program, read, written, name)))
+            self._launches.append(programs.launcher(program.name, *self._views(program, read, written, name)))
             read = written
-        self._launches.append(bind(unet.name, *self._views(unet, read, read, "")))
-        self.latents = self._arrays["latents"]
+        self._launches.append(programs.launcher(unet.name, *self._views(unet, read, read, "")))
+
+    def latents(self) -> NDArray[np.float32]:
+        """As they are now, a copy."""
+        return np.array(self._tensors["latents"].read(), np.float32)
 
     def fill(self, conditioning: Conditioning, hints: Arrays, latents: NDArray[np.float32], call: Call) -> None:
         """Writes what holds for all steps."""
@@ -139,7 +144,7 @@ class _Loop:
         }
         values |= {f"hint.{name}": hint for name, hint in hints.items()}
         values |= {f"conditioning_scale.{name}": 1.0 for name in hints}
-        values |= {name: 1.0 for name in self._arrays if name.startswith("region_")}
+        values |= {name: 1.0 for name in self._tensors if name.startswith("region_")}
         self._write(values)
 
     def set_step(self, timestep: Any, input_scale: Any, update: Any, clip: Any) -> None:
@@ -153,24 +158,24 @@ class _Loop:
             launch()
         seconds = perf_counter() - started
         for name in ("latents", "history"):
-            self._arrays[name][...] = self._arrays[f"next_{name}"]
+            self._tensors[name].write(self._tensors[f"next_{name}"].read())
         return seconds
 
     def _write(self, values: dict[str, Any]) -> None:
         for name, value in values.items():
-            if name in self._arrays:
-                self._arrays[name][...] = value
+            if name in self._tensors:
+                self._tensors[name].write(value)
 
-    def _views(self, program: Program, read: str, written: str, control: str) -> tuple[Arrays, Arrays]:
-        inputs = {spec.name: self._array(_name(spec, read, control), spec) for spec in program.inputs}
-        outputs = {spec.name: self._array(_name(spec, written, control), spec) for spec in program.outputs}
+    def _views(self, program: Program, read: str, written: str, control: str) -> tuple[dict[str, Tensor], ...]:
+        inputs = {spec.name: self._tensor(_name(spec, read, control), spec) for spec in program.inputs}
+        outputs = {spec.name: self._tensor(_name(spec, written, control), spec) for spec in program.outputs}
         return inputs, outputs
 
-    def _array(self, name: str, spec: TensorSpec) -> NDArray[Any]:
-        if name not in self._arrays:
+    def _tensor(self, name: str, spec: TensorSpec) -> Tensor:
+        if name not in self._tensors:
             shape = tuple(dim if isinstance(dim, int) else self._dims[dim] for dim in spec.shape)
-            self._arrays[name] = np.zeros(shape, spec.dtype)
-        return self._arrays[name]
+            self._tensors[name] = self._memory.zeros(shape, spec.dtype)
+        return self._tensors[name]
 
 
 def _name(spec: TensorSpec, residuals: str, control: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -41,20 +40,25 @@ class PeerProcess(ChildProcess):
         text = msgspec.json.encode(spec).decode()
         return cls(name, [sys.executable, "-m", "controlrt.perf.peers.worker", text], log, timeout)
 
-    def load(self, first: Call, record: Path) -> None:
-        """Waits until it is loaded and has it draw its first pictures.
+    def begin(self, first: Call, record: Path) -> None:
+        """Has it draw its first pictures as soon as it is loaded, and does not wait for it.
 
         Args:
             first: what to draw.
             record: file for the pictures and the latents of every step.
+        """
+        self.send(_line(first, record))
+
+    def load(self) -> None:
+        """Waits for the first pictures, after ``begin``.
 
         Raises:
             WorkerError: it cannot load, or cannot draw.
         """
+        self.load_seconds = _decoded(self.answer()).moment - self.started
         self.last = _decoded(self.answer())
-        self.load_seconds = time.monotonic() - self.started
-        self.first_request_seconds = self.draw(first, record).total
-        self.cold_start_seconds = time.monotonic() - self.started
+        self.first_request_seconds = self._seconds().total
+        self.cold_start_seconds = self.last.moment - self.started
 
     def draw(self, call: Call, record: Path | None = None) -> CallSeconds:
         """Has it draw; returns the seconds of each stage.
@@ -62,11 +66,17 @@ class PeerProcess(ChildProcess):
         Raises:
             WorkerError: it ended.
         """
-        request = Request(call=call, record="" if record is None else str(record))
-        self.last = _decoded(self.ask(msgspec.json.encode(request).decode()))
-        if self.last.seconds is None:
+        self.last = _decoded(self.ask(_line(call, record)))
+        return self._seconds()
+
+    def _seconds(self) -> CallSeconds:
+        if self.last is None or self.last.seconds is None:
             raise ValueError(f"the worker of {self.variant} answered a call without its seconds")
         return self.last.seconds
+
+
+def _line(call: Call, record: Path | None) -> str:
+    return msgspec.json.encode(Request(call=call, record="" if record is None else str(record))).decode()
 
 
 def _decoded(line: str) -> Answer:

@@ -29,8 +29,10 @@ class PlainSpec(_Line, frozen=True, kw_only=True, tag="plain"):
     """The plain export; see ``PlainDrawer``."""
 
     export: str
-    backend: str
+    backend: str | None
+    """Of a CPU."""
     threads: int
+    device: str
 
 
 class BundleSpec(_Line, frozen=True, kw_only=True, tag="bundle"):
@@ -54,6 +56,7 @@ class Answer(_Line, frozen=True, kw_only=True):
     """What a call took. The first answer comes unasked when the contender is loaded, without seconds."""
 
     seconds: CallSeconds | None
+    moment: float
+    """When it was given, on the clock that all processes share (``time.monotonic``)."""
     peak_host_bytes: int
     file_backed_bytes: int
-    peak_device_bytes: int | None

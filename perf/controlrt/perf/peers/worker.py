@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +22,7 @@ import msgspec
 import numpy as np
 
 from controlrt.perf.memory import file_backed_memory, peak_memory
+from controlrt.perf.peers.compiling import CACHE_VARIABLE, inductor_cache
 from controlrt.perf.peers.drawer import CallSeconds, Drawer, Drawn
 from controlrt.perf.peers.specs import Answer, BundleSpec, EagerSpec, PeerSpec, PlainSpec, Request
 
@@ -43,6 +45,7 @@ def open_drawer(spec: PeerSpec) -> Drawer:
     if isinstance(spec, EagerSpec):
         from controlrt.perf.peers.eager import EagerDrawer
 
+        os.environ.setdefault(CACHE_VARIABLE, str(inductor_cache()))
         options = {name: getattr(spec, name) for name in ("xl", "precision", "device", "threads", "channels_last")}
         return EagerDrawer(spec.model, spec.controlnets, compile_mode=spec.compile_mode, **options)
     if isinstance(spec, BundleSpec):
@@ -51,18 +54,18 @@ def open_drawer(spec: PeerSpec) -> Drawer:
         return BundleDrawer(Path(spec.path), spec.threads)
     from controlrt.perf.peers.plain import PlainDrawer
 
-    return PlainDrawer(_plain_bundle(spec), spec.threads)
+    return PlainDrawer(_plain_bundle(spec), spec.threads, spec.device)
 
 
 def serve(drawer: Drawer, requests: Iterable[str], answers: TextIO) -> None:
     """Answers ``requests`` until they end."""
-    _answer(answers, drawer, None)
+    _answer(answers, None)
     for line in requests:
         request = msgspec.json.decode(line, type=Request)
         drawn = drawer.draw(request.call, bool(request.record))
         if request.record:
             _save(drawn, request.record)
-        _answer(answers, drawer, drawn.seconds)
+        _answer(answers, drawn.seconds)
 
 
 def reason(error: Exception) -> str:
@@ -76,19 +79,20 @@ def _plain_bundle(spec: PlainSpec) -> Any:
     from controlrt.runtime.bundle import Bundle
 
     exported = Bundle.open(spec.export)
-    return Bundle(exported.path, msgspec.structs.replace(exported.manifest, backend=spec.backend))
+    backend = spec.backend or exported.manifest.backend
+    return Bundle(exported.path, msgspec.structs.replace(exported.manifest, backend=backend))
 
 
 def _save(drawn: Drawn, file: str) -> None:
     np.savez(file, pictures=drawn.pictures, latents=np.array(drawn.latents, np.float32))
 
 
-def _answer(answers: TextIO, drawer: Drawer, seconds: CallSeconds | None) -> None:
+def _answer(answers: TextIO, seconds: CallSeconds | None) -> None:
     answer = Answer(
         seconds=seconds,
+        moment=time.monotonic(),
         peak_host_bytes=peak_memory(),
         file_backed_bytes=file_backed_memory(),
-        peak_device_bytes=drawer.peak_device_bytes(),
     )
     answers.write(msgspec.json.encode(answer).decode() + "\n")
     answers.flush()

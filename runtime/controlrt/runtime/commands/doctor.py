@@ -8,7 +8,11 @@ import importlib.util
 import os
 import platform
 import sys
+from contextlib import closing
 
+from controlrt.runtime.cuda.driver import CudaDevice
+from controlrt.runtime.cuda.gpu import find_gpu
+from controlrt.runtime.errors import DeviceError
 from controlrt.runtime.storage import cache_root
 
 RUNTIME = (
@@ -20,7 +24,12 @@ RUNTIME = (
     "tokenizers",
     "tqdm",
 )
-BACKENDS = ("openvino",)
+BACKENDS = ("openvino", "onnxruntime-gpu", "cuda-bindings")
+TENSORRT = {
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13-bindings"),
+}
+"""Extras, and the distributions that bring what they are named for."""
 ANNOTATE = ("opencv-python-headless",)
 X86 = ("x86_64", "amd64", "i686", "i386")
 EXPORT = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript")
@@ -41,20 +50,57 @@ def run(arguments: argparse.Namespace) -> int:
     can_export = all(_version(name) for name in EXPORT)
     for name in (*BACKENDS, *ANNOTATE, *EXPORT):
         print(f"  {'ok' if _version(name) else 'absent':<8}{name} {_version(name) or ''}".rstrip())
+    for name in TENSORRT:
+        print(f"  {'ok' if _tensorrt(name) else 'absent':<8}{name} {_tensorrt(name) or ''}".rstrip())
     if not missing:
         import onnxruntime
 
         print(f"  ONNX Runtime providers: {', '.join(onnxruntime.get_available_providers())}")
+    for line in _gpus():
+        print(f"  {line}")
     print(f"  cache: {cache_root()}")
     print(f"run bundles:   {'yes' if not missing else 'no; pip install controlrt'}")
     print(f"build bundles: {'yes' if can_export else 'no; pip install controlrt[export]'}")
     print(f"backend:       {_default_backend()}")
+    if find_gpu() is not None and not _fastest_tensorrt():
+        print("TensorRT:      absent: pip install 'controlrt[tensorrt]' (its wheel comes from NVIDIA's own index),")
+        print("               or pip install 'controlrt[tensorrt-rtx]' (from PyPI)")
     print(f"Python: {sys.executable}")
     return 1 if missing else 0
 
 
+def _gpus() -> list[str]:
+    """Every GPU with its driver, or what is missing."""
+    if _version("cuda-bindings") is None:
+        return ["GPU: not looked for; pip install 'controlrt[cuda]' on a machine with an NVIDIA driver"]
+    found: list[str] = []
+    try:
+        while True:
+            with closing(CudaDevice(len(found))) as device:
+                about, free = device.about, device.free_bytes()
+            capability, driver = ".".join(map(str, about.compute_capability)), ".".join(map(str, about.driver_version))
+            found.append(
+                f"GPU {about.index}: {about.name}, compute capability {capability}, {free / 2**30:.0f} of "
+                f"{about.total_bytes / 2**30:.0f} GiB free, driver for CUDA {driver}"
+            )
+    except DeviceError as error:
+        return found or [f"GPU: {error}"]
+
+
+def _tensorrt(extra: str) -> str | None:
+    """The version of what ``extra`` installs."""
+    return next((found for name in TENSORRT[extra] if (found := _version(name))), None)
+
+
+def _fastest_tensorrt() -> str | None:
+    return next((name for name in TENSORRT if _tensorrt(name)), None)
+
+
 def _default_backend() -> str:
     """What build-engines picks here where --backend is not given, and why (``controlrt.engines.backends`` decides)."""
+    tensorrt = _fastest_tensorrt()
+    if tensorrt is not None and find_gpu() is not None:
+        return f"{tensorrt} {_tensorrt(tensorrt)}: fastest on NVIDIA GPUs"
     openvino, onnxruntime = _version("openvino"), _version("onnxruntime")
     x86 = platform.machine().lower() in X86
     if openvino is not None:

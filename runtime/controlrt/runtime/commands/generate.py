@@ -92,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--noise", choices=NOISE_KINDS, default="cpu", help="PyTorch's generator that the seed is for")
     parser.add_argument("--images", type=int, default=1, help="pictures to draw, numbered where more than one")
     parser.add_argument("--threads", type=int, help="CPU threads; all cores where not given")
+    parser.add_argument("--device", type=int, default=0, help="which GPU, for a bundle that runs on one")
     parser.add_argument("-o", "--output", type=Path, default=Path("out.png"))
 
 
@@ -107,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     if first_size is not None and width is None:
         raise UserError("--first-size goes with --size: the size of the picture")
     resize = None if arguments.resize is None else resize_named(arguments.resize)
-    with ControlNetPipeline.load(arguments.bundle, threads=arguments.threads) as pipeline:
+    with ControlNetPipeline.load(arguments.bundle, threads=arguments.threads, device=arguments.device) as pipeline:
         for name in sources:
             if name not in pipeline.controls:
                 raise UnknownNameError("control", name, pipeline.controls, "add it with: build-engines --controlnet")
@@ -122,7 +123,8 @@ def run(arguments: argparse.Namespace) -> int:
             draw = partial(hires_fix, pipeline, first_size=first_size)
         strength = run_strength(start is not None, mask is not None, arguments.strength)
         table = pipeline.sampler_table(arguments.scheduler, arguments.steps, eta=arguments.eta, strength=strength)
-        with tqdm(total=len(table), desc="draw", unit="step", leave=False, disable=not sys.stderr.isatty()) as bar:
+        watched = sys.stderr.isatty()  # steps that nobody sees are one launch on a GPU
+        with tqdm(total=len(table), desc="draw", unit="step", leave=False, disable=not watched) as bar:
 
             def advance(_: object, __: int, ___: float, ____: dict[str, NDArray[np.float32]]) -> None:
                 bar.update()
@@ -150,7 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
                 num_images_per_prompt=arguments.images,
                 scheduler=arguments.scheduler,
                 resize=resize,
-                callback_on_step_end=advance,
+                callback_on_step_end=advance if watched else None,
                 controlnet_conditioning_scale=_per_control(controls, "scale"),
                 control_guidance_start=_per_control(controls, "start"),
                 control_guidance_end=_per_control(controls, "end"),

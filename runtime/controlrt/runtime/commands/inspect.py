@@ -11,6 +11,7 @@ import msgspec
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.commands.control_option import PLANNING_FORM, parse_planned_control
 from controlrt.runtime.errors import UserError
+from controlrt.runtime.inspection.engines import describe_engines
 from controlrt.runtime.inspection.plan_drawing import draw_plan
 from controlrt.runtime.inspection.program_table import program_table
 from controlrt.runtime.inspection.units import readable_bytes
@@ -90,6 +91,8 @@ def _summarize(bundle: Bundle, tensors: bool) -> None:
     profile = manifest.profile
     print(f"  profile    {profile}, batch {profile.batch}, prompt chunks {profile.prompt_chunks}")
     print(f"  backend    {manifest.backend}, {manifest.precision}")
+    if engines := describe_engines(manifest.programs):
+        print(f"  engines    {engines}")
     print(f"  built      {manifest.provenance.created} by: {manifest.provenance.command}")
     if manifest.checks:
         worst = max(manifest.checks, key=lambda check: check.max_relative_error)

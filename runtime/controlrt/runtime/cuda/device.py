@@ -1,4 +1,4 @@
-"""One GPU as the runtime sees it: memory, one stream, and graphs captured from that stream."""
+"""One GPU as the runtime sees it: memory, two streams, and graphs captured from them."""
 
 from __future__ import annotations
 
@@ -49,9 +49,14 @@ class DeviceAbout:
     """The newest CUDA version that its driver knows."""
 
 
+MAIN, SIDE = 0, 1
+"""The streams of a device."""
+
+
 class Device(Protocol):
-    """A GPU and one stream on it. Addresses are integers; sizes are bytes; everything but ``synchronize`` returns at
-    once. While a capture is open, what would be queued on the stream is recorded instead.
+    """A GPU and two streams on it. Addresses are integers; sizes are bytes; everything but ``synchronize`` returns at
+    once. Copies and events go to the main stream; engines to either. While a capture is open, what would be queued on
+    the main stream, and on the other once that waits for it, is recorded instead.
     """
 
     @property
@@ -59,8 +64,11 @@ class Device(Protocol):
         """What it is."""
 
     @property
-    def stream(self) -> int:
-        """The stream's handle, for engines."""
+    def streams(self) -> tuple[int, int]:
+        """Their handles, for engines."""
+
+    def wait(self, waiting: int, other: int) -> None:
+        """Has one stream, MAIN or SIDE, wait for what is queued on the other so far."""
 
     def activate(self) -> None:
         """Makes it the current device of the calling thread."""
@@ -126,11 +134,11 @@ class Device(Protocol):
         """Lets go of a graph."""
 
     def synchronize(self) -> None:
-        """Waits until everything queued is done.
+        """Waits until everything queued on both streams is done.
 
         Raises:
             DeviceError: something of it failed.
         """
 
     def close(self) -> None:
-        """Lets go of the stream; safe to call twice."""
+        """Lets go of the streams; safe to call twice."""

@@ -6,7 +6,7 @@ import importlib
 from functools import cached_property
 from typing import Any
 
-from controlrt.runtime.cuda.device import DeviceAbout
+from controlrt.runtime.cuda.device import MAIN, SIDE, DeviceAbout
 from controlrt.runtime.errors import DeviceError, DeviceMemoryError
 
 MIN_DRIVER = (12, 0)
@@ -31,7 +31,11 @@ class CudaDevice:
         if not 0 <= index < count:
             raise DeviceError(f"there is no GPU {index}; this machine has {count}, counted from 0")
         self.activate()
-        self._stream: Any = self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
+        self._streams: list[Any] = []
+        self._events: list[Any] = []
+        for _ in (MAIN, SIDE):
+            self._streams.append(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
+            self._events.append(self._call("cudaEventCreateWithFlags", self._cuda.cudaEventDisableTiming))
 
     @cached_property
     def about(self) -> DeviceAbout:
@@ -46,9 +50,14 @@ class CudaDevice:
         )
 
     @property
-    def stream(self) -> int:
+    def streams(self) -> tuple[int, int]:
         """See ``Device``."""
-        return int(self._stream)
+        return int(self._streams[MAIN]), int(self._streams[SIDE])
+
+    def wait(self, waiting: int, other: int) -> None:
+        """See ``Device``."""
+        self._call("cudaEventRecord", self._events[other], self._streams[other])
+        self._call("cudaStreamWaitEvent", self._streams[waiting], self._events[other], 0)
 
     def activate(self) -> None:
         """See ``Device``."""
@@ -76,11 +85,13 @@ class CudaDevice:
 
     def copy(self, target: int, source: int, size: int) -> None:
         """See ``Device``."""
-        self._call("cudaMemcpyAsync", target, source, size, self._cuda.cudaMemcpyKind.cudaMemcpyDefault, self._stream)
+        self._call(
+            "cudaMemcpyAsync", target, source, size, self._cuda.cudaMemcpyKind.cudaMemcpyDefault, self._streams[MAIN]
+        )
 
     def clear(self, address: int, size: int) -> None:
         """See ``Device``."""
-        self._call("cudaMemsetAsync", address, 0, size, self._stream)
+        self._call("cudaMemsetAsync", address, 0, size, self._streams[MAIN])
 
     def create_event(self) -> int:
         """See ``Device``."""
@@ -89,7 +100,7 @@ class CudaDevice:
     def record(self, event: int) -> None:
         """See ``Device``. Inside a capture it becomes an event of its own, whose time is taken at every launch."""
         flag = self._cuda.cudaEventRecordExternal if self._capturing() else self._cuda.cudaEventRecordDefault
-        self._call("cudaEventRecordWithFlags", event, self._stream, flag)
+        self._call("cudaEventRecordWithFlags", event, self._streams[MAIN], flag)
 
     def elapsed(self, start: int, end: int) -> float:
         """See ``Device``."""
@@ -102,11 +113,11 @@ class CudaDevice:
     def begin_capture(self) -> None:
         """See ``Device``. Relaxed: engines may ask the driver for things while they are captured."""
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
-        self._call("cudaStreamBeginCapture", self._stream, mode)
+        self._call("cudaStreamBeginCapture", self._streams[MAIN], mode)
 
     def end_capture(self) -> int:
         """See ``Device``."""
-        graph = self._call("cudaStreamEndCapture", self._stream)
+        graph = self._call("cudaStreamEndCapture", self._streams[MAIN])
         try:
             return int(self._call("cudaGraphInstantiate", graph, 0))
         finally:
@@ -114,15 +125,15 @@ class CudaDevice:
 
     def abandon_capture(self) -> None:
         """See ``Device``."""
-        if not self._capturing():
-            return
-        status, graph = self._cuda.cudaStreamEndCapture(self._stream)
-        if status == self._cuda.cudaError_t.cudaSuccess:
-            self._call("cudaGraphDestroy", graph)
+        if self._capturing():
+            status, graph = self._cuda.cudaStreamEndCapture(self._streams[MAIN])
+            if status == self._cuda.cudaError_t.cudaSuccess:
+                self._call("cudaGraphDestroy", graph)
+        self._cuda.cudaGetLastError()  # engines would take the error for their own
 
     def launch(self, graph: int) -> None:
         """See ``Device``."""
-        self._call("cudaGraphLaunch", graph, self._stream)
+        self._call("cudaGraphLaunch", graph, self._streams[MAIN])
 
     def destroy_graph(self, graph: int) -> None:
         """See ``Device``."""
@@ -130,16 +141,17 @@ class CudaDevice:
 
     def synchronize(self) -> None:
         """See ``Device``."""
-        self._call("cudaStreamSynchronize", self._stream)
+        for stream in self._streams:
+            self._call("cudaStreamSynchronize", stream)
 
     def close(self) -> None:
         """See ``Device``."""
-        if self._stream is not None:
-            self._call("cudaStreamDestroy", self._stream)
-            self._stream = None
+        while self._streams:
+            self._call("cudaEventDestroy", self._events.pop())
+            self._call("cudaStreamDestroy", self._streams.pop())
 
     def _capturing(self) -> bool:
-        status = self._call("cudaStreamIsCapturing", self._stream)
+        status = self._call("cudaStreamIsCapturing", self._streams[MAIN])
         return bool(status != self._cuda.cudaStreamCaptureStatus.cudaStreamCaptureStatusNone)
 
     def _count(self) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from controlrt.runtime.cuda.device import Device, DeviceArrays
+from controlrt.runtime.cuda.device import DeviceArrays
+from controlrt.runtime.manifest import Program
 
 
 class EngineLaunch(Protocol):
-    """A launch of a program on arrays that stay where they are: queues work on the device's stream and returns.
+    """A launch of a program on arrays that stay where they are: queues work on the engine's stream and returns.
 
     It may be captured in a graph, once it has run outside of one.
     """
@@ -35,13 +36,16 @@ class Engine(Protocol):
         """
 
 
-class OpenEngine(Protocol):
-    """Opens engines of one backend."""
+class Engines(Protocol):
+    """Opens engines of one backend on one device."""
 
-    def __call__(self, file: Path, device: Device) -> Engine:
-        """Opens the engine in ``file``.
+    def open(self, program: Program, file: Path, stream: int) -> Engine:
+        """Opens the engine of ``program``, which lies in ``file``, to be launched on MAIN or SIDE.
 
         Raises:
             BundleError: what runs it is missing, or refuses it.
             DeviceMemoryError: it does not fit.
         """
+
+    def close(self) -> None:
+        """Lets go of what the engines share, after them; safe to call twice."""

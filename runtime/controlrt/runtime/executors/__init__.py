@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.cuda.device import Device
+from controlrt.runtime.cuda.engine import Engines
 from controlrt.runtime.executors.base import AfterStep, BoundPlan, Executor, HostExecutor, PlanRun
+from controlrt.runtime.storage import cache_root
 
 __all__ = ["AfterStep", "BoundPlan", "Executor", "HostExecutor", "PlanRun", "open_executor"]
 
@@ -20,13 +23,30 @@ def open_executor(bundle: Bundle, threads: int | None = None, device: int = 0) -
         BundleError: the backend is not installed here.
         DeviceError: there is no such GPU, or no driver for it.
     """
-    if bundle.manifest.backend == "cuda":
-        from controlrt.runtime.cuda.driver import CudaDevice
-        from controlrt.runtime.cuda.onnxruntime import OnnxRuntimeCudaEngine
-        from controlrt.runtime.executors.cuda import CudaExecutor
+    if bundle.manifest.backend not in ("cuda", "tensorrt", "tensorrt-rtx"):
+        return open_host_executor(bundle, threads)
+    from controlrt.runtime.cuda.driver import CudaDevice
+    from controlrt.runtime.executors.cuda import CudaExecutor
 
-        return CudaExecutor(bundle, CudaDevice(device), OnnxRuntimeCudaEngine)
-    return open_host_executor(bundle, threads)
+    gpu = CudaDevice(device)
+    try:
+        return CudaExecutor(bundle, gpu, _engines(bundle, gpu))
+    except BaseException:
+        gpu.close()
+        raise
+
+
+def _engines(bundle: Bundle, gpu: Device) -> Engines:
+    """What opens the bundle's engines on a GPU."""
+    backend = bundle.manifest.backend
+    if backend == "cuda":
+        from controlrt.runtime.cuda.onnxruntime import OnnxRuntimeEngines
+
+        return OnnxRuntimeEngines(gpu)
+    from controlrt.runtime.cuda.tensorrt import TensorRtLibrary
+
+    capability = "".join(map(str, gpu.about.compute_capability))
+    return TensorRtLibrary(backend, gpu, cache_root() / "kernels" / f"{backend}-{bundle.manifest.key}-sm{capability}")
 
 
 def open_host_executor(bundle: Bundle, threads: int | None = None) -> HostExecutor:

@@ -7,7 +7,7 @@ import itertools
 import math
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from time import perf_counter
@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.cuda.device import Device, DeviceArray
-from controlrt.runtime.cuda.engine import Engine, EngineLaunch, OpenEngine
+from controlrt.runtime.cuda.device import MAIN, SIDE, Device, DeviceArray
+from controlrt.runtime.cuda.engine import Engine, EngineLaunch, Engines
 from controlrt.runtime.cuda.memory import Lifetime, aligned, place
 from controlrt.runtime.executors.base import DECODER, AfterStep, Arrays, BoundPlan, Executor, PlanRun
 from controlrt.runtime.manifest import Program
-from controlrt.runtime.plan import Call, Plan, View
+from controlrt.runtime.plan import STATE, Call, Plan, View
 from controlrt.runtime.shapes import dimensions_of, shape_of
 
 _KEPT_RUNS = 16
@@ -35,12 +35,12 @@ class CudaExecutor(Executor):
     Args:
         bundle: an opened bundle.
         device: where to run it; closed with the executor.
-        open_engine: of the bundle's backend.
+        engines: of the bundle's backend; closed with the executor.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, open_engine: OpenEngine) -> None:
+    def __init__(self, bundle: Bundle, device: Device, engines: Engines) -> None:
         super().__init__(bundle)
-        self._device, self._open = device, open_engine
+        self._device, self._library = device, engines
         self._engines: dict[str, Engine] = {}
         self._runs: OrderedDict[tuple[Any, ...], _BoundProgram] = OrderedDict()
         self._plans: weakref.WeakSet[CudaPlan] = weakref.WeakSet()
@@ -65,7 +65,7 @@ class CudaExecutor(Executor):
     def bind(self, plan: Plan) -> CudaPlan:
         """See ``Executor``."""
         self._device.activate()
-        bound = CudaPlan(self._device, self._engine, plan, self._bundle.manifest.program(DECODER))
+        bound = CudaPlan(self._device, self._engine, self._stream, plan, self._bundle.manifest.program(DECODER))
         self._plans.add(bound)
         return bound
 
@@ -79,13 +79,22 @@ class CudaExecutor(Executor):
             run.close()
         self._runs.clear()
         self._engines.clear()
+        self._library.close()
         self._device.close()
 
     def _engine(self, program: str) -> Engine:
         if program not in self._engines:
-            file = self._bundle.file(self._bundle.manifest.program(program).file)
-            self._engines[program] = self._open(file, self._device)
+            described = self._bundle.manifest.program(program)
+            file = self._bundle.file(described.file)
+            self._engines[program] = self._library.open(described, file, self._stream(program))
         return self._engines[program]
+
+    def _stream(self, program: str) -> int:
+        """ControlNets have a stream of their own where the UNet has something to do meanwhile."""
+        manifest = self._bundle.manifest
+        described = manifest.program(program)
+        beside = described.stage == "step" and described.part.startswith("controlnet.")
+        return SIDE if beside and manifest.stage("unet", "encode") is not None else MAIN
 
 
 class CudaPlan(BoundPlan):
@@ -95,7 +104,14 @@ class CudaPlan(BoundPlan):
     one of each step. All later runs launch them again.
     """
 
-    def __init__(self, device: Device, engine: Callable[[str], Engine], plan: Plan, decoder: Program) -> None:
+    def __init__(
+        self,
+        device: Device,
+        engine: Callable[[str], Engine],
+        stream: Callable[[str], int],
+        plan: Plan,
+        decoder: Program,
+    ) -> None:
         self.plan, self._device = plan, device
         with ExitStack() as resources:
             self._memory = _PlanMemory(device, plan, resources)
@@ -111,7 +127,9 @@ class CudaPlan(BoundPlan):
                     launches[key] = engine(program).bind(inputs, outputs)
                 return launches[key]
 
-            self._steps = [[bind(*self._memory.call(call)) for call in calls] for calls in plan.steps]
+            self._steps = [
+                [(stream(call.program), bind(*self._memory.call(call))) for call in calls] for calls in plan.steps
+            ]
             shape, dtype = plan.buffers[plan.result]
             final = self._memory.array(View(plan.result))
             size = dimensions_of(decoder.inputs, {"latents": (1, *shape[1:])})
@@ -125,7 +143,9 @@ class CudaPlan(BoundPlan):
                 )
                 for row in range(shape[0])
             ]
-            self._share_scratch(launches.values(), resources)
+            for each in (MAIN, SIDE):  # programs of one stream run one after another: one scratch memory serves all
+                own = [launch for (program, *_), launch in launches.items() if stream(program) == each]
+                _share_scratch(device, own, resources)
             self._events = [_event(device, resources) for _ in range(len(plan.steps) + 2)]
             self._warm_up(launches)
             self._resources = resources.pop_all()
@@ -161,9 +181,8 @@ class CudaPlan(BoundPlan):
         device, result = self._device, self.plan.result
         self._memory.upload()
         device.record(self._events[0])
-        for step, launches in enumerate(self._steps):
-            for launch in launches:
-                launch()
+        for step in range(len(self._steps)):
+            self._queue_calls(step)
             device.record(self._events[step + 1])
         self._latents.download(self._memory.array(View(result)))
         if decode:
@@ -202,9 +221,20 @@ class CudaPlan(BoundPlan):
         )
 
     def _queue_step(self, step: int, state: DeviceArray) -> None:
-        for launch in self._steps[step]:
-            launch()
+        self._queue_calls(step)
         self._latents.download(state)
+
+    def _queue_calls(self, step: int) -> None:
+        """The calls of a step: those of the side stream read what the step before left, and the last reads them all."""
+        *first, (_, last) = self._steps[step]
+        beside = any(stream == SIDE for stream, _ in first)
+        if beside:
+            self._device.wait(SIDE, MAIN)
+        for _, launch in first:
+            launch()
+        if beside:
+            self._device.wait(MAIN, SIDE)
+        last()
 
     def _queue_decoder(self) -> None:
         for launch in self._decoder:
@@ -216,18 +246,11 @@ class CudaPlan(BoundPlan):
             self._graphs[name] = _captured(self._device, queue)
         return self._graphs[name]
 
-    def _share_scratch(self, launches: Iterable[EngineLaunch], resources: ExitStack) -> None:
-        """Programs run one after another, so one scratch memory serves them all."""
-        needing = [launch for launch in launches if launch.scratch_bytes]
-        if needing:
-            address = _allocated(self._device, max(launch.scratch_bytes for launch in needing), resources)
-            for launch in needing:
-                launch.use_scratch(address)
-
     def _warm_up(self, launches: Mapping[tuple[Any, ...], EngineLaunch]) -> None:
         """Launches each program once at each of its sizes: engines choose kernels and take memory when they first run,
         which a capture has no place for."""
         self._memory.upload()
+        self._device.wait(SIDE, MAIN)
         warm = set()
         for (program, inputs, outputs), launch in launches.items():
             sizes = (program, *((name, array.shape) for name, array in (*inputs, *outputs)))
@@ -248,9 +271,11 @@ class _PlanMemory:
     def __init__(self, device: Device, plan: Plan, resources: ExitStack) -> None:
         self._device, self._plan = device, plan
         between = lifetimes(plan)
+        made = {view.buffer for step in plan.steps for call in step for view in call.outputs.values()}
+        made -= {name for name in made if name.endswith(".0") and name.removesuffix(".0") in STATE}
         offsets, end = {}, 0
         for name in plan.buffers:
-            if name not in between and not name.startswith("residual_"):
+            if name not in made and not name.startswith("residual_"):
                 offsets[name], end = end, end + aligned(_nbytes(*plan.buffers[name]))
         self._input_bytes = end
         for name in plan.buffers:
@@ -297,12 +322,17 @@ class _PlanMemory:
 
 
 def lifetimes(plan: Plan) -> dict[str, Lifetime]:
-    """When the buffers are in use that calls write whole before any call reads them, in calls since the start; the
-    others hold something from before the first call, and stay."""
-    calls = [call for step in plan.steps for call in step]
+    """When the buffers are in use that calls write whole before any call reads them; the others hold something from
+    before the first call, and stay. Moments are two in a step: its last call, and all before, which may run together.
+    """
+    calls = [
+        (2 * step + (number == len(together) - 1), call)
+        for step, together in enumerate(plan.steps)
+        for number, call in enumerate(together)
+    ]
     found: dict[str, Lifetime] = {}
     kept = {plan.result}
-    for moment, call in enumerate(calls):
+    for moment, call in calls:
         for view in call.inputs.values():
             if view.buffer in found:
                 found[view.buffer] = _until(found[view.buffer], moment)
@@ -339,11 +369,11 @@ class _Staged:
 
 
 class _BoundProgram:
-    """A program outside of a plan, at one set of sizes: captured with the copies there and back after its first run."""
+    """A program outside of a plan, at one set of sizes. It is not captured: it runs rarely, and parts of it may run on
+    the host."""
 
     def __init__(self, device: Device, engine: Engine, program: Program, inputs: Arrays) -> None:
         self._device = device
-        self._graph: int | None = None
         dims = dimensions_of(program.inputs, {name: array.shape for name, array in inputs.items()})
         with ExitStack() as resources:
             self._inputs = {
@@ -356,36 +386,32 @@ class _BoundProgram:
                 {name: staged.device for name, staged in self._inputs.items()},
                 {name: staged.device for name, staged in self._outputs.items()},
             )
-            if self._launch.scratch_bytes:
-                self._launch.use_scratch(_allocated(device, self._launch.scratch_bytes, resources))
+            _share_scratch(device, [self._launch], resources)
             self._resources = resources.pop_all()
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Runs it and returns copies of its outputs."""
         for name, staged in self._inputs.items():
             staged.host[...] = inputs[name]
-        if self._graph is None:
-            self._queue()
-            self._device.synchronize()
-            self._graph = _captured(self._device, self._queue)
-        else:
-            self._device.launch(self._graph)
-            self._device.synchronize()
-        return {name: staged.host.copy() for name, staged in self._outputs.items()}
-
-    def close(self) -> None:
-        """Releases its memory; safe to call twice."""
-        if self._graph is not None:
-            self._device.destroy_graph(self._graph)
-            self._graph = None
-        self._resources.close()
-
-    def _queue(self) -> None:
         for staged in self._inputs.values():
             staged.upload()
         self._launch()
         for staged in self._outputs.values():
             staged.download()
+        self._device.synchronize()
+        return {name: staged.host.copy() for name, staged in self._outputs.items()}
+
+    def close(self) -> None:
+        """Releases its memory; safe to call twice."""
+        self._resources.close()
+
+
+def _share_scratch(device: Device, launches: Sequence[EngineLaunch], resources: ExitStack) -> None:
+    needed = max((launch.scratch_bytes for launch in launches), default=0)
+    if needed:
+        address = _allocated(device, needed, resources)
+        for launch in launches:
+            launch.use_scratch(address)
 
 
 def _captured(device: Device, queue: Callable[[], None]) -> int:
