@@ -33,8 +33,9 @@ STEP = program(
 )
 
 
-def test_a_fixed_batch_gives_one_profile_with_guidance_and_one_without() -> None:
-    fixed = program("step", latents=(2, 4, 64, 64), rows=("rows",), guidance=(2, "rows"))
+@pytest.mark.parametrize("stage", ["encode", "step"])
+def test_a_fixed_batch_gives_one_profile_with_guidance_and_one_without(stage: Stage) -> None:
+    fixed = program(stage, latents=(2, 4, 64, 64), rows=("rows",), guidance=(2, "rows"))
     assert optimization_profiles(fixed, ShapeProfile.parse("512x512", "2")) == [
         {"rows": ((4,), (4,), (4,)), "guidance": ((2, 4), (2, 4), (2, 4))},
         {"rows": ((2,), (2,), (2,)), "guidance": ((2, 2), (2, 2), (2, 2))},

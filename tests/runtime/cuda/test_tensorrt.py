@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import importlib.util
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -18,13 +17,20 @@ import msgspec
 import numpy as np
 import pytest
 
-from controlrt.runtime.cuda.gpu import Gpu
-from controlrt.runtime.cuda.tensorrt import TensorRtLibrary
-from controlrt.runtime.errors import BundleError
+from controlrt.runtime.cuda.device import MAIN, SIDE, DeviceAbout, DeviceArray
+from controlrt.runtime.cuda.tensorrt import TensorRtEngine, TensorRtLibrary
+from controlrt.runtime.errors import BundleError, DeviceMemoryError
 from controlrt.runtime.manifest import Engine, Program
 
-ADA = Gpu(name="NVIDIA L40S", compute_capability="8.9")
-STREAM = 77
+ADA = SimpleNamespace(
+    about=DeviceAbout(
+        index=0, name="NVIDIA L40S", compute_capability=(8, 9), total_bytes=2**35, driver_version=(13, 0)
+    ),
+    streams=(77, 78),
+    free_bytes=lambda: 2**20,
+)
+"""What an engine asks of its device."""
+HALF = np.dtype(np.float16)
 ENGINE = Engine(
     builder="tensorrt-rtx",
     version="1.7.1",
@@ -48,13 +54,6 @@ PROGRAM = Program(
     export_seconds=0.0,
     engine=ENGINE,
 )
-
-
-@dataclass(frozen=True)
-class Tensor:
-    address: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float16))
 
 
 class Context:
@@ -168,15 +167,20 @@ class Library:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.engine = PlanEngine(self.calls)
+        self.runtimes: list[Runtime] = []
         self.module = SimpleNamespace(
             __version__="1.7.1",
             ILogger=Logger,
-            Runtime=lambda logger: Runtime(logger, self.engine),
+            Runtime=self.create_runtime,
             ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
             DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
             CudaGraphStrategy=SimpleNamespace(DISABLED="disabled"),
             nptype=np.dtype,
         )
+
+    def create_runtime(self, logger: Any) -> Runtime:
+        self.runtimes.append(Runtime(logger, self.engine))
+        return self.runtimes[-1]
 
 
 @pytest.fixture
@@ -199,80 +203,81 @@ def changed(**values: Any) -> Program:
     return msgspec.structs.replace(PROGRAM, engine=msgspec.structs.replace(ENGINE, **values))
 
 
-def call(rows: int, base: int = 0x1000) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    clip = Tensor(base + 1, (1, 3), np.dtype(np.float32))
-    return {"x": Tensor(base, (rows, 8)), "clip": clip}, {"y": Tensor(base + 2, (rows, 8))}
+def call(rows: int, base: int = 0x1000) -> tuple[dict[str, DeviceArray], dict[str, DeviceArray]]:
+    clip = DeviceArray(base + 1, (1, 3), np.dtype(np.float32))
+    return {"x": DeviceArray(base, (rows, 8), HALF), "clip": clip}, {"y": DeviceArray(base + 2, (rows, 8), HALF)}
 
 
-def test_a_launch_enqueues_and_nothing_else(library: Library, plan: Path) -> None:
-    engine = TensorRtLibrary("tensorrt-rtx", ADA, STREAM).open(PROGRAM, plan)
-    assert engine.scratch_bytes({"x": (2, 8), "clip": (1, 3)}) == 1600
-    engine.use_scratch(0x9000, 4096)
-    launch = engine.launch(*call(2))
+def opened(plan: Path, program: Program = PROGRAM, stream: int = MAIN, **options: Any) -> TensorRtEngine:
+    return TensorRtLibrary("tensorrt-rtx", ADA, **options).open(program, plan, stream)
+
+
+@pytest.mark.parametrize(("stream", "handle"), [(MAIN, 77), (SIDE, 78)])
+def test_a_launch_enqueues_and_nothing_else(library: Library, plan: Path, stream: int, handle: int) -> None:
+    launch = opened(plan, stream=stream).bind(*call(2))
+    assert launch.scratch_bytes == 1600
+    launch.use_scratch(0x9000)
     library.calls.clear()
     launch()
     assert library.calls == [
+        ("scratch", 0x9000, 1600),
         ("address", "x", 0x1000),
         ("address", "clip", 0x1001),
         ("address", "y", 0x1002),
-        ("execute", STREAM),
+        ("execute", handle),
     ]
     library.calls.clear()
     launch()
-    assert library.calls == [("execute", STREAM)]
+    assert library.calls == [("execute", handle)]
 
 
 def test_calls_of_one_shape_take_turns_on_one_context(library: Library, plan: Path) -> None:
-    engine = TensorRtLibrary("tensorrt-rtx", ADA, STREAM).open(PROGRAM, plan)
-    first, second = engine.launch(*call(2)), engine.launch(*call(2, base=0x2000))
+    engine = opened(plan)
+    first, second = engine.bind(*call(2)), engine.bind(*call(2, base=0x2000))
+    first.use_scratch(0x9000)
+    second.use_scratch(0x9900)
     assert len(library.engine.contexts) == 1
-    for launch, address in ((first, 0x1000), (second, 0x2000), (first, 0x1000)):
+    for launch, address, scratch in ((first, 0x1000, 0x9000), (second, 0x2000, 0x9900), (first, 0x1000, 0x9000)):
         library.calls.clear()
         launch()
         assert ("address", "x", address) in library.calls
-    engine.launch(*call(3))
+        assert ("scratch", scratch, 1600) in library.calls
+    engine.bind(*call(3))
     assert len(library.engine.contexts) == 2
 
 
 @pytest.mark.parametrize(("rows", "profile"), [(2, None), (1, 1), (4, 1)])
 def test_the_first_profile_that_fits_is_chosen(library: Library, plan: Path, rows: int, profile: int | None) -> None:
-    TensorRtLibrary("tensorrt-rtx", ADA, STREAM).open(PROGRAM, plan).launch(*call(rows))
+    opened(plan, stream=SIDE).bind(*call(rows))
     chosen = [each for each in library.calls if each[0] == "profile"]
-    assert chosen == ([] if profile is None else [("profile", profile, STREAM)])
-
-
-def test_scratch_is_lent_to_launches_made_before_and_after(library: Library, plan: Path) -> None:
-    engine = TensorRtLibrary("tensorrt-rtx", ADA, STREAM).open(PROGRAM, plan)
-    engine.launch(*call(2))
-    engine.use_scratch(0x9000, 2400)
-    engine.launch(*call(3))
-    assert [each for each in library.calls if each[0] == "scratch"] == [("scratch", 0x9000, 2400)] * 2
-    with pytest.raises(BundleError, match=r"unet\.step needs 3200 bytes of scratch, not 2400"):
-        engine.launch(*call(4))
+    assert chosen == ([] if profile is None else [("profile", profile, 78)])
 
 
 def test_how_contexts_are_made(library: Library, plan: Path, tmp_path: Path) -> None:
     """TensorRT-RTX compiles before it runs, since a captured launch never changes, and keeps what it compiled."""
     compiled = tmp_path / "compiled" / "kernels.cache"
-    with TensorRtLibrary("tensorrt-rtx", ADA, STREAM, compiled) as opened:
-        opened.keep_compiled()
+    with TensorRtLibrary("tensorrt-rtx", ADA, compiled) as first:
+        first.keep_compiled()
         assert not compiled.exists()  # nothing yet
-        opened.open(PROGRAM, plan).launch(*call(2))
+        first.open(PROGRAM, plan, MAIN).bind(*call(2))
         config = library.engine.config
         assert config.allocation == "user managed"
         assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
         assert config.cuda_graph_strategy == "disabled"
-        opened.keep_compiled()
     assert compiled.read_bytes() == b"kernels"
-    with TensorRtLibrary("tensorrt-rtx", ADA, STREAM, compiled) as opened:
-        opened.open(PROGRAM, plan).launch(*call(2))
+    with TensorRtLibrary("tensorrt-rtx", ADA, compiled) as second:
+        second.open(PROGRAM, plan, MAIN).bind(*call(2))
         assert RuntimeCache.read == [b"kernels"]
         compiled.unlink()
-        opened.keep_compiled()
-        assert not compiled.exists()  # it holds nothing new
-    with TensorRtLibrary("tensorrt", ADA, STREAM) as opened:
-        opened.open(changed(builder="tensorrt"), plan).launch(*call(2))
-    assert library.calls[-1] == ("context", "user managed")
+    assert not compiled.exists()  # it held nothing new
+
+
+def test_tensorrt_compiles_nothing(library: Library, plan: Path, tmp_path: Path) -> None:
+    compiled = tmp_path / "kernels.cache"
+    with TensorRtLibrary("tensorrt", ADA, compiled) as opened_for_tensorrt:
+        opened_for_tensorrt.open(changed(builder="tensorrt"), plan, MAIN).bind(*call(2))
+    assert ("context", "user managed") in library.calls
+    assert not compiled.exists()
 
 
 @pytest.mark.parametrize(
@@ -280,31 +285,29 @@ def test_how_contexts_are_made(library: Library, plan: Path, tmp_path: Path) -> 
     [(5, r"not built for x \(5, 8\), built for \(1, 8\) to \(4, 8\); .*--batch"), (0, "not built for x")],
 )
 def test_a_shape_outside_every_profile(library: Library, plan: Path, rows: int, says: str) -> None:
-    engine = TensorRtLibrary("tensorrt-rtx", ADA, STREAM).open(PROGRAM, plan)
     with pytest.raises(BundleError, match=says):
-        engine.launch(*call(rows))
+        opened(plan).bind(*call(rows))
     assert library.engine.contexts == []
 
 
 @pytest.mark.usefixtures("library")
-def test_tensors_that_do_not_fit(plan: Path) -> None:
-    engine = TensorRtLibrary("tensorrt-rtx", ADA, STREAM).open(PROGRAM, plan)
+def test_arrays_that_do_not_fit(plan: Path) -> None:
+    engine = opened(plan)
     inputs, outputs = call(2)
     with pytest.raises(BundleError, match="tensor clip is missing"):
-        engine.launch({"x": inputs["x"]}, outputs)
+        engine.bind({"x": inputs["x"]}, outputs)
     with pytest.raises(BundleError, match="tensor z is unknown"):
-        engine.launch({**inputs, "z": inputs["x"]}, outputs)
+        engine.bind({**inputs, "z": inputs["x"]}, outputs)
     with pytest.raises(BundleError, match="tensor clip is float16, not float32"):
-        engine.launch({**inputs, "clip": Tensor(1, (1, 3))}, outputs)
+        engine.bind({**inputs, "clip": DeviceArray(1, (1, 3), HALF)}, outputs)
     with pytest.raises(BundleError, match=r"writes y as \(2, 8\), not \(3, 8\)"):
-        engine.launch(inputs, call(3)[1])
+        engine.bind(inputs, call(3)[1])
 
 
 def test_a_launch_that_does_not_start(library: Library, plan: Path) -> None:
-    opened = TensorRtLibrary("tensorrt-rtx", ADA, STREAM)
-    launch = opened.open(PROGRAM, plan).launch(*call(2))
+    launch = opened(plan).bind(*call(2))
     library.engine.contexts[0].starts = False
-    opened.runtime.logger.log(Severity.ERROR, "the stream is gone")
+    library.runtimes[-1].logger.log(Severity.ERROR, "the stream is gone")
     with pytest.raises(BundleError, match=r"unet\.step did not start: the stream is gone"):
         launch()
 
@@ -322,24 +325,22 @@ def test_a_launch_that_does_not_start(library: Library, plan: Path) -> None:
 @pytest.mark.usefixtures("library")
 def test_an_engine_that_does_not_fit(plan: Path, values: dict[str, Any], says: str) -> None:
     with pytest.raises(BundleError, match=says):
-        TensorRtLibrary("tensorrt-rtx", ADA, STREAM).open(changed(**values), plan)
+        opened(plan, changed(**values))
 
 
 @pytest.mark.parametrize(
     "values",
     [{"version": "1.6.0", "version_compatible": True}, {"compute_capabilities": ("8.9", "12.0")}],
 )
-@pytest.mark.usefixtures("library")
-def test_an_engine_that_fits(plan: Path, values: dict[str, Any]) -> None:
-    opened = TensorRtLibrary("tensorrt-rtx", ADA, STREAM)
-    opened.open(changed(**values), plan)
-    assert getattr(opened.runtime, "engine_host_code_allowed", False) == ("version_compatible" in values)
+def test_an_engine_that_fits(library: Library, plan: Path, values: dict[str, Any]) -> None:
+    opened(plan, changed(**values))
+    assert getattr(library.runtimes[-1], "engine_host_code_allowed", False) == ("version_compatible" in values)
 
 
 def test_another_gpu_of_the_same_kind_is_told(library: Library, plan: Path, caplog: pytest.LogCaptureFixture) -> None:
     library.module.__version__ = "11.0"
     program = changed(builder="tensorrt", version="11.0", compute_capabilities=("8.9",), gpu="NVIDIA RTX 4090")
-    TensorRtLibrary("tensorrt", ADA, STREAM).open(program, plan)
+    TensorRtLibrary("tensorrt", ADA).open(program, plan, MAIN)
     assert "tuned for NVIDIA RTX 4090; this GPU is NVIDIA L40S" in caplog.text
 
 
@@ -348,7 +349,6 @@ def test_another_gpu_of_the_same_kind_is_told(library: Library, plan: Path, capl
     [
         ("Serialization assertion header.magicTag failed", "damaged; build the bundle again"),
         ("CUDA driver version is insufficient for CUDA runtime version", "missing or too old .*update it"),
-        ("Requested amount of GPU memory (123 bytes) could not be allocated", "memory is full"),
         ("something else", "something else; build the bundle again"),
     ],
 )
@@ -357,7 +357,15 @@ def test_a_plan_that_does_not_open(tmp_path: Path, log: str, says: str) -> None:
     file = tmp_path / "unet.step.plan"
     file.write_bytes(log.encode())
     with pytest.raises(BundleError, match=f"TensorRT-RTX 1.7.1 cannot open it; .*{says}"):
-        TensorRtLibrary("tensorrt-rtx", ADA, STREAM).open(PROGRAM, file)
+        opened(file)
+
+
+@pytest.mark.usefixtures("library")
+def test_a_plan_that_is_too_large(tmp_path: Path) -> None:
+    file = tmp_path / "unet.step.plan"
+    file.write_text("Requested amount of GPU memory (3145728 bytes) could not be allocated")
+    with pytest.raises(DeviceMemoryError, match="3 MiB are needed at once, and 1 MiB are free"):
+        opened(file)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +378,7 @@ def test_a_plan_that_does_not_open(tmp_path: Path, log: str, says: str) -> None:
 def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, builder: str, module: str, says: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(BundleError, match=says):
-        TensorRtLibrary(builder, ADA, STREAM)
+        TensorRtLibrary(builder, ADA)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
@@ -379,8 +387,5 @@ def test_tensorrt_rtx_itself_says_so(tmp_path: Path) -> None:
 
     file = tmp_path / "unet.step.plan"
     file.write_bytes(b"no plan at all" * 100)
-    with (
-        TensorRtLibrary("tensorrt-rtx", ADA, STREAM) as opened,
-        pytest.raises(BundleError, match=r"cannot open it; it is damaged"),
-    ):
-        opened.open(changed(version=tensorrt_rtx.__version__), file)
+    with pytest.raises(BundleError, match=r"cannot open it; it is damaged"):
+        opened(file, changed(version=tensorrt_rtx.__version__))

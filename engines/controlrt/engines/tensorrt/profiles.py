@@ -19,6 +19,8 @@ Extent = tuple[int, int, int]
 """Smallest, the one to tune for, largest."""
 MAX_EXTRA = 1024
 """Rows of learned words that a text encoder takes; ten textual inversions of the longest kind."""
+EVERY_STEP = ("encode", "step")
+"""The stages that run in the denoising loop, for all pictures of a call at once."""
 CALLS_PER_STEP = 2
 """A sampler of the second order calls the model twice a step."""
 
@@ -45,7 +47,7 @@ def optimization_profiles(program: Program, profile: ShapeProfile) -> list[Shape
 
 def _rows(program: Program, profile: ShapeProfile) -> Sequence[Extent]:
     low, high = profile.batch.low, profile.batch.high
-    if low == high and program.stage == "step":
+    if low == high and program.stage in EVERY_STEP:
         return (2 * low,) * 3, (low,) * 3
     return ((low, 2 * low, 2 * high),)
 
@@ -56,7 +58,7 @@ def _extents(program: Program, size: Size, rows: Extent, profile: ShapeProfile) 
     entries = (1, DEFAULT_STEPS, CALLS_PER_STEP * MAX_STEPS)
     extents = {
         "rows": rows,
-        "batch": (batch.low, batch.low, batch.high) if program.stage == "step" else (1, 1, batch.high),
+        "batch": (batch.low, batch.low, batch.high) if program.stage in EVERY_STEP else (1, 1, batch.high),
         "steps": entries,
         "entries": entries,
         "prompts": (1, 1, 1),

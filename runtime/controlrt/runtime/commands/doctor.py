@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"run bundles:   {'yes' if not missing else 'no; pip install controlrt'}")
     print(f"build bundles: {'yes' if can_export else 'no; pip install controlrt[export]'}")
     print(f"backend:       {_default_backend()}")
-    if find_gpu() is not None and not _fastest_tensorrt():
+    if find_gpu() is not None and not any(map(_tensorrt, TENSORRT)):
         print("TensorRT:      absent: pip install 'controlrt[tensorrt]' (its wheel comes from NVIDIA's own index),")
         print("               or pip install 'controlrt[tensorrt-rtx]' (from PyPI)")
     print(f"Python: {sys.executable}")
@@ -92,15 +92,15 @@ def _tensorrt(extra: str) -> str | None:
     return next((found for name in TENSORRT[extra] if (found := _version(name))), None)
 
 
-def _fastest_tensorrt() -> str | None:
-    return next((name for name in TENSORRT if _tensorrt(name)), None)
-
-
 def _default_backend() -> str:
     """What build-engines picks here where --backend is not given, and why (``controlrt.engines.backends`` decides)."""
-    tensorrt = _fastest_tensorrt()
-    if tensorrt is not None and find_gpu() is not None:
-        return f"{tensorrt} {_tensorrt(tensorrt)}: fastest on NVIDIA GPUs"
+    if find_gpu() is not None:
+        if tensorrt := _tensorrt("tensorrt"):
+            return f"tensorrt {tensorrt}: fastest on NVIDIA GPUs"
+        if _version("cuda-bindings") and (cuda := _version("onnxruntime-gpu")):
+            return f"cuda with onnxruntime-gpu {cuda}: runs on the GPU"
+        if rtx := _tensorrt("tensorrt-rtx"):
+            return f"tensorrt-rtx {rtx}: runs on the GPU"
     openvino, onnxruntime = _version("openvino"), _version("onnxruntime")
     x86 = platform.machine().lower() in X86
     if openvino is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from controlrt.runtime.cuda.device import Device, DeviceArrays
-from controlrt.runtime.errors import BundleError
+from controlrt.runtime.errors import BundleError, DeviceMemoryError
 from controlrt.runtime.manifest import Engine, Program
 from controlrt.runtime.storage import atomic_file
 
@@ -63,6 +64,7 @@ class TensorRtLibrary:
 
         Raises:
             BundleError: a plan of another version or for another GPU, one that is damaged or has no weights.
+            DeviceMemoryError: it does not fit.
         """
         about = program.engine
         if about is None:
@@ -73,7 +75,9 @@ class TensorRtLibrary:
         self._messages.clear()
         engine = self.runtime.deserialize_cuda_engine(file.read_bytes())
         if engine is None:
-            raise BundleError(f"{file}: {NAMES[self.builder]} {self.module.__version__} cannot open it; {self._why()}")
+            raise self.out_of_memory() or BundleError(
+                f"{file}: {NAMES[self.builder]} {self.module.__version__} cannot open it; {self._why()}"
+            )
         return TensorRtEngine(self, program, engine, self.device.streams[stream])
 
     def create_context(self, engine: Any) -> Any:
@@ -107,6 +111,15 @@ class TensorRtLibrary:
     def last_message(self) -> str:
         """The last error that the library logged."""
         return self._messages[-1] if self._messages else "it does not say why"
+
+    def out_of_memory(self) -> DeviceMemoryError | None:
+        """Of what the library logged last, that there was not enough memory."""
+        for message in self._messages:
+            if found := re.search(r"memory \((\d+) bytes\)|allocat\w*.* (\d+) bytes", message):
+                return DeviceMemoryError(
+                    f"GPU {self.device.about.index}", int(found[1] or found[2]), self.device.free_bytes()
+                )
+        return None
 
     def close(self) -> None:
         """Keeps what was compiled, and releases the library, after its engines; safe to call twice."""
@@ -165,8 +178,6 @@ class TensorRtLibrary:
             return "it is damaged; build the bundle again with build-engines"
         if "driver version" in log:
             return f"the GPU's driver is missing or too old ({self.last_message()}); update it"
-        if "emory" in log:
-            return f"the GPU's memory is full ({self.last_message()}); end what else runs on it"
         return f"{self.last_message()}; build the bundle again with build-engines on this machine"
 
 
@@ -220,10 +231,10 @@ class TensorRtEngine:
         if key not in self._contexts:
             profile = self._profile(shapes)
             handle = self._library.create_context(self._engine)
-            if handle is None:
-                raise BundleError(f"program {self._program.name} cannot be prepared: {self._library.last_message()}")
-            if profile and not handle.set_optimization_profile_async(profile, self._stream):
-                raise BundleError(f"program {self._program.name}: {self._library.last_message()}")
+            if handle is None or (profile and not handle.set_optimization_profile_async(profile, self._stream)):
+                raise self._library.out_of_memory() or BundleError(
+                    f"program {self._program.name} cannot be prepared: {self._library.last_message()}"
+                )
             for name, shape in shapes.items():
                 if not handle.set_input_shape(name, shape):
                     raise BundleError(f"program {self._program.name} does not take {name} as {shape}")
