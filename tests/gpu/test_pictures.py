@@ -70,12 +70,17 @@ def test_draws_what_the_cpu_draws(demo: ControlNetPipeline, on_the_gpu: ControlN
 
 
 def test_captured_equals_uncaptured(on_the_gpu: ControlNetPipeline) -> None:
+    """To the last bit, or to what one uncaptured run differs from the next: ONNX Runtime's GroupNorm adds in any order."""
     captured = draw(on_the_gpu, output_type="latent")
     bound = next(reversed(on_the_gpu._bound.values()))
     assert isinstance(bound, CudaPlan)
-    bound._queue(decode=False)
-    bound._device.synchronize()
-    np.testing.assert_array_equal(bound._latents.host, captured)
+    uncaptured = []
+    for _ in range(5):
+        bound._queue(decode=False)
+        bound._device.synchronize()
+        uncaptured.append(bound._latents.host.copy())
+    spread = max(np.abs(each - uncaptured[0]).max() for each in uncaptured)
+    assert np.abs(captured - uncaptured[0]).max() <= 2 * spread
 
 
 def test_changes_between_launches_of_one_capture_take_effect(

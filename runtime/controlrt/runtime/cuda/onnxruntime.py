@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from controlrt.runtime.cuda.device import Device, DeviceArrays
 from controlrt.runtime.errors import BundleError, DeviceMemoryError
+from controlrt.runtime.executors.base import DECODER
 from controlrt.runtime.manifest import Program
 
 if TYPE_CHECKING:
@@ -45,7 +48,10 @@ class OnnxRuntimeEngines:
 
     def open(self, program: Program, file: Path, stream: int) -> OnnxRuntimeEngine:
         """See ``Engines``."""
-        return OnnxRuntimeEngine(file, self._device, stream, in_loop=program.stage in ("encode", "step"))
+        captured = program.stage in ("encode", "step") or program.name == DECODER
+        in_loop = captured and program.name != DECODER
+        options = provider_options(self._device, stream, in_loop=in_loop)
+        return OnnxRuntimeEngine(file, self._device, options, captured=captured)
 
     def close(self) -> None:
         """See ``Engines``."""
@@ -54,43 +60,59 @@ class OnnxRuntimeEngines:
 class OnnxRuntimeEngine:
     """See ``Engine``. Nothing of it waits for the host, so that launches can be captured.
 
+    A session keeps the convolution plans of the last sizes that it ran, and a graph that was captured needs its own for
+    as long as it is launched. So what is captured has a session for each set of sizes, which goes with the last launch.
+
     Args:
         file: the ONNX file.
         device: where to run it.
-        stream: of the device, MAIN or SIDE.
-        in_loop: whether it runs at every step.
+        options: of the provider.
+        captured: whether its launches will be.
     """
 
-    def __init__(self, file: Path, device: Device, stream: int, *, in_loop: bool) -> None:
+    def __init__(self, file: Path, device: Device, options: Mapping[str, Any], *, captured: bool) -> None:
+        self._file, self._device, self._options, self._captured = file, device, options, captured
+        self._sessions: WeakValueDictionary[Any, ort.InferenceSession] = WeakValueDictionary()
+        self._next: ort.InferenceSession | None = self._open()
+
+    def bind(self, inputs: DeviceArrays, outputs: DeviceArrays) -> OnnxRuntimeLaunch:
+        """See ``Engine``."""
+        session = self._session(tuple((name, array.shape) for name, array in inputs.items()))
+        binding = session.io_binding()
+        index = self._device.about.index
+        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, array in arrays.items():
+                bind(name, "cuda", index, array.dtype.type, array.shape, array.address)
+        return OnnxRuntimeLaunch(session, binding, self._device)
+
+    def _session(self, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> ort.InferenceSession:
+        session = self._sessions.get(shapes)
+        if session is None:
+            session, self._next = self._next or self._open(), None
+            self._sessions[shapes] = session
+            if not self._captured:
+                self._next = session  # one for all sizes
+        return session
+
+    def _open(self) -> ort.InferenceSession:
         import onnxruntime as ort
 
         if PROVIDER not in ort.get_available_providers():
             raise BundleError(MISSING)
         if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN as pip installs them
             ort.preload_dlls()
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        providers = [(PROVIDER, provider_options(device, stream, in_loop=in_loop)), "CPUExecutionProvider"]
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 4  # cuDNN tries plans that do not fit, and ONNX Runtime logs each as an error
+        providers = [(PROVIDER, dict(self._options)), "CPUExecutionProvider"]
         try:
-            self._session = ort.InferenceSession(file, options, providers=providers)
+            session = ort.InferenceSession(self._file, settings, providers=providers)
         except Exception as error:  # its exceptions share no base class of their own
-            raise _explained(error, device) or BundleError(
-                f"ONNX Runtime {ort.__version__} cannot load {file}: {error}"
+            raise _explained(error, self._device) or BundleError(
+                f"ONNX Runtime {ort.__version__} cannot load {self._file}: {error}"
             ) from error
-        if PROVIDER not in self._session.get_providers():
+        if PROVIDER not in session.get_providers():
             raise BundleError(f"ONNX Runtime's CUDA provider does not start here: {MISSING}")
-        self._device = device
-        self._run_options = ort.RunOptions()
-        self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-
-    def bind(self, inputs: DeviceArrays, outputs: DeviceArrays) -> OnnxRuntimeLaunch:
-        """See ``Engine``."""
-        binding = self._session.io_binding()
-        index = self._device.about.index
-        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
-            for name, array in arrays.items():
-                bind(name, "cuda", index, array.dtype.type, array.shape, array.address)
-        return OnnxRuntimeLaunch(self._session, binding, self._run_options, self._device)
+        return session
 
 
 class OnnxRuntimeLaunch:
@@ -98,10 +120,13 @@ class OnnxRuntimeLaunch:
 
     scratch_bytes = 0
 
-    def __init__(
-        self, session: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunOptions, device: Device
-    ) -> None:
-        self._session, self._binding, self._options, self._device = session, binding, options, device
+    def __init__(self, session: ort.InferenceSession, binding: ort.IOBinding, device: Device) -> None:
+        import onnxruntime as ort
+
+        self._session, self._binding, self._device = session, binding, device
+        self._options = ort.RunOptions()
+        self._options.log_severity_level = 4
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def use_scratch(self, address: int) -> None:
         """See ``EngineLaunch``."""
