@@ -104,7 +104,7 @@ class SkipLayerNormalization(OpRun):
     def _run(
         self, x: Array, skip: Array, gamma: Array, beta: Array, bias: Array | None = None, epsilon: float = 0
     ) -> tuple[Array, ...]:
-        assert x.shape == skip.shape
+        assert skip.shape in (x.shape, (1, *x.shape[1:]), x.shape[1:])
         total = (x + skip + (0 if bias is None else bias)).astype(x.dtype)
         full = total.astype(np.float64)
         mean, variance = full.mean(-1, keepdims=True), full.var(-1, keepdims=True)

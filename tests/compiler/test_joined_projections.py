@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from compiler.graphs import contents, graph_of, operators, read_by, run
 
-from controlrt.compiler.passes.joined_projections import JoinedProjections
+from controlrt.compiler.passes.joined_projections import MAX_TOKENS, JoinedProjections
 
 RNG = np.random.default_rng(0)
 CONSTANTS: dict[str, Any] = {name: RNG.normal(0, 1, (8, 6)) for name in "abc"} | {"d": RNG.normal(0, 1, (8, 12))}
@@ -17,8 +17,11 @@ PROJECTIONS = "q = MatMul (x, a) k = MatMul (x, b) v = MatMul (x, c)"
 ATTENTION = "y = com.microsoft.MultiHeadAttention <num_heads = 3> (q, k, v) z = Neg (y)"
 
 
-def attention(text: str = f"{PROJECTIONS} {ATTENTION}", outputs: str = "", inputs: str = "") -> ir.Model:
-    return graph_of(f"float[rows, n, 8] x{inputs}", f"float[rows, n, 6] z{outputs}", text, **read_by(text, CONSTANTS))
+def attention(
+    text: str = f"{PROJECTIONS} {ATTENTION}", outputs: str = "", inputs: str = "", tokens: int | str = 5
+) -> ir.Model:
+    declared = f"float[rows, {tokens}, 8] x{inputs}", f"float[rows, {tokens}, 6] z{outputs}"
+    return graph_of(*(each.replace("n,", f"{tokens},") for each in declared), text, **read_by(text, CONSTANTS))
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -31,6 +34,8 @@ def test_same_result(rows: int) -> None:
 
 
 NEAR_MISSES: dict[str, dict[str, Any]] = {
+    "many tokens": {"tokens": MAX_TOKENS + 1},
+    "nobody knows how many tokens": {"tokens": "n"},
     "keys of something else": {
         "text": f"q = MatMul (x, a) k = MatMul (t, b) v = MatMul (t, c) {ATTENTION}",
         "inputs": ", float[rows, n, 8] t",

@@ -19,17 +19,29 @@ SUM = "z = Add (s, y)"
 def convolution(
     attributes: str = "kernel_shape = [1, 1]", operands: str = "x, w, b", end: str = SUM, **new: Any
 ) -> ir.Model:
-    constants = {"w": RNG.normal(0, 1, (6, 1, 1, 4)), "b": RNG.normal(0, 1, 6)} | new
+    constants = {
+        "w": RNG.normal(0, 1, (6, 1, 1, 4)),
+        "b": RNG.normal(0, 1, 6),
+        "tokens": [0, 35, 6],
+        "first": [1],
+    } | new
     text = f"y = com.microsoft.NhwcConv <{attributes}> ({operands}) {end}"
     inputs = "float[rows, 5, 7, 4] x, float[rows, 5, 7, 6] s"
     model = graph_of(inputs, "float[rows, h, v, 6] z", text, **read_by(text, constants))
     (y, *_), (_, s) = next(iter(model.graph)).outputs, model.graph.inputs
-    y.shape, y.type = s.shape, s.type  # onnx infers no shape of the provider's operators
+    y.shape, y.type = s.shape, s.type  # onnx infers no shape of the provider's operators, nor of what reads them
+    for node in model.graph:
+        if node.op_type == "Reshape":
+            node.outputs[0].shape = ir.Shape(["rows", 35, 6])
     return model
 
 
 FIRES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "with bias": ({}, ["MatMul", "Add", "Add"]),
+    "to tokens": (
+        {"end": "t = Reshape (y, tokens) z = Unsqueeze (t, first)"},
+        ["MatMul", "Add", "Reshape", "Unsqueeze"],
+    ),
     "without bias": ({"operands": "x, w"}, ["MatMul", "Add"]),
     "defaults in full": (
         {"attributes": "kernel_shape = [1, 1], strides = [1, 1], pads = [0, 0, 0, 0], dilations = [1, 1]"},

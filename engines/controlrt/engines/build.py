@@ -21,6 +21,7 @@ import onnx_ir as ir
 import controlrt.compiler
 import controlrt.engines
 from controlrt.compiler.compile import FUSED, ProgramGraph, compile_program, fuse_programs, load_program, one_picture
+from controlrt.compiler.passes.channels_last_residuals import ChannelsLastResiduals
 from controlrt.compiler.reference import Reference
 from controlrt.compiler.standard_form import standard_form
 from controlrt.compiler.verify import Verifier
@@ -234,13 +235,15 @@ def _measured(options: BuildOptions, built: Bundle, source: Path, exported: Mani
         BuildError: a program whose output is not finite.
     """
     programs: list[Program] = []
+    passes = BACKENDS[options.backend].passes
+    residuals_last = any(isinstance(each, ChannelsLastResiduals) for each in passes)
     with Reference(_few_pictures(options.profile)) as reference, _measurable(options, built) as measurable:
         for each in _sources(options, source, exported):
             part = each.program.name
             progress.start(f"measure {part}")
             stages = [program for program in built.manifest.programs if program.part == part]
             with open_executor(measurable) as executor:
-                loss = measure_loss(executor, stages, each.model, reference)
+                loss = measure_loss(executor, stages, each.model, reference, residuals_last=residuals_last)
             if not math.isfinite(loss.max_relative_error):
                 exact = options.precision == "fp32"
                 mend = "its weights are damaged or too large" if exact else "build it with --precision fp32"

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from controlrt.compiler.graph import constant, constant_ints, only_consumer
+from controlrt.compiler.graph import constant_ints, only_consumer
+from controlrt.compiler.passes.biases import product_and_bias
 
 DOMAIN = "com.microsoft"
 WIDTHS = (2560, 5120, 10240)
@@ -47,11 +48,11 @@ def _rewrite(split: ir.Node, graph: ir.Graph) -> bool:
         return False
     if gelu.attributes.get_string("approximate", "none") != "none" or only_consumer(gelu.outputs[0]) is not product:
         return False
-    x, bias = _product_and_bias(add)
-    if x is None or bias is None:
+    found = product_and_bias(add)
+    if found is None:
         return False
     y = product.outputs[0]
-    node = ir.Node("com.microsoft", "BiasSplitGelu", [x, bias], name=f"{y.name}.BiasSplitGelu")
+    node = ir.Node(DOMAIN, "BiasSplitGelu", found, name=f"{y.name}.BiasSplitGelu")
     node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = y.name, y.type, y.shape
     ir.convenience.replace_nodes_and_values(graph, product, [product, gelu, split, add], [node], [y], node.outputs)
     return True
@@ -63,11 +64,3 @@ def _in_half(split: ir.Node, whole: ir.Value) -> bool:
         return False
     half = int(str(shape[2])) // 2
     return len(split.inputs) < 2 or constant_ints(split.inputs[1]) == (half, half)
-
-
-def _product_and_bias(add: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
-    for x, bias in (add.inputs, add.inputs[::-1]):
-        tensor, producer = constant(bias), x.producer() if x is not None else None
-        if tensor is not None and len(tensor.shape) == 1 and producer is not None and producer.op_type == "MatMul":
-            return x, bias
-    return None, None

@@ -19,14 +19,21 @@ def split_bias(value: ir.Value, reader: ir.Node) -> tuple[ir.Value, ir.Value | N
         return value, None
     if producer.op_type == "NhwcConv" and len(producer.inputs) > 2 and producer.inputs[2] is not None:
         return value, producer.inputs[2]
-    if producer.op_type == "Add" and not producer.domain:
-        for product, bias in (producer.inputs, producer.inputs[::-1]):
-            if product is None or bias is None or product.producer() is None:
-                continue
-            tensor, matmul = constant(bias), product.producer()
-            if matmul is not None and matmul.op_type == "MatMul" and tensor is not None and len(tensor.shape) == 1:
-                return product, bias
-    return value, None
+    found = product_and_bias(producer)
+    return (value, None) if found is None else found
+
+
+def product_and_bias(add: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+    """The product of a MatMul and the constant (channels,) that ``add`` adds to it; None where it is not that."""
+    if add.op_type != "Add" or add.domain:
+        return None
+    for product, bias in (add.inputs, add.inputs[::-1]):
+        tensor, matmul = constant(bias), product.producer() if product is not None else None
+        if product is None or bias is None or matmul is None or tensor is None or len(tensor.shape) != 1:
+            continue
+        if matmul.op_type == "MatMul" and not matmul.domain:
+            return product, bias
+    return None
 
 
 def drop_bias(value: ir.Value) -> None:

@@ -1,11 +1,14 @@
 """Query, key and value of self-attention as one matrix product.
 
 Matches three ``MatMul`` of one value with constant matrices of one shape that are, alone, the operands of
-``com.microsoft.MultiHeadAttention``.
+``com.microsoft.MultiHeadAttention``, where the tokens are few.
 
 Gives one ``MatMul`` with the matrices side by side, and a ``Split`` of the last axis.
 
 It is exact.
+
+Saves launches of products too small to fill a GPU. Where there are many tokens the copy costs more: on an H100, in SD
+1.5's UNet in float16, the Split takes 7.8 microseconds on average and a product 7.7.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from controlrt.compiler.graph import constant, new_initializer, only_consumer
+
+MAX_TOKENS = 256
+"""With more of them the Split costs more than the products."""
 
 
 class JoinedProjections(ir.passes.InPlacePass):
@@ -39,8 +45,8 @@ def _rewrite(attention: ir.Node, graph: ir.Graph) -> bool:
         return False
     if len({tuple(tensor.shape.numpy()) for tensor in tensors}) != 1 or operands[0].shape is None:
         return False
-    width = operands[0].shape[-1]
-    if not isinstance(width, int):
+    _, tokens, width = operands[0].shape
+    if not isinstance(tokens, int) or tokens > MAX_TOKENS or not isinstance(width, int):
         return False
     name = f"{operands[0].name}.joined"
     product = ir.node("MatMul", [x, new_initializer(graph, f"{name}.weight", _side_by_side(tensors))], name=name)

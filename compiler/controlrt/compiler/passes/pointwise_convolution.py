@@ -1,8 +1,8 @@
 """1x1 convolutions with channels last as what they are: matrix products.
 
 Matches ``com.microsoft.NhwcConv``, as ``ChannelsLast`` leaves it, of 1x1 kernels with stride 1 and no padding, whose
-result is only added to something of its own shape: a convolution adds its bias for nothing, a product leaves that to
-the residual's addition.
+result is only added to something of its own shape, or becomes tokens: whatever comes there can add the bias too, and
+the library for products has the better kernels.
 
 Gives ``MatMul`` of the picture (rows, height, width, channels) with the weights (in, out), and ``Add`` of the bias,
 which ``SkipGroupNorm`` can take over.
@@ -41,12 +41,12 @@ class PointwiseConvolution(ir.passes.InPlacePass):
     def _takes(self, conv: ir.Node) -> bool:
         y = conv.outputs[0]
         reader = only_consumer(y)
-        return self.everywhere or (
-            reader is not None
-            and reader.op_type == "Add"
-            and y.shape is not None
-            and all(value is not None and value.shape == y.shape for value in reader.inputs)
-        )
+        if self.everywhere or reader is None or y.shape is None:
+            return self.everywhere
+        if reader.op_type == "Reshape":
+            tokens = reader.outputs[0].shape
+            return tokens is not None and len(tokens) == 3 and tokens[-1] == y.shape[-1]
+        return reader.op_type == "Add" and all(v is not None and v.shape == y.shape for v in reader.inputs)
 
 
 def _rewrite(conv: ir.Node, graph: ir.Graph, made: dict[ir.Value, ir.Value]) -> bool:

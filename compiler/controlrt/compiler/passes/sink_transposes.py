@@ -69,6 +69,7 @@ class _Sinking:
                 return
             name, twice.name = twice.name, f"{twice.name}.twice"
             once.name = name
+            once.metadata_props.update(twice.metadata_props)
             self._graph.outputs[list(self._graph.outputs).index(twice)] = once
         twice.replace_all_uses_with(once)
         self.changed = True

@@ -12,9 +12,11 @@ from controlrt.compiler.passes.attention_layout import AttentionLayout
 from controlrt.compiler.passes.bias_add import BiasAdd
 from controlrt.compiler.passes.bias_split_gelu import BiasSplitGelu
 from controlrt.compiler.passes.channels_last import ChannelsLast
+from controlrt.compiler.passes.channels_last_residuals import ChannelsLastResiduals
 from controlrt.compiler.passes.fused_attention import FusedAttention
 from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
 from controlrt.compiler.passes.joined_projections import JoinedProjections
+from controlrt.compiler.passes.lone_layer_norm import LoneLayerNorm
 from controlrt.compiler.passes.pointwise_convolution import PointwiseConvolution
 from controlrt.compiler.passes.row_agnostic_reshapes import RowAgnosticReshapes
 from controlrt.compiler.passes.sink_transposes import SinkTransposes
@@ -45,10 +47,12 @@ class CudaBackend:
         SkipLayerNorm(),
         BiasSplitGelu(),
         ChannelsLast(),
+        ChannelsLastResiduals(),
         SinkTransposes(),
         PointwiseConvolution(),
         SkipGroupNorm(),
         BiasAdd(),
+        LoneLayerNorm(),
         JoinedProjections(),
     )
     device: Final = "cuda"
