@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -36,9 +35,6 @@ from controlrt.runtime.manifest import (
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.progress import Progress
 from controlrt.runtime.storage import atomic_directory, cache_root, lock, sha256_file, sha256_tree
-
-if TYPE_CHECKING:
-    from controlrt.export.programs import ProgramSpec
 
 TOOLS = ("controlrt", "diffusers", "onnx", "onnx-ir", "onnxscript", "torch", "transformers")
 
@@ -171,39 +167,32 @@ def _resolve_loras(options: tuple[LoraOption, ...]) -> tuple[LoraSource, ...]:
 
 
 def _export_into(directory: Path, options: ExportOptions, sources: Sources, key: str, provenance: Provenance) -> None:
-    from controlrt.export.programs import (
-        adapter_program,
-        controlnet_program,
-        text_encoder_program,
-        unet_program,
-        vae_programs,
+    from controlrt.export.beside import (
+        free_memory,
+        load_checkpoint,
+        processes_for,
+        program_specs,
+        trace_beside,
+        usable_cores,
     )
     from controlrt.export.trace import export_program
 
     with Progress("export", 4 + len(sources.controlnets) + len(sources.adapters)) as progress:
         progress.start("load checkpoint")
-        loaded = checkpoints.load(
-            sources.model,
-            sources.controlnets,
-            sources.loras,
-            adapters=sources.adapters,
-            config=sources.config,
-            prediction_type=options.prediction_type,
-        )
+        loaded = load_checkpoint(options, sources)
         factor = loaded.vae_scale_factor
-        specs: list[ProgramSpec] = [
-            *(text_encoder_program(parts) for parts in loaded.text_encoders),
-            *(controlnet_program(loaded, name, controlnet) for name, controlnet in loaded.controlnets.items()),
-            *(adapter_program(loaded, name, adapter) for name, adapter in loaded.adapters.items()),
-            unet_program(loaded),
-            *vae_programs(loaded),
-        ]
+        specs = program_specs(loaded)
         progress.total = 1 + len(specs)
-        (directory / "programs").mkdir()
+        target = directory / "programs"
+        target.mkdir()
         programs: list[Program] = []
-        for spec in specs:
-            progress.start(f"trace {spec.name}")
-            programs.append(export_program(spec, options.profile, directory / "programs"))
+        processes = processes_for(specs, usable_cores(), free_memory())
+        if processes > 1:
+            programs = trace_beside(options, sources, specs, target, processes, progress)
+        else:
+            for spec in specs:
+                progress.start(f"trace {spec.name}")
+                programs.append(export_program(spec, options.profile, target))
     for parts in loaded.text_encoders:
         folder = directory / parts.name.replace("text_encoder", "tokenizer")
         folder.mkdir()

@@ -28,6 +28,9 @@ OPSET = 23
 """Attention and GroupNormalization are one node each from here on."""
 MAX_EXTRA = 65536
 """Vectors of textual inversions that a text encoder takes."""
+TRACED_ROWS = 63
+"""From 64 rows on diffusers' upsampling asks for contiguous memory, which a graph knows nothing of; torch.export would
+find that out at the end and trace the UNet a second time."""
 COUNTS = ("batch", "rows", "extra")
 """Named dimensions that no profile fixes."""
 MAX_RELATIVE_ERROR = 1e-4
@@ -128,7 +131,7 @@ def _settled(tensor: TensorSpec, profile: ShapeProfile) -> TensorSpec:
 
 def _dynamic_shapes(profile: ShapeProfile) -> Any:
     """A function from a spec to torch.export's description of what varies."""
-    dims: dict[str, Any] = {"batch": Dim("batch", min=1, max=MAX_BATCH), "rows": Dim("rows", min=1, max=2 * MAX_BATCH)}
+    dims: dict[str, Any] = {"batch": Dim("batch", min=1, max=MAX_BATCH), "rows": Dim("rows", min=1, max=TRACED_ROWS)}
     dims["extra"] = Dim("extra", min=1, max=MAX_EXTRA)
     if profile.tokens.low != profile.tokens.high:
         dims["tokens"] = Dim("tokens", min=profile.tokens.low, max=profile.tokens.high)

@@ -1,0 +1,97 @@
+"""Programs traced in processes of their own are those that one process traces."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import onnx
+import pytest
+
+import families
+from controlrt.export import beside
+from controlrt.export.beside import load_checkpoint, processes_for, program_specs, trace_beside
+from controlrt.export.exporter import ExportOptions, resolve_sources
+from controlrt.export.trace import export_program
+from controlrt.runtime.errors import BuildError
+from controlrt.runtime.profile import ShapeProfile
+from controlrt.runtime.progress import Progress
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> ExportOptions:
+    family = families.sd15(tmp_path_factory.mktemp("sd15"))
+    controlnets = {"first": str(family.controlnets["first"])}
+    return ExportOptions(model=str(family.model), controlnets=controlnets, profile=ShapeProfile.parse("128x128"))
+
+
+def test_they_are_those_that_one_process_traces(options: ExportOptions, tmp_path: Path) -> None:
+    sources = resolve_sources(options)
+    specs = program_specs(load_checkpoint(options, sources))
+    assert [spec.name for spec in specs][-3:] == ["unet", "vae_decoder", "vae_encoder"]
+    few = [spec for spec in specs if spec.name in ("vae_decoder", "text_encoder", "controlnet.first")]
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "alone").mkdir()
+    with Progress("export", 4) as progress:
+        found = trace_beside(options, sources, few, tmp_path / "beside", 2, progress)
+    expected = [export_program(spec, options.profile, tmp_path / "alone") for spec in few]
+    for ours, theirs in zip(found, expected, strict=True):
+        same = {"export_seconds": 0.0, "max_relative_error": 0.0, "file": ""}
+        assert msgspec.structs.replace(ours, **same) == msgspec.structs.replace(theirs, **same)
+        files = [tmp_path / folder / f"{ours.name}.onnx" for folder in ("beside", "alone")]
+        graphs = [onnx.load(file, load_external_data=False).graph for file in files]
+        assert [node.op_type for node in graphs[0].node] == [node.op_type for node in graphs[1].node]
+        assert files[0].with_suffix(".onnx.data").read_bytes() == files[1].with_suffix(".onnx.data").read_bytes()
+
+
+def test_one_that_is_killed_is_an_error(
+    options: ExportOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beside, "_trace", _killed)
+    sources = resolve_sources(options)
+    specs = program_specs(load_checkpoint(options, sources))[:1]
+    with (
+        Progress("export", 2) as progress,
+        pytest.raises(BuildError, match="a process that traces text_encoder was killed; was there enough memory"),
+    ):
+        trace_beside(options, sources, specs, tmp_path, 1, progress)
+
+
+def test_an_interruption_ends_all(options: ExportOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "_trace", _forever)
+    sources = resolve_sources(options)
+    specs = program_specs(load_checkpoint(options, sources))[:2]
+    timer = threading.Timer(8, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    started = time.monotonic()
+    with Progress("export", 3) as progress, pytest.raises(KeyboardInterrupt):
+        trace_beside(options, sources, specs, tmp_path, 2, progress)
+    assert time.monotonic() - started < 60
+    assert not beside.multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    ("cores", "copies", "processes"), [(2, 100, 1), (8, 100, 2), (16, 100, 4), (16, 7, 2), (16, 0, 1)]
+)
+def test_processes_are_as_many_as_cores_and_memory_allow(
+    options: ExportOptions, cores: int, copies: int, processes: int
+) -> None:
+    specs = program_specs(load_checkpoint(options, resolve_sources(options)))
+    checkpoint = sum(4 * beside._parameters(spec) for spec in specs)
+    assert processes_for(specs, cores, copies * checkpoint) == processes
+    assert beside.free_memory() > 2**20
+    assert beside.usable_cores() >= 1
+
+
+def _killed(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _forever(*_: object) -> None:
+    time.sleep(600)
+    sys.exit("nobody ended it")
