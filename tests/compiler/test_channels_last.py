@@ -109,6 +109,24 @@ def test_what_is_no_silu(body: str) -> None:
     np.testing.assert_allclose(run_in_numpy(after, x=x)["y"], run(before, x=x)["y"], rtol=0, atol=1e-5)
 
 
+def test_same_norm_of_pixels_in_a_row() -> None:
+    before, after = (
+        graph_of(
+            "float[rows, 8, 30] x",
+            "float[rows, 8, 30] y",
+            f"y = GroupNormalization <{NORM}> (x, gamma, beta)",
+            gamma=GAMMA,
+            beta=BETA,
+        )
+        for _ in range(2)
+    )
+    assert ChannelsLast()(after).modified
+    assert operators(after) == ["Unsqueeze", "Transpose", "GroupNorm", "Transpose", "Squeeze"]
+    x = picture(2, 8, 30)
+    expected = run(before, x=x)["y"]
+    np.testing.assert_allclose(run_in_numpy(after, x=x)["y"], expected, rtol=0, atol=3e-6 * np.abs(expected).max())
+
+
 def of_rank_three() -> ir.Model:
     return graph_of("float[rows, 4, 9] x", "float[rows, 6, 7] y", "y = Conv (x, w)", w=WEIGHT[..., 0])
 
@@ -123,9 +141,9 @@ NEAR_MISSES = {
     ),
     "padding left to the runtime": lambda: convolution('auto_pad = "SAME_UPPER"'),
     "one channel in a group": lambda: norm("y = GroupNormalization <num_groups = 8> (x, gamma, beta)"),
-    "norm of a line": lambda: graph_of(
-        "float[rows, 8, 5] x",
-        "float[rows, 8, 5] y",
+    "norm of a volume": lambda: graph_of(
+        "float[rows, 8, 5, 2, 2] x",
+        "float[rows, 8, 5, 2, 2] y",
         f"y = GroupNormalization <{NORM}> (x, gamma, beta)",
         gamma=GAMMA,
         beta=BETA,

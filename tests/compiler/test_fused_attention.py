@@ -69,6 +69,16 @@ def test_near_misses(case: dict[str, Any]) -> None:
     assert contents(model) == before
 
 
+def test_softmax_precision_goes_where_attention_stays() -> None:
+    attributes = f"{HEADS}, is_causal = 1, softmax_precision"
+    model = attention(f"{attributes} = 1", QKV.replace("float", "float16"))
+    assert FusedAttention()(model).modified
+    assert operators(model) == ["Attention", "Neg"]
+    assert "softmax_precision" not in next(iter(model.graph)).attributes
+    assert "com.microsoft" in model.graph.opset_imports
+    assert not FusedAttention()(model).modified
+
+
 def test_idempotent() -> None:
     model = attention()
     FusedAttention()(model)

@@ -2,8 +2,8 @@
 
 Tensor cores read a picture with its channels last; cuDNN transposes what comes otherwise, twice for every convolution.
 
-Matches ``Conv`` on two sides with constant weights and ``GroupNormalization`` on pictures, with the ``Sigmoid`` and
-``Mul`` that make SiLU of it.
+Matches ``Conv`` on two sides with constant weights and ``GroupNormalization`` on pictures, or on their pixels in a row,
+with the ``Sigmoid`` and ``Mul`` that make SiLU of it.
 
 Gives ``com.microsoft.NhwcConv`` and ``com.microsoft.GroupNorm``, which read and write channels last, between two
 ``Transpose``; ``SinkTransposes`` then moves these through whatever lies between until they meet and cancel.
@@ -83,7 +83,7 @@ def _convolution(conv: ir.Node, graph: ir.Graph, made: dict[tuple[ir.Value, str]
 def _group_norm(norm: ir.Node, graph: ir.Graph, made: dict[tuple[ir.Value, str], ir.Value]) -> bool:
     x, *affine = norm.inputs
     groups = norm.attributes.get_int("num_groups", 0)
-    if x is None or x.shape is None or len(x.shape) != 4 or not groups:
+    if x is None or x.shape is None or len(x.shape) not in (3, 4) or not groups:
         return False
     channels = x.shape[1]
     if not isinstance(channels, int) or channels % (2 * groups) or channels // groups > MAX_GROUP:
@@ -98,6 +98,10 @@ def _group_norm(norm: ir.Node, graph: ir.Graph, made: dict[tuple[ir.Value, str],
         if (value, "full") not in made:
             made[value, "full"] = new_initializer(graph, f"{value.name}.full", _full(tensor))
         inputs.append(made[value, "full"])
+    if len(x.shape) == 3:
+        norm = _of_a_column(norm, graph)
+        x = norm.inputs[0]
+        assert x is not None
     silu = _silu(norm.outputs[0])
     attributes = [
         ir.AttrInt64("groups", groups),
@@ -107,6 +111,22 @@ def _group_norm(norm: ir.Node, graph: ir.Graph, made: dict[tuple[ir.Value, str],
     ]
     _surround(graph, norm, [*(silu or ()), norm], "GroupNorm", x, inputs, attributes)
     return True
+
+
+def _of_a_column(norm: ir.Node, graph: ir.Graph) -> ir.Node:
+    """The norm of (rows, channels, pixels), which VAEs have, as that of a picture of one column."""
+    x, y = norm.inputs[0], norm.outputs[0]
+    assert x is not None
+    assert x.shape is not None
+    axes = graph.initializers.get("axes_3") or new_initializer(graph, "axes_3", ir.tensor(np.array([3], np.int64)))
+    column = ir.node("Unsqueeze", [x, axes], name=f"{y.name}.Unsqueeze")
+    picture = ir.node(norm.op_type, [*column.outputs, *norm.inputs[1:]], dict(norm.attributes), name=norm.name)
+    line = ir.node("Squeeze", [*picture.outputs, axes], name=f"{y.name}.Squeeze")
+    for node, name in ((column, f"{y.name}.read"), (picture, f"{y.name}.column")):
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = name, x.type, ir.Shape([*x.shape, 1])
+    line.outputs[0].name, line.outputs[0].type, line.outputs[0].shape = y.name, y.type, y.shape
+    ir.convenience.replace_nodes_and_values(graph, norm, [norm], [column, picture, line], [y], line.outputs)
+    return picture
 
 
 def _silu(value: ir.Value) -> tuple[ir.Node, ir.Node] | None:

@@ -1,6 +1,8 @@
 """1x1 convolutions with channels last as what they are: matrix products.
 
-Matches ``com.microsoft.NhwcConv``, as ``ChannelsLast`` leaves it, of 1x1 kernels with stride 1 and no padding.
+Matches ``com.microsoft.NhwcConv``, as ``ChannelsLast`` leaves it, of 1x1 kernels with stride 1 and no padding, whose
+result is only added to something of its own shape: a convolution adds its bias for nothing, a product leaves that to
+the residual's addition.
 
 Gives ``MatMul`` of the picture (rows, height, width, channels) with the weights (in, out), and ``Add`` of the bias,
 which ``SkipGroupNorm`` can take over.
@@ -13,20 +15,38 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from controlrt.compiler.graph import constant, new_initializer
+from controlrt.compiler.graph import constant, new_initializer, only_consumer
 
 
 class PointwiseConvolution(ir.passes.InPlacePass):
-    """Multiplies matrices where convolutions are 1x1; see the module."""
+    """Multiplies matrices where convolutions are 1x1; see the module.
+
+    Args:
+        everywhere: whatever their results are read by.
+    """
 
     typed = True
+
+    def __init__(self, everywhere: bool = False) -> None:
+        super().__init__()
+        self.everywhere = everywhere
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites ``model``."""
         made: dict[ir.Value, ir.Value] = {}
-        nodes = [node for node in tuple(model.graph) if node.op_type == "NhwcConv"]
+        nodes = [node for node in tuple(model.graph) if node.op_type == "NhwcConv" and self._takes(node)]
         found = [_rewrite(node, model.graph, made) for node in nodes]
         return ir.passes.PassResult(model, any(found))
+
+    def _takes(self, conv: ir.Node) -> bool:
+        y = conv.outputs[0]
+        reader = only_consumer(y)
+        return self.everywhere or (
+            reader is not None
+            and reader.op_type == "Add"
+            and y.shape is not None
+            and all(value is not None and value.shape == y.shape for value in reader.inputs)
+        )
 
 
 def _rewrite(conv: ir.Node, graph: ir.Graph, made: dict[ir.Value, ir.Value]) -> bool:
