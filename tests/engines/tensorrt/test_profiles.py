@@ -70,7 +70,7 @@ def test_what_sizes_do_not_matter_to_has_one() -> None:
 def test_what_is_not_a_step_runs_for_one_picture() -> None:
     encoder = program(None, input_ids=("batch", 77), extra_embeddings=("extra", 64))
     (found,) = optimization_profiles(encoder, ShapeProfile.parse("512x512", "4"))
-    assert found["input_ids"] == ((1, 77), (1, 77), (4, 77))
+    assert found["input_ids"] == ((1, 77), (1, 77), (1, 77))
     assert found["extra_embeddings"][0] == (1, 64)
 
 

@@ -58,7 +58,7 @@ def _extents(program: Program, size: Size, rows: Extent, profile: ShapeProfile) 
     entries = (1, DEFAULT_STEPS, CALLS_PER_STEP * MAX_STEPS)
     extents = {
         "rows": rows,
-        "batch": (batch.low, batch.low, batch.high) if program.stage in EVERY_STEP else (1, 1, batch.high),
+        "batch": (batch.low, batch.low, batch.high) if program.stage in EVERY_STEP else (1, 1, 1),
         "steps": entries,
         "entries": entries,
         "prompts": (1, 1, 1),
