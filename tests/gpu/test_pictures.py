@@ -70,7 +70,7 @@ def test_draws_what_the_cpu_draws(demo: ControlNetPipeline, on_the_gpu: ControlN
 
 
 def test_captured_equals_uncaptured(on_the_gpu: ControlNetPipeline) -> None:
-    """To the last bit, or to what one uncaptured run differs from the next: ONNX Runtime's GroupNorm adds in any order."""
+    """To the last bit, or to what uncaptured runs differ by: ONNX Runtime's GroupNorm adds in any order."""
     captured = draw(on_the_gpu, output_type="latent")
     bound = next(reversed(on_the_gpu._bound.values()))
     assert isinstance(bound, CudaPlan)
