@@ -20,6 +20,9 @@ PROMPT = "a red star on a light blue background"
 MIN_PSNR_DB = 35.0
 """float16 has 11 bits of mantissa; its rounding gives 45 dB and more on CPUs after a few steps (docs/precision.md)."""
 
+SAME_PSNR_DB = 60.0
+"""ONNX Runtime's GroupNorm adds in any order, so two runs of the same differ in the last bits of float16."""
+
 
 def square(start: int = 120) -> Image.Image:
     picture = np.zeros((512, 512, 3), np.uint8)
@@ -100,7 +103,7 @@ def test_changes_between_launches_of_one_capture_take_effect(
         assert next(reversed(on_the_gpu._bound.values())) is bound
         assert psnr(changed, first) < MIN_PSNR_DB
         assert psnr(changed, draw(demo, **change)) >= MIN_PSNR_DB
-    np.testing.assert_array_equal(draw(on_the_gpu), first)
+    assert psnr(draw(on_the_gpu), first) >= SAME_PSNR_DB
 
 
 def test_callback_sees_the_latents_of_every_step(on_the_gpu: ControlNetPipeline) -> None:
@@ -110,7 +113,7 @@ def test_callback_sees_the_latents_of_every_step(on_the_gpu: ControlNetPipeline)
     )
     assert len(seen) == 4
     np.testing.assert_array_equal(seen[-1], final)
-    np.testing.assert_array_equal(draw(on_the_gpu, output_type="latent"), final)
+    assert psnr(draw(on_the_gpu, output_type="latent"), final) >= SAME_PSNR_DB
 
 
 def test_200_pictures_leak_no_device_memory(on_the_gpu: ControlNetPipeline, gpu: CudaDevice) -> None:

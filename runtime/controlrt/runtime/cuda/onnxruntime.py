@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 PROVIDER = "CUDAExecutionProvider"
+_FULL = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS failure 3", "CUDNN_STATUS_ALLOC_FAILED")
+"""How CUDA, cuBLAS and cuDNN say that the GPU's memory is full."""
 MISSING = (
     "this bundle is for ONNX Runtime's CUDA provider, which is not here: pip uninstall onnxruntime, then "
     "pip install 'controlrt[cuda]'"
@@ -51,7 +53,8 @@ class OnnxRuntimeEngines:
         captured = program.stage in ("encode", "step") or program.name == DECODER
         in_loop = captured and program.name != DECODER
         options = provider_options(self._device, stream, in_loop=in_loop)
-        return OnnxRuntimeEngine(file, self._device, options, captured=captured)
+        weight_bytes = 0 if program.cost is None else program.cost.weight_bytes
+        return OnnxRuntimeEngine(file, self._device, options, weight_bytes, captured=captured)
 
     def close(self) -> None:
         """See ``Engines``."""
@@ -67,11 +70,15 @@ class OnnxRuntimeEngine:
         file: the ONNX file.
         device: where to run it.
         options: of the provider.
+        weight_bytes: what a session takes at least.
         captured: whether its launches will be.
     """
 
-    def __init__(self, file: Path, device: Device, options: Mapping[str, Any], *, captured: bool) -> None:
+    def __init__(
+        self, file: Path, device: Device, options: Mapping[str, Any], weight_bytes: int, *, captured: bool
+    ) -> None:
         self._file, self._device, self._options, self._captured = file, device, options, captured
+        self._weight_bytes = weight_bytes
         self._sessions: WeakValueDictionary[Any, ort.InferenceSession] = WeakValueDictionary()
         self._next: ort.InferenceSession | None = self._open()
 
@@ -107,7 +114,7 @@ class OnnxRuntimeEngine:
         try:
             session = ort.InferenceSession(self._file, settings, providers=providers)
         except Exception as error:  # its exceptions share no base class of their own
-            raise _explained(error, self._device) or BundleError(
+            raise _explained(error, self._device, self._weight_bytes) or BundleError(
                 f"ONNX Runtime {ort.__version__} cannot load {self._file}: {error}"
             ) from error
         if PROVIDER not in session.get_providers():
@@ -139,9 +146,10 @@ class OnnxRuntimeLaunch:
             raise _explained(error, self._device) or error from None
 
 
-def _explained(error: Exception, device: Device) -> Exception | None:
-    """An out-of-memory error of ONNX Runtime's, with what was needed and what is free."""
-    found = re.search(r"Failed to allocate memory for requested buffer of size (\d+)", str(error))
-    if found is None:
+def _explained(error: Exception, device: Device, needed: int = 0) -> Exception | None:
+    """An error of a full GPU, with what was needed, ``needed`` where ONNX Runtime does not say it, and what is free."""
+    text = str(error)
+    found = re.search(r"Failed to allocate memory for requested buffer of size (\d+)", text)
+    if found is None and not any(sign in text for sign in _FULL):
         return None
-    return DeviceMemoryError(f"GPU {device.about.index}", int(found[1]), device.free_bytes())
+    return DeviceMemoryError(f"GPU {device.about.index}", int(found[1]) if found else needed, device.free_bytes())

@@ -20,6 +20,7 @@ from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.cuda.device import MAIN, SIDE, Device, DeviceArray
 from controlrt.runtime.cuda.engine import Engine, EngineLaunch, Engines
 from controlrt.runtime.cuda.memory import Lifetime, aligned, place
+from controlrt.runtime.errors import DeviceError
 from controlrt.runtime.executors.base import DECODER, AfterStep, Arrays, BoundPlan, Executor, PlanRun
 from controlrt.runtime.manifest import Program
 from controlrt.runtime.plan import STATE, Call, Plan, View
@@ -174,6 +175,7 @@ class CudaPlan(BoundPlan):
         for graph in self._graphs.values():
             self._device.destroy_graph(graph)
         self._graphs.clear()
+        self._steps, self._decoder = [], []  # sessions must go before the streams that they work on
         self._resources.close()
 
     def _queue(self, decode: bool) -> None:
@@ -382,7 +384,7 @@ class _BoundProgram:
             self._outputs = {
                 spec.name: _Staged(device, shape_of(spec, dims), spec.dtype, resources) for spec in program.outputs
             }
-            self._launch = engine.bind(
+            self._launch: EngineLaunch | None = engine.bind(
                 {name: staged.device for name, staged in self._inputs.items()},
                 {name: staged.device for name, staged in self._outputs.items()},
             )
@@ -393,6 +395,8 @@ class _BoundProgram:
         """Runs it and returns copies of its outputs."""
         for name, staged in self._inputs.items():
             staged.host[...] = inputs[name]
+        if self._launch is None:
+            raise DeviceError("the program is closed")
         for staged in self._inputs.values():
             staged.upload()
         self._launch()
@@ -403,6 +407,7 @@ class _BoundProgram:
 
     def close(self) -> None:
         """Releases its memory; safe to call twice."""
+        self._launch = None
         self._resources.close()
 
 
