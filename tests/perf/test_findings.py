@@ -69,7 +69,7 @@ def scenario(
         session.answers[name] = Answer(seconds=None, moment=0.0, peak_host_bytes=100, file_backed_bytes=40)
         latents = np.ones((2, 2, 4, 8, 8), np.float32) * (1 + (errors or {}).get(name, 0.0))
         np.savez(session.recorded(name), pictures=picture + np.float32((errors or {}).get(name, 0.0)), latents=latents)
-    spec = BundleSpec(path="", threads=2, device="cpu")
+    spec = BundleSpec(path="", threads=2)
     return Findings(
         task=TASK,
         peers=[PEERS[name] for name in [*names, *(unbuilt or {}), *(failed or {})]],

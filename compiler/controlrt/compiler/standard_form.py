@@ -143,3 +143,5 @@ _RULES: dict[str, Callable[[_Writer], list[ir.Value]]] = {
     "BiasSplitGelu": _bias_split_gelu,
     "BiasAdd": _bias_add,
 }
+CUDA_ONLY = tuple(_RULES)
+"""What has a rule."""

@@ -49,7 +49,7 @@ def test_a_block_goes_into_the_smallest_gap() -> None:
         "middle": Lifetime(2048, 0, 9),
         "narrow": Lifetime(1024, 0, 1),
         "right": Lifetime(512, 0, 9),
-        "late": Lifetime(768, 5, 6),
+        "late": Lifetime(256, 5, 6),
     }
     placement = place(found)
     assert placement.total == lower_bound(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import re
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from controlrt.compiler.passes.sink_transposes import SinkTransposes
 from controlrt.compiler.passes.skip_group_norm import SkipGroupNorm
 from controlrt.compiler.passes.skip_layer_norm import SkipLayerNorm
 from controlrt.compiler.passes.upsample_convolution import UpsampleConvolution
+from controlrt.compiler.standard_form import CUDA_ONLY
 from controlrt.engines.tensorrt.options import EngineOptions, refuse_engine_options
 from controlrt.runtime.cuda.gpu import find_gpu
 from controlrt.runtime.cuda.onnxruntime import PROVIDER
@@ -31,7 +33,7 @@ from controlrt.runtime.executors.onnxruntime import open_session
 from controlrt.runtime.manifest import Precision, Program
 from controlrt.runtime.profile import ShapeProfile
 
-_NO_KERNEL = "Failed to find kernel for com.microsoft."
+_NO_KERNEL = re.compile(r"Failed to find kernel for com\.microsoft\.|Could not find an implementation for (\w+)")
 """What ONNX Runtime says of a graph that is valid and needs another provider: it looks for kernels last."""
 
 
@@ -92,6 +94,7 @@ class CudaBackend:
         try:
             open_session(file)
         except BundleError as error:
-            if _NO_KERNEL not in str(error):
+            missing = _NO_KERNEL.search(str(error))
+            if missing is None or missing[1] not in (None, *CUDA_ONLY):
                 raise BuildError(f"program {program.name}: {error}") from error
         return program
