@@ -14,6 +14,7 @@ _STAGES: dict[Stage, str] = {
     "prompt": "once per prompt",
     "prompt_timestep": "once per prompt and schedule",
     "hint": "once per control picture",
+    "encode": "every step, beside the ControlNets",
     "step": "every step",
 }
 _WHOLE = {

@@ -125,7 +125,7 @@ def _layout(bundle: Bundle, steps: int, controls: Mapping[str, ControlWindow] | 
 
 def _calls(program: Program, plan: Plan, launches: Counter[str], encoders: Container[str]) -> int:
     """How often a picture calls ``program``, nothing being kept from an earlier one."""
-    if program.stage == "step":
+    if program.stage in ("encode", "step"):
         return launches[program.name]
     if program.name in encoders:
         return PROMPTS
