@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -192,3 +193,22 @@ def test_the_manifest_tells_where_it_came_from(demo_bundle: Path) -> None:
     assert manifest["provenance"]["versions"].keys() >= {"torch", "diffusers", "onnxruntime", "controlrt"}
     listed = {str(path.relative_to(demo_bundle)) for path in demo_bundle.rglob("*") if path.is_file()}
     assert listed == {*manifest["files"], "manifest.json"}
+
+
+@pytest.mark.bundle
+def test_a_loss_is_measured_unless_it_is_not_wanted(demo_bundle: Path, tmp_path: Path) -> None:
+    profile = Bundle.open(demo_bundle, verify=False).manifest.profile
+    options = BuildOptions(
+        model=str(MODEL_DIR),
+        controlnets={name: str(path) for name, path in CONTROLNETS.items()},
+        profile=profile,
+        output=tmp_path / "bundle",
+        backend="onnxruntime",
+        precision="fp16",
+        measure=False,
+    )
+    unmeasured = build(options, "pytest")
+    assert {program.loss for program in unmeasured.bundle.manifest.programs} == {None}
+    measured = build(dataclasses.replace(options, measure=True), "pytest")
+    assert not measured.cached
+    assert None not in {program.loss for program in measured.bundle.manifest.programs}

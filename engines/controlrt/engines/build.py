@@ -67,6 +67,8 @@ class BuildOptions:
     """Controls to fuse with the UNet into one program, for the steps at which exactly these are on."""
     verify: bool = False
     """Run every compiler pass before and after on seeded inputs, and record the difference."""
+    measure: bool = True
+    """Record what programs in less than float32 give up; without, whoever builds compares pictures himself."""
     loras: tuple[LoraOption, ...] = ()
     """Merged into the model."""
     config: str | None = None
@@ -133,7 +135,7 @@ def build(options: BuildOptions, command: str) -> Built:
         code = [sha256_tree(Path(folder), "*.py") for folder in folders]
         passes = [type(each).__name__ for each in backend.passes]
         decisive = [
-            *(exported.key, options.backend, options.precision, options.fuse, options.verify),
+            *(exported.key, options.backend, options.precision, options.fuse, options.verify, options.measure),
             *(asdict(options.engine), backend.versions(), code, passes, SCHEMA_VERSION),
         ]
         key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
@@ -155,7 +157,7 @@ def _compile(
     compiled_to = target if backend.ships_onnx else target / COMPILED
     (compiled_to / "programs").mkdir(parents=True, exist_ok=True)
     verifying = _verifier(options) if options.verify else contextlib.nullcontext()
-    measured = options.verify or options.precision != "fp32"
+    measured = options.verify or (options.measure and options.precision != "fp32")
     parts = len(exported.programs) + bool(options.fuse)
     with Progress("build", parts * (2 + measured) + 1) as progress:
         with WeightStore(compiled_to / "programs") as weights, verifying as verifier:

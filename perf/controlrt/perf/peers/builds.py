@@ -129,6 +129,7 @@ class Workshop:
             output=output,
             backend=peer.backend,
             precision=peer.precision,
+            measure=False,
         )
         note = output.with_name(f"{peer.name}.seconds")
         started = time.monotonic()
