@@ -12,6 +12,7 @@ from controlrt.runtime.cuda.gpu import Gpu
 from controlrt.runtime.errors import UserError
 
 GPU = Gpu(name="NVIDIA Something", compute_capability="8.9")
+HOPPER = Gpu(name="NVIDIA H200", compute_capability="9.0")
 DISTRIBUTIONS = {**doctor.TENSORRT, "cuda": ("onnxruntime-gpu",)}
 CASES = {
     "plain": ((), None, "onnxruntime"),
@@ -22,6 +23,7 @@ CASES = {
     "cuda without a GPU": (("openvino", "cuda"), None, "openvino"),
     "cuda before RTX": (("openvino", "cuda", "tensorrt-rtx"), GPU, "cuda"),
     "RTX": (("openvino", "tensorrt-rtx"), GPU, "tensorrt-rtx"),
+    "RTX on a GPU that it does not know": (("openvino", "tensorrt-rtx"), HOPPER, "openvino"),
     "all": (("openvino", "cuda", "tensorrt", "tensorrt-rtx"), GPU, "tensorrt"),
 }
 

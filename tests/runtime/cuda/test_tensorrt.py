@@ -348,6 +348,11 @@ def test_another_gpu_of_the_same_kind_is_told(library: Library, plan: Path, capl
     ("log", "says"),
     [
         ("Serialization assertion header.magicTag failed", "damaged; build the bundle again"),
+        (
+            "The engine cannot run on this GPU, which has compute capability 9.0. TensorRT-RTX does not support this "
+            "compute capability, so the engine cannot be rebuilt for it.",
+            r"does not run on compute capability \d+\.\d; build the bundle with --backend cuda or tensorrt",
+        ),
         ("CUDA driver version is insufficient for CUDA runtime version", "missing or too old .*update it"),
         ("something else", "something else; build the bundle again"),
     ],

@@ -13,7 +13,7 @@ from controlrt.compiler.passes.upsample_convolution import UpsampleConvolution
 from controlrt.engines.tensorrt.builder import TensorRtBuilder
 from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.engines.tensorrt.request import Flavour
-from controlrt.runtime.cuda.gpu import find_gpu
+from controlrt.runtime.cuda.gpu import RTX_CAPABILITIES, find_gpu
 from controlrt.runtime.manifest import Precision, Program
 from controlrt.runtime.profile import ShapeProfile
 
@@ -39,8 +39,10 @@ class TensorRtBackend:
         return self._builder.is_installed()
 
     def runs_here(self) -> bool:
-        """Where there is a GPU too; TensorRT-RTX builds without one."""
-        return self.is_installed() and find_gpu() is not None
+        """Where there is a GPU that it runs on, too; TensorRT-RTX builds without one."""
+        gpu = find_gpu()
+        known = self._builder.flavour == "tensorrt" or (gpu is not None and gpu.compute_capability in RTX_CAPABILITIES)
+        return self.is_installed() and gpu is not None and known
 
     def versions(self) -> dict[str, str]:
         """Of the builder, and the GPU that it builds for."""

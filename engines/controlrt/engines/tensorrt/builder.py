@@ -24,15 +24,13 @@ from controlrt.engines.tensorrt.log import tail, warnings_of
 from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.engines.tensorrt.profiles import optimization_profiles
 from controlrt.engines.tensorrt.request import MODULES, BuildAnswer, BuildRequest, Flavour, Shapes
-from controlrt.runtime.cuda.gpu import Gpu, find_gpu
+from controlrt.runtime.cuda.gpu import RTX_CAPABILITIES, Gpu, find_gpu
 from controlrt.runtime.errors import BuildError, OutputError, ParameterError, UserError
 from controlrt.runtime.manifest import Engine, Program
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.storage import atomic_directory, cache_root, lock, sha256_file
 
 CHILD = (sys.executable, "-m", child.__name__)
-RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-"""What TensorRT-RTX can be told to build for; without a word of it, for 8.0 and later."""
 LONG_SECONDS = 5.0
 """A phase of the builder that takes longer is worth a line."""
 PLAN, RECORD = "engine.plan", "engine.json"

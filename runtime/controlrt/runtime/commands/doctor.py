@@ -11,7 +11,7 @@ import sys
 from contextlib import closing
 
 from controlrt.runtime.cuda.driver import CudaDevice
-from controlrt.runtime.cuda.gpu import find_gpu
+from controlrt.runtime.cuda.gpu import RTX_CAPABILITIES, find_gpu
 from controlrt.runtime.errors import DeviceError
 from controlrt.runtime.storage import cache_root
 
@@ -94,12 +94,13 @@ def _tensorrt(extra: str) -> str | None:
 
 def _default_backend() -> str:
     """What build-engines picks here where --backend is not given, and why (``controlrt.engines.backends`` decides)."""
-    if find_gpu() is not None:
+    gpu = find_gpu()
+    if gpu is not None:
         if tensorrt := _tensorrt("tensorrt"):
             return f"tensorrt {tensorrt}: fastest on NVIDIA GPUs"
         if _version("cuda-bindings") and (cuda := _version("onnxruntime-gpu")):
             return f"cuda with onnxruntime-gpu {cuda}: runs on the GPU"
-        if rtx := _tensorrt("tensorrt-rtx"):
+        if gpu.compute_capability in RTX_CAPABILITIES and (rtx := _tensorrt("tensorrt-rtx")):
             return f"tensorrt-rtx {rtx}: runs on the GPU"
     openvino, onnxruntime = _version("openvino"), _version("onnxruntime")
     x86 = platform.machine().lower() in X86

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 _MAJOR, _MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*"""
 
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+"""What TensorRT-RTX 1.7 can be told to build for, and runs on; without a word of it, it builds for 8.0 and later. On a
+GPU of another, such as 9.0, it builds an engine and refuses to open it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
