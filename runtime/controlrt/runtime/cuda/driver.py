@@ -119,7 +119,9 @@ class CudaDevice:
         """See ``Device``."""
         graph = self._call("cudaStreamEndCapture", self._streams[MAIN])
         try:
-            return int(self._call("cudaGraphInstantiate", graph, 0))
+            executable = self._call("cudaGraphInstantiate", graph, 0)
+            self._call("cudaGraphUpload", executable, self._streams[MAIN])  # or the first launch would wait for it
+            return int(executable)
         finally:
             self._call("cudaGraphDestroy", graph)
 

@@ -178,7 +178,7 @@ class TensorRtLibrary:
             return "it is damaged; build the bundle again with build-engines"
         if "does not support this compute capability" in log:
             here = ".".join(map(str, self.device.about.compute_capability))
-            return f"it does not run on compute capability {here}; build the bundle with --backend cuda or tensorrt instead"
+            return f"it does not run on compute capability {here}; build the bundle with --backend cuda or tensorrt"
         if "driver version" in log:
             return f"the GPU's driver is missing or too old ({self.last_message()}); update it"
         return f"{self.last_message()}; build the bundle again with build-engines on this machine"
