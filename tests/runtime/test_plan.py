@@ -22,7 +22,7 @@ from controlrt.runtime.manifest import (
     Stage,
     TensorSpec,
 )
-from controlrt.runtime.plan import UNGUIDED, Layout, Plan, StepLayout, View, plan_denoising, stage_buffer
+from controlrt.runtime.plan import HALF, UNGUIDED, Layout, Plan, StepLayout, View, plan_denoising, stage_buffer
 from controlrt.runtime.profile import ShapeProfile
 
 LAYERS = 3
@@ -232,9 +232,10 @@ def test_a_step_outside_the_guidance_window_runs_the_conditional_rows() -> None:
     assert plan.buffers[UNGUIDED] == ((2, 2), "float32")
     assert unguided.inputs["rows"] == View("rows", None, range(2))  # pictures 0 and 1, not 2 and 3
     assert unguided.inputs[PROMPT.name] == View("prompt_0.unet", None, CONDITIONAL)
-    assert unguided.inputs[ADDED.name] == View("prompt_timestep_0.unet", 1, CONDITIONAL)
+    assert unguided.inputs[ADDED.name] == View(f"prompt_timestep_0.unet{HALF}", 1)
     assert unguided.inputs["residual_0_in"] == View("residual_0.a", None, CONDITIONAL)
-    assert control.inputs["conditioning_scale"] == View("conditioning_scale.a", 1, CONDITIONAL)
+    assert control.inputs["conditioning_scale"] == View(f"conditioning_scale.a{HALF}", 1)
+    assert plan.buffers[f"conditioning_scale.a{HALF}"][0] == (2, 2, *plan.buffers["conditioning_scale.a"][0][2:])
     assert control.outputs["residual_0"] == View("residual_0.a", None, CONDITIONAL)
     for name in ("latents", TIMESTEP.name, "update", "noise", "history"):  # what has one entry per picture
         assert unguided.inputs[name].rows is None

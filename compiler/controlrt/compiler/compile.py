@@ -184,6 +184,8 @@ def _apply(each: ir.passes.InPlacePass, model: ir.Model, name: str, verifier: Ve
     try:
         result = each(copy)
     except Exception as error:  # a pass that cannot handle a graph is no reason not to build
+        if getattr(each, "reshapes_inputs", False):  # but the programs of a bundle must agree on what they exchange
+            raise BuildError(f"{name}: pass {type(each).__name__} failed: {error}") from error
         _log.warning("%s: pass %s left the graph as it was: %s", name, type(each).__name__, error)
         return model
     if not result.modified:

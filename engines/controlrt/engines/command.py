@@ -65,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
-        help="what programs compute in; what is given up is measured and recorded (bf16: openvino only); fp16 with "
-        "TensorRT and fp32 with the others where not given",
+        help="what programs compute in; what is given up is measured and recorded (bf16: openvino only); where not "
+        "given fp16 on a GPU and fp32 on a CPU",
     )
     parser.add_argument(
         "--fuse", default="", metavar="NAME[,NAME]", help="controls to put into one program with the UNet"

@@ -94,11 +94,15 @@ class DeviceError(ControlRTError):
 class DeviceMemoryError(DeviceError):
     """More memory than there is."""
 
-    def __init__(self, where: str, needed_bytes: int, free_bytes: int | None) -> None:
-        """``where`` names the memory; ``free_bytes`` is None where nobody knows."""
+    def __init__(self, where: str, needed_bytes: int | None, free_bytes: int | None) -> None:
+        """``where`` names the memory; bytes are None where nobody knows."""
         self.needed_bytes, self.free_bytes = needed_bytes, free_bytes
-        free = "" if free_bytes is None else f", and {free_bytes / 2**20:,.0f} MiB are free"
+        known = [
+            f"{size / 2**20:,.0f} MiB are {what}"
+            for size, what in ((needed_bytes, "needed at once"), (free_bytes, "free"))
+            if size is not None
+        ]
         super().__init__(
-            f"out of memory on {where}: {needed_bytes / 2**20:,.0f} MiB are needed at once{free}; draw smaller or "
-            "fewer pictures per call, or end what else uses it"
+            f"out of memory on {where}{': ' if known else ''}{', and '.join(known)}; draw smaller or fewer pictures "
+            "per call, or end what else uses it"
         )

@@ -12,7 +12,7 @@ from controlrt.runtime.control import ControlUse
 from controlrt.runtime.executors import BoundPlan
 from controlrt.runtime.interpolation import resize_bilinear
 from controlrt.runtime.noise import Draws
-from controlrt.runtime.plan import UNGUIDED, Layout
+from controlrt.runtime.plan import HALF, UNGUIDED, Layout
 from controlrt.runtime.samplers import SamplerTable
 
 
@@ -27,7 +27,7 @@ def fill_buffers(
     guidance_scale: float,
     guidance_rescale: float,
 ) -> None:
-    """Writes one call's inputs into the buffers of its plan."""
+    """Writes one call's inputs into the buffers of its plan, beside what earlier stages have written there."""
     pictures = np.arange(layout.batch)
     guidance = np.zeros((layout.batch, layout.rows), np.float32)
     conditional = np.zeros((layout.batch, layout.rows), np.float32)
@@ -61,6 +61,9 @@ def fill_buffers(
     for name, value in values.items():
         if name in bound.buffers:  # a control that never runs has no buffers
             bound.buffers[name][...] = value
+    for name, half in bound.buffers.items():
+        if name.endswith(HALF):
+            half[...] = bound.buffers[name.removesuffix(HALF)][:, -layout.batch :]
 
 
 def _fill_regions(bound: BoundPlan, use: ControlUse) -> None:

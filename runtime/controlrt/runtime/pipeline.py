@@ -29,7 +29,7 @@ from controlrt.runtime.control import (
     in_window,
     resolve_controls,
 )
-from controlrt.runtime.errors import ParameterError, UnknownNameError
+from controlrt.runtime.errors import ControlRTError, DeviceMemoryError, ParameterError, UnknownNameError
 from controlrt.runtime.executors import AfterStep, BoundPlan, open_executor
 from controlrt.runtime.filling import fill_buffers
 from controlrt.runtime.fitting import Resize
@@ -58,7 +58,7 @@ class Timings:
     """Drawing all noise, encoding the pictures to start from, and the sampler's coefficients."""
     steps: tuple[float, ...]
     host: float
-    """Of the steps, what networks waited for the host; from the launch to the pictures where all is one launch."""
+    """What the host took of the steps: to launch all at once on a GPU, or what networks waited for it between them."""
     decode: float
 
     @property
@@ -91,6 +91,8 @@ class ControlNetPipeline:
         self._scheduler: dict[str, Any] = json.loads(bundle.file("scheduler.json").read_text())
         self._bound: OrderedDict[Layout, BoundPlan] = OrderedDict()
         self._lock = threading.Lock()
+        self._drawing: int | None = None
+        """The thread whose call runs."""
 
     @classmethod
     def load(cls, path: str | Path, *, threads: int | None = None, device: int = 0, verify: bool = True) -> Self:
@@ -372,7 +374,12 @@ class ControlNetPipeline:
                 guidance_rescale=guidance_rescale,
             )
             prepared = time.perf_counter()
-            ran = bound.run(decode=output_type != "latent", after_step=self._after_step(table, callback_on_step_end))
+            self._drawing = threading.get_ident()
+            try:
+                after_step = self._after_step(table, callback_on_step_end)
+                ran = bound.run(decode=output_type != "latent", after_step=after_step)
+            finally:
+                self._drawing = None
         images = ran.latents if ran.pictures is None else ran.pictures
         return PipelineOutput(
             images=to_pil(images) if output_type == "pil" else images,
@@ -399,11 +406,18 @@ class ControlNetPipeline:
         return after_step
 
     def close(self) -> None:
-        """Releases sessions and buffers; safe to call twice."""
-        for bound in self._bound.values():
-            bound.close()
-        self._bound.clear()
-        self._executor.close()
+        """Releases sessions and buffers, when a call of another thread is done; safe to call twice.
+
+        Raises:
+            ControlRTError: called from within a callback.
+        """
+        if self._drawing == threading.get_ident():
+            raise ControlRTError("close() from a callback would free what the call draws with; close after the call")
+        with self._lock:
+            for bound in self._bound.values():
+                bound.close()
+            self._bound.clear()
+            self._executor.close()
 
     def __enter__(self) -> Self:
         return self
@@ -452,8 +466,17 @@ class ControlNetPipeline:
     def _bind(self, layout: Layout) -> BoundPlan:
         """The bound plan of ``layout``; the last few are kept."""
         if layout not in self._bound:
-            self._bound[layout] = self._executor.bind(plan_denoising(self.bundle.manifest, layout))
-            if len(self._bound) > _KEPT_PLANS:
+            plan = plan_denoising(self.bundle.manifest, layout)
+            while len(self._bound) >= _KEPT_PLANS:
                 self._bound.popitem(last=False)[1].close()
+            while True:
+                try:
+                    self._bound[layout] = self._executor.bind(plan)
+                    break
+                except DeviceMemoryError:
+                    if not self._bound:
+                        raise
+                    self._bound.popitem(last=False)[1].close()  # its memory may be enough
         self._bound.move_to_end(layout)
+        self._bound[layout].settle()
         return self._bound[layout]

@@ -97,6 +97,9 @@ STATE = ("latents", "history")
 """What a step passes on to the next, in two buffers that take turns."""
 UNGUIDED = "guidance.off"
 """The guidance matrix of a step without guidance: the identity."""
+HALF = ":half"
+"""How the names of tables end that hold the conditional rows of another: a row of a table is small, and engines want
+memory that is aligned."""
 OWN_INPUTS = ("conditioning_scale", "region_")
 """How the names of inputs begin that each ControlNet has a buffer of its own for."""
 
@@ -222,9 +225,18 @@ class _Planner:
     def _view(self, buffer: str, spec: TensorSpec, step: int, half: bool, *, tabled: bool = False) -> View:
         """A view of ``buffer``, which is laid out; with ``half`` of the conditional rows, where there are others."""
         shape = tuple(dim if isinstance(dim, int) else self.dimensions[dim] for dim in spec.shape)
-        self.buffers[buffer] = (len(self.layout.steps), *shape) if tabled else shape, spec.dtype
+        known = self.buffers.setdefault(buffer, ((len(self.layout.steps), *shape) if tabled else shape, spec.dtype))
+        if known[0][-len(shape) :] != shape or known[1] != spec.dtype:
+            raise BundleError(
+                f"programs disagree on {buffer}: {known[1]} {known[0]} against {spec.dtype} {shape}; build the bundle "
+                "again with build-engines"
+            )
         rows = None
         if spec.shape[:1] == ("rows",) and self.layout.guided and half:
+            if tabled:
+                batch = self.layout.batch
+                self.buffers[buffer + HALF] = (len(self.layout.steps), batch, *shape[1:]), spec.dtype
+                return View(buffer + HALF, step)
             first = 0 if spec.name == "rows" else self.layout.batch  # the conditional half; pictures 0, 1, ...
             rows = range(first, first + self.layout.batch)
         return View(buffer, step if tabled else None, rows)

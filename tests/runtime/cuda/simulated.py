@@ -110,6 +110,7 @@ class SimulatedDevice:
         del self.events[event]
 
     def begin_capture(self) -> None:
+        self._refuse("begin_capture")
         if self._recording is not None:
             raise DeviceError("a capture is open")
         self._recording = []
@@ -117,6 +118,7 @@ class SimulatedDevice:
 
     def end_capture(self) -> int:
         self.log.append(("end_capture",))
+        self._refuse("end_capture")
         if self._recording is None:
             raise DeviceError("no capture is open")
         self._handles += 1
@@ -141,11 +143,11 @@ class SimulatedDevice:
 
     def close(self) -> None:
         self.closed = True
+        self.log.append(("close device",))
 
     def queue(self, entry: tuple[Any, ...], work: Callable[[], None]) -> None:
         """What goes to the stream: recorded while a capture is open, else done."""
-        if entry[0] == self.fails:
-            raise DeviceError(f"{self.fails} failed")
+        self._refuse(entry[0])
         if self._recording is not None:
             self._recording.append((entry, work))
             return
@@ -167,9 +169,12 @@ class SimulatedDevice:
         """What is no work of the stream: it has no place in a capture."""
         if self._recording is not None:
             raise DeviceError(f"{entry[0]} inside a capture")
-        if entry[0] == self.fails:
-            raise DeviceError(f"{self.fails} failed")
+        self._refuse(entry[0])
         self.log.append(entry)
+
+    def _refuse(self, operation: str) -> None:
+        if operation == self.fails:
+            raise DeviceError(f"{self.fails} failed")
 
     def _take(self, pool: dict[int, NDArray[np.uint8]], size: int, filler: int) -> int:
         block = np.full(size + ALIGNMENT, filler, np.uint8)
@@ -200,7 +205,12 @@ class SimulatedEngine:
             for name, array in arrays.items():
                 self._device.bytes_at(array.address, array.nbytes)
                 bind(name, "cpu", 0, array.dtype.type, array.shape, array.address)
+        if address := next((a.address for a in (*inputs.values(), *outputs.values()) if a.address % ALIGNMENT), None):
+            raise DeviceError(f"{self.name} is given {address}, which is not aligned")
         return SimulatedLaunch(self._device, self.name, self._stream, lambda: self._session.run_with_iobinding(binding))
+
+    def close(self) -> None:
+        self._device.log.append(("close", self.name))
 
 
 class SimulatedLaunch:

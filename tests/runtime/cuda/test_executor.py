@@ -15,7 +15,7 @@ from runtime.cuda.simulated import SimulatedDevice, SimulatedEngines, log_of
 from controlrt.runtime import ControlNetPipeline, pipeline
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.cuda.memory import lower_bound, place
-from controlrt.runtime.errors import DeviceError, DeviceMemoryError
+from controlrt.runtime.errors import ControlRTError, DeviceError, DeviceMemoryError
 from controlrt.runtime.executors.cuda import CudaExecutor, lifetimes
 from controlrt.runtime.plan import Layout, StepLayout, plan_denoising
 
@@ -164,23 +164,81 @@ def test_everything_is_given_back(simulated: ControlNetPipeline, device: Simulat
     assert device.closed
 
 
-@pytest.mark.parametrize("operation", ["allocate", "allocate_host", "create_event", "run", "copy", "synchronize"])
+BINDING = ("allocate", "allocate_host", "create_event", "run", "copy")
+"""What binding a plan asks of a device, beside ``synchronize``."""
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["at once", "by steps"])
+@pytest.mark.parametrize("operation", [*BINDING, "begin_capture", "end_capture", "launch", "synchronize"])
 def test_everything_is_given_back_after_an_error(
-    simulated: ControlNetPipeline, device: SimulatedDevice, operation: str
+    simulated: ControlNetPipeline, device: SimulatedDevice, operation: str, watched: bool
 ) -> None:
+    options: dict[str, Any] = {"callback_on_step_end": (lambda *_: None) if watched else None}
     draw(simulated, num_inference_steps=2)
     held = device.held()
     device.fails = operation
     with pytest.raises(DeviceError, match=operation):
+        draw(simulated, **options)
+    device.fails = None
+    assert not device.capturing
+    if operation in (*BINDING, "synchronize"):  # the plan was never there
+        assert device.held() == held
+    np.testing.assert_array_equal(draw(simulated, **options), draw(simulated))
+    simulated.close()
+    assert device.held() == (0, 0, 0, 0)
+
+
+def test_engines_go_before_the_device_while_an_error_is_alive(
+    simulated: ControlNetPipeline, device: SimulatedDevice
+) -> None:
+    draw(simulated, num_inference_steps=1)
+    device.fails = "run"
+    try:
+        draw(simulated)
+    except DeviceError:
+        simulated.close()
+    closed = [entry for entry in device.log if str(entry[0]).startswith("close")]
+    assert closed[-2:] == [("close engines",), ("close device",)]
+    assert {entry[1] for entry in closed[:-2]} >= {"unet.step", "controlnet.mask.step", "vae_decoder"}
+
+
+def test_close_waits_for_a_call_and_refuses_its_callback(simulated: ControlNetPipeline) -> None:
+    def close(*_: Any) -> None:
+        simulated.close()
+
+    with pytest.raises(ControlRTError, match="from a callback"):
+        draw(simulated, callback_on_step_end=close)
+    draw(simulated)
+
+
+def test_an_interrupted_run_is_waited_for(simulated: ControlNetPipeline, device: SimulatedDevice) -> None:
+    """Ctrl-C between launch and picture: the next call writes nothing into memory that the graph still reads."""
+    first = draw(simulated)
+    (bound,) = simulated._bound.values()
+    device.fails = "synchronize"
+    with pytest.raises(DeviceError):
         draw(simulated)
     device.fails = None
-    assert device.held() == held
-    assert not device.capturing
-    draw(simulated)
+    assert bound._running
+    with log_of(device) as log:
+        np.testing.assert_array_equal(draw(simulated), first)
+    waits = [entry[0] for entry in log if entry[0] in ("launch", "synchronize")]
+    assert waits == ["synchronize", "launch", "synchronize"]
+
+
+def test_a_plan_that_does_not_fit_takes_the_place_of_others(
+    demo: ControlNetPipeline, simulated: ControlNetPipeline, device: SimulatedDevice
+) -> None:
+    for steps in (2, 4):
+        draw(simulated, num_inference_steps=steps)
+    device.total_bytes = sum(map(len, device.memory.values())) + 2**20
+    np.testing.assert_array_equal(draw(simulated), draw(demo))
+    assert len(simulated._bound) < 3
 
 
 def test_out_of_memory_says_what_is_missing(simulated: ControlNetPipeline, device: SimulatedDevice) -> None:
     draw(simulated, num_inference_steps=2)
+    simulated._bound.popitem()[1].close()
     device.total_bytes = device.total_bytes - device.free_bytes() + 2**20
     with pytest.raises(DeviceMemoryError, match=r"GPU 0: \d+ MiB are needed at once, and 1 MiB are free; draw"):
         draw(simulated)

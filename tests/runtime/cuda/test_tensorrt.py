@@ -7,6 +7,7 @@ where it is installed.
 from __future__ import annotations
 
 import enum
+import gc
 import importlib.util
 import sys
 from pathlib import Path
@@ -204,8 +205,8 @@ def changed(**values: Any) -> Program:
 
 
 def call(rows: int, base: int = 0x1000) -> tuple[dict[str, DeviceArray], dict[str, DeviceArray]]:
-    clip = DeviceArray(base + 1, (1, 3), np.dtype(np.float32))
-    return {"x": DeviceArray(base, (rows, 8), HALF), "clip": clip}, {"y": DeviceArray(base + 2, (rows, 8), HALF)}
+    clip = DeviceArray(base + 0x100, (1, 3), np.dtype(np.float32))
+    return {"x": DeviceArray(base, (rows, 8), HALF), "clip": clip}, {"y": DeviceArray(base + 0x200, (rows, 8), HALF)}
 
 
 def opened(plan: Path, program: Program = PROGRAM, stream: int = MAIN, **options: Any) -> TensorRtEngine:
@@ -222,8 +223,8 @@ def test_a_launch_enqueues_and_nothing_else(library: Library, plan: Path, stream
     assert library.calls == [
         ("scratch", 0x9000, 1600),
         ("address", "x", 0x1000),
-        ("address", "clip", 0x1001),
-        ("address", "y", 0x1002),
+        ("address", "clip", 0x1100),
+        ("address", "y", 0x1200),
         ("execute", handle),
     ]
     library.calls.clear()
@@ -242,7 +243,25 @@ def test_calls_of_one_shape_take_turns_on_one_context(library: Library, plan: Pa
         launch()
         assert ("address", "x", address) in library.calls
         assert ("scratch", scratch, 1600) in library.calls
-    engine.bind(*call(3))
+    third = engine.bind(*call(3))
+    assert third.scratch_bytes > 0
+    assert len(library.engine.contexts) == 2
+
+
+@pytest.mark.usefixtures("library")
+def test_memory_that_is_not_aligned_is_refused(plan: Path) -> None:
+    with pytest.raises(BundleError, match=r"unet.step: memory of x, clip, y is not aligned to 256"):
+        opened(plan).bind(*call(2, base=0x1004))
+
+
+def test_a_context_goes_with_its_last_launch(library: Library, plan: Path) -> None:
+    engine = opened(plan)
+    launch = engine.bind(*call(2))
+    assert len(engine._contexts) == 1
+    del launch
+    gc.collect()
+    assert len(engine._contexts) == 0
+    engine.bind(*call(2))
     assert len(library.engine.contexts) == 2
 
 

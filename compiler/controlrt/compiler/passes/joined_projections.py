@@ -7,7 +7,7 @@ Gives one ``MatMul`` with the matrices side by side, and a ``Split`` of the last
 
 It is exact.
 
-Saves launches of products too small to fill a GPU. Where there are many tokens the copy costs more: on an H100, in SD
+Saves launches of products too small to fill a GPU. Where there are many tokens the copy costs more: on an H200, in SD
 1.5's UNet in float16, the Split takes 7.8 microseconds on average and a product 7.7.
 """
 

@@ -9,7 +9,7 @@ that, and its fourth output stands for the value.
 
 It is exact.
 
-Saves time for all that it reads zeros: on an H100, for SD 1.5's UNet in float16, the provider's kernel of the layer
+Saves time for all that it reads zeros: on an H200, for SD 1.5's UNet in float16, the provider's kernel of the layer
 norm takes 10.4 microseconds on average and the addition of the bias before it 6.5, the kernel with a residual 7.1.
 """
 
@@ -100,7 +100,7 @@ def _without_bias(x: ir.Value) -> tuple[ir.Value, ir.Value | None]:
 
 
 def _zeros(graph: ir.Graph, tokens: int, channels: int, dtype: ir.DataType) -> ir.Value:
-    name = f"zeros_{tokens}_{channels}"
+    name = f"zeros_{tokens}_{channels}_{dtype.name}"
     found = graph.initializers.get(name)
     if found is None:
         found = new_initializer(graph, name, ir.tensor(np.zeros((tokens, channels), dtype.numpy())))

@@ -113,8 +113,13 @@ class _Sinking:
 
     def _resize(self, node: ir.Node) -> list[ir.Node] | None:
         """Whose scales or sizes are constants for every axis."""
-        operands: list[ir.Value | None] = [self._last(node.inputs[0])]
-        if "axes" in node.attributes or (len(node.inputs) > 1 and node.inputs[1] is not None and _some(node.inputs[1])):
+        picture = self._last(node.inputs[0])
+        operands: list[ir.Value | None] = [picture]
+        if (
+            picture is None
+            or "axes" in node.attributes
+            or (len(node.inputs) > 1 and node.inputs[1] is not None and _some(node.inputs[1]))
+        ):
             return None
         for value in node.inputs[1:]:
             tensor = constant(value)
@@ -131,13 +136,14 @@ class _Sinking:
         """Channels are (row, column, channel) of a block: with channels last, its rows move before the columns."""
         x, block = node.inputs[0], node.attributes["blocksize"].as_int()
         shape = node.outputs[0].shape
-        if x is None or shape is None or node.attributes.get_string("mode", "DCR") != "DCR":
+        last = self._last(x)
+        if x is None or last is None or shape is None or node.attributes.get_string("mode", "DCR") != "DCR":
             return None
         _, channels, height, width = shape
         if not isinstance(channels, int) or not isinstance(height, int) or not isinstance(width, int):
             return None
         name = f"{node.outputs[0].name}.last"
-        blocks = ir.node("Reshape", [self._last(x), self._target(0, 0, 0, block, block, channels)])
+        blocks = ir.node("Reshape", [last, self._target(0, 0, 0, block, block, channels)])
         rows = ir.node("Transpose", blocks.outputs, {"perm": (0, 1, 3, 2, 4, 5)})
         picture = ir.node("Reshape", [rows.outputs[0], self._target(0, height, width, channels)], name=name)
         for inner, suffix in ((blocks, "blocks"), (rows, "rows")):

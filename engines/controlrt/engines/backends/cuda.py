@@ -66,9 +66,10 @@ class CudaBackend:
         """Whether the extra ``cuda`` is."""
         import onnxruntime
 
-        return (
-            PROVIDER in onnxruntime.get_available_providers() and importlib.util.find_spec("cuda.bindings") is not None
+        bindings = (
+            importlib.util.find_spec("cuda") is not None and importlib.util.find_spec("cuda.bindings") is not None
         )
+        return bindings and PROVIDER in onnxruntime.get_available_providers()
 
     def runs_here(self) -> bool:
         """Where there is a GPU too."""

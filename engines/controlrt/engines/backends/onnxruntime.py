@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import Final
+
+import onnxruntime
 
 from controlrt.compiler.compile import Passes
 from controlrt.compiler.passes.attention_layout import AttentionLayout
@@ -47,8 +48,8 @@ class OnnxRuntimeBackend:
         return self.is_installed()
 
     def versions(self) -> dict[str, str]:
-        """ONNX Runtime's version."""
-        return {"onnxruntime": importlib.metadata.version("onnxruntime")}
+        """ONNX Runtime's version; onnxruntime-gpu is it too."""
+        return {"onnxruntime": onnxruntime.__version__}
 
     def check_options(self, options: EngineOptions) -> None:
         """Programs stay ONNX, so there is nothing to ask for."""

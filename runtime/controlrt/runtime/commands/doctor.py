@@ -44,9 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
     del arguments
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"controlrt {_version('controlrt')}, Python {platform.python_version()}, {platform.machine()}, {cores} cores")
-    missing = [name for name in RUNTIME if _version(name) is None]
+    missing = [name for name in RUNTIME if _either(name) is None]
     for name in RUNTIME:
-        print(f"  {'ok' if _version(name) else 'MISSING':<8}{name} {_version(name) or ''}".rstrip())
+        print(f"  {'ok' if _either(name) else 'MISSING':<8}{name} {_either(name) or ''}".rstrip())
     can_export = all(_version(name) for name in EXPORT)
     for name in (*BACKENDS, *ANNOTATE, *EXPORT):
         print(f"  {'ok' if _version(name) else 'absent':<8}{name} {_version(name) or ''}".rstrip())
@@ -87,6 +87,11 @@ def _gpus() -> list[str]:
         return found or [f"GPU: {error}"]
 
 
+def _either(name: str) -> str | None:
+    """The version of a distribution; onnxruntime-gpu is onnxruntime too."""
+    return _version(name) or (_version("onnxruntime-gpu") if name == "onnxruntime" else None)
+
+
 def _tensorrt(extra: str) -> str | None:
     """The version of what ``extra`` installs."""
     return next((found for name in TENSORRT[extra] if (found := _version(name))), None)
@@ -102,7 +107,7 @@ def _default_backend() -> str:
             return f"cuda with onnxruntime-gpu {cuda}: runs on the GPU"
         if gpu.compute_capability in RTX_CAPABILITIES and (rtx := _tensorrt("tensorrt-rtx")):
             return f"tensorrt-rtx {rtx}: runs on the GPU"
-    openvino, onnxruntime = _version("openvino"), _version("onnxruntime")
+    openvino, onnxruntime = _version("openvino"), _either("onnxruntime")
     x86 = platform.machine().lower() in X86
     if openvino is not None:
         return f"openvino {openvino}: {'fastest on x86 CPUs' if x86 else 'taken wherever it is installed'}"

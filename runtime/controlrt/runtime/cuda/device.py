@@ -12,26 +12,33 @@ import numpy as np
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """An array in device memory, contiguous."""
+    """An array in device memory, contiguous but for what may lie between the entries of its first axis."""
 
     address: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    pitch: int | None = None
+    """Bytes from one entry of the first axis to the next, where that is more than an entry has."""
 
     @property
     def nbytes(self) -> int:
         """Its size."""
+        if self.pitch is not None:
+            return self.shape[0] * self.pitch
         return math.prod(self.shape) * self.dtype.itemsize
 
     def entry(self, index: int) -> DeviceArray:
         """The entry ``index`` of its first axis, without that axis."""
-        rows = self.rows(range(index, index + 1))
-        return DeviceArray(rows.address, self.shape[1:], self.dtype)
+        return DeviceArray(self.address + index * self._step, self.shape[1:], self.dtype)
 
     def rows(self, rows: range) -> DeviceArray:
         """Some entries of its first axis that lie one after another."""
-        pitch = math.prod(self.shape[1:]) * self.dtype.itemsize
-        return DeviceArray(self.address + rows.start * pitch, (len(rows), *self.shape[1:]), self.dtype)
+        shape = (len(rows), *self.shape[1:])
+        return DeviceArray(self.address + rows.start * self._step, shape, self.dtype, self.pitch)
+
+    @property
+    def _step(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize if self.pitch is None else self.pitch
 
 
 DeviceArrays = Mapping[str, DeviceArray]

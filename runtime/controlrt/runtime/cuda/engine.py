@@ -35,6 +35,9 @@ class Engine(Protocol):
             BundleError: shapes that the engine was not built for.
         """
 
+    def close(self) -> None:
+        """Lets go of what works on the device's streams, whoever still holds a launch; safe to call twice."""
+
 
 class Engines(Protocol):
     """Opens engines of one backend on one device."""

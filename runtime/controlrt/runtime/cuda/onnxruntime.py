@@ -20,8 +20,12 @@ PROVIDER = "CUDAExecutionProvider"
 _FULL = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS failure 3", "CUDNN_STATUS_ALLOC_FAILED")
 """How CUDA, cuBLAS and cuDNN say that the GPU's memory is full."""
 MISSING = (
-    "this bundle is for ONNX Runtime's CUDA provider, which is not here: pip uninstall onnxruntime, then "
-    "pip install 'controlrt[cuda]'"
+    "this bundle is for ONNX Runtime's CUDA provider, which is not here: pip install 'controlrt[cuda]', then "
+    "pip uninstall -y onnxruntime, then pip install --force-reinstall --no-deps onnxruntime-gpu"
+)
+NO_START = (
+    "ONNX Runtime's CUDA provider does not start: it wants CUDA, cuBLAS and cuDNN of the version that it was built "
+    "for; pip install 'onnxruntime-gpu[cuda,cudnn]' brings them"
 )
 
 
@@ -92,6 +96,13 @@ class OnnxRuntimeEngine:
                 bind(name, "cuda", index, array.dtype.type, array.shape, array.address)
         return OnnxRuntimeLaunch(session, binding, self._device)
 
+    def close(self) -> None:
+        """See ``Engine``."""
+        for session in (*self._sessions.values(), self._next):
+            if session is not None:
+                session._sess = None  # the session itself: a traceback may hold what wraps it
+        self._next = None
+
     def _session(self, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> ort.InferenceSession:
         session = self._sessions.get(shapes)
         if session is None:
@@ -118,7 +129,7 @@ class OnnxRuntimeEngine:
                 f"ONNX Runtime {ort.__version__} cannot load {self._file}: {error}"
             ) from error
         if PROVIDER not in session.get_providers():
-            raise BundleError(f"ONNX Runtime's CUDA provider does not start here: {MISSING}")
+            raise BundleError(NO_START)
         return session
 
 
@@ -146,7 +157,7 @@ class OnnxRuntimeLaunch:
             raise _explained(error, self._device) or error from None
 
 
-def _explained(error: Exception, device: Device, needed: int = 0) -> Exception | None:
+def _explained(error: Exception, device: Device, needed: int | None = None) -> Exception | None:
     """An error of a full GPU, with what was needed, ``needed`` where ONNX Runtime does not say it, and what is free."""
     text = str(error)
     found = re.search(r"Failed to allocate memory for requested buffer of size (\d+)", text)

@@ -15,10 +15,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from controlrt.runtime.cuda.device import Device, DeviceArrays
+from controlrt.runtime.cuda.memory import ALIGNMENT
 from controlrt.runtime.errors import BundleError, DeviceMemoryError
 from controlrt.runtime.manifest import Engine, Program
 from controlrt.runtime.storage import atomic_file
@@ -112,8 +114,12 @@ class TensorRtLibrary:
         """The last error that the library logged."""
         return self._messages[-1] if self._messages else "it does not say why"
 
+    def forget_messages(self) -> None:
+        """What was logged so far says nothing of what comes."""
+        self._messages.clear()
+
     def out_of_memory(self) -> DeviceMemoryError | None:
-        """Of what the library logged last, that there was not enough memory."""
+        """Of what the library logged since it was last asked for something, that there was not enough memory."""
         for message in self._messages:
             if found := re.search(r"memory \((\d+) bytes\)|allocat\w*.* (\d+) bytes", message):
                 return DeviceMemoryError(
@@ -189,7 +195,8 @@ class TensorRtEngine:
 
     def __init__(self, library: TensorRtLibrary, program: Program, engine: Any, stream: int) -> None:
         self._library, self._program, self._engine, self._stream = library, program, engine, stream
-        self._contexts: dict[tuple[tuple[str, tuple[int, ...]], ...], _Context] = {}
+        self._contexts: WeakValueDictionary[tuple[tuple[str, tuple[int, ...]], ...], _Context] = WeakValueDictionary()
+        """By the shapes of inputs; each goes with the last launch that uses it."""
         self._dtypes = {
             (name := engine.get_tensor_name(index)): np.dtype(library.module.nptype(engine.get_tensor_dtype(name)))
             for index in range(engine.num_io_tensors)
@@ -209,14 +216,17 @@ class TensorRtEngine:
             if tensor.shape != expected:
                 raise BundleError(f"program {self._program.name} writes {name} as {expected}, not {tensor.shape}")
         addresses = {name: tensor.address for name, tensor in tensors.items()}
+        if odd := [name for name, address in addresses.items() if address % ALIGNMENT]:
+            raise BundleError(f"program {self._program.name}: memory of {', '.join(odd)} is not aligned to {ALIGNMENT}")
         return TensorRtLaunch(context, addresses, self._stream, self._failed)
 
     def _failed(self) -> BundleError:
         return BundleError(f"program {self._program.name} did not start: {self._library.last_message()}")
 
     def close(self) -> None:
-        """Releases the engine; safe to call twice."""
-        self._contexts.clear()
+        """See ``Engine``."""
+        for context in list(self._contexts.values()):
+            context.handle = None
         self._engine = None
 
     def _check(self, tensors: DeviceArrays) -> None:
@@ -231,8 +241,10 @@ class TensorRtEngine:
     def _context(self, shapes: Shapes) -> _Context:
         """The context for inputs of these shapes."""
         key = tuple(sorted(shapes.items()))
-        if key not in self._contexts:
+        context = self._contexts.get(key)
+        if context is None:
             profile = self._profile(shapes)
+            self._library.forget_messages()
             handle = self._library.create_context(self._engine)
             if handle is None or (profile and not handle.set_optimization_profile_async(profile, self._stream)):
                 raise self._library.out_of_memory() or BundleError(
@@ -241,8 +253,8 @@ class TensorRtEngine:
             for name, shape in shapes.items():
                 if not handle.set_input_shape(name, shape):
                     raise BundleError(f"program {self._program.name} does not take {name} as {shape}")
-            self._contexts[key] = _Context(handle)
-        return self._contexts[key]
+            context = self._contexts[key] = _Context(handle)
+        return context
 
     def _profile(self, shapes: Shapes) -> int:
         """The first optimization profile that has these shapes."""
@@ -316,7 +328,8 @@ class _Context:
             self._scratch = scratch
         for name, address in addresses.items():
             if self._bound.get(name) != address:
-                self.handle.set_tensor_address(name, address)
+                if not self.handle.set_tensor_address(name, address):
+                    raise BundleError(f"TensorRT does not take address {address:#x} for {name}")
                 self._bound[name] = address
 
 

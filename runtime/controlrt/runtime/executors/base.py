@@ -34,7 +34,7 @@ class PlanRun:
     steps: tuple[float, ...]
     """Seconds of each step; with ``after_step``, what that took is in them."""
     host: float
-    """Of these, seconds in which the networks waited for the host."""
+    """Seconds that the host took: to launch everything at once, or what the networks waited for it between steps."""
     decode: float
     """Seconds of the decoder."""
 
@@ -84,6 +84,9 @@ class BoundPlan(abc.ABC):
     @abc.abstractmethod
     def run(self, *, decode: bool, after_step: AfterStep | None = None) -> PlanRun:
         """Runs every step, and decodes the final latents where asked to."""
+
+    def settle(self) -> None:  # noqa: B027 - the host's own calls end with an interrupt
+        """Waits for a run that was interrupted; before ``buffers`` are written again."""
 
     def close(self) -> None:  # noqa: B027 - memory of the host goes by itself
         """Releases what it holds; safe to call twice."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import dataclasses
 import itertools
 import math
 import weakref
@@ -79,6 +81,8 @@ class CudaExecutor(Executor):
         for run in self._runs.values():
             run.close()
         self._runs.clear()
+        for engine in self._engines.values():
+            engine.close()
         self._engines.clear()
         self._library.close()
         self._device.close()
@@ -118,6 +122,7 @@ class CudaPlan(BoundPlan):
             self._memory = _PlanMemory(device, plan, resources)
             self.buffers = self._memory.inputs
             self._graphs: dict[str, int] = {}
+            self._running = False
             launches: dict[tuple[Any, ...], EngineLaunch] = {}
 
             def bind(
@@ -154,8 +159,12 @@ class CudaPlan(BoundPlan):
     def run(self, *, decode: bool, after_step: AfterStep | None = None) -> PlanRun:
         """See ``BoundPlan``."""
         self._device.activate()
-        if after_step is not None:
-            return self._run_by_steps(decode, after_step)
+        self._running = True
+        ran = self._run_at_once(decode) if after_step is None else self._run_by_steps(decode, after_step)
+        self._running = False
+        return ran
+
+    def _run_at_once(self, decode: bool) -> PlanRun:
         graph = self._graph("run and decode" if decode else "run", lambda: self._queue(decode))
         started = perf_counter()
         self._device.launch(graph)
@@ -170,12 +179,24 @@ class CudaPlan(BoundPlan):
             decode=seconds[-1] if decode else 0.0,
         )
 
+    def settle(self) -> None:
+        """See ``BoundPlan``."""
+        if self._running:
+            self._device.activate()
+            self._device.synchronize()
+            self._running = False
+
     def close(self) -> None:
         """See ``BoundPlan``."""
+        if not self._steps:
+            return
+        self._device.activate()
+        with contextlib.suppress(DeviceError):  # nothing may be freed under a graph that was interrupted
+            self._device.synchronize()
         for graph in self._graphs.values():
             self._device.destroy_graph(graph)
         self._graphs.clear()
-        self._steps, self._decoder = [], []  # sessions must go before the streams that they work on
+        self._steps, self._decoder = [], []
         self._resources.close()
 
     def _queue(self, decode: bool) -> None:
@@ -198,9 +219,9 @@ class CudaPlan(BoundPlan):
         steps, host = [], 0.0
         self._device.launch(self._graphs["upload"])
         for step in range(len(self._steps)):
-            started = perf_counter()
             state = self._memory.array(View(self.plan.latents(step + 1)))
             graph = self._graph(f"step {step}", partial(self._queue_step, step, state))
+            started = perf_counter()
             self._device.launch(graph)
             self._device.synchronize()
             waited = perf_counter()
@@ -210,9 +231,10 @@ class CudaPlan(BoundPlan):
                 self._device.copy(state.address, self._latents.address, state.nbytes)
             steps.append(perf_counter() - started)
             host += perf_counter() - waited
+        decoder = self._graph("decode", self._queue_decoder) if decode else None
         started = perf_counter()
-        if decode:
-            self._device.launch(self._graph("decode", self._queue_decoder))
+        if decoder is not None:
+            self._device.launch(decoder)
         self._device.synchronize()
         return PlanRun(
             latents=self._latents.host.copy(),
@@ -266,8 +288,8 @@ class CudaPlan(BoundPlan):
 class _PlanMemory:
     """Device memory of a plan's buffers, and pinned memory of those that the host fills.
 
-    Inputs lie together at its start. What calls write whole and only calls read is behind them, and shares memory where
-    it is never in use together; see ``place``.
+    Inputs lie together at its start; each entry of a table over steps is aligned, as engines want. What calls write
+    whole and only calls read is behind them, and shares memory where it is never in use together; see ``place``.
     """
 
     def __init__(self, device: Device, plan: Plan, resources: ExitStack) -> None:
@@ -275,30 +297,37 @@ class _PlanMemory:
         between = lifetimes(plan)
         made = {view.buffer for step in plan.steps for call in step for view in call.outputs.values()}
         made -= {name for name in made if name.endswith(".0") and name.removesuffix(".0") in STATE}
+        views = [
+            view for step in plan.steps for call in step for view in (*call.inputs.values(), *call.outputs.values())
+        ]
+        tables = {view.buffer for view in views if view.step is not None}
+        arrays = {
+            name: DeviceArray(0, shape, np.dtype(dtype), aligned(_nbytes(shape[1:], dtype)) if name in tables else None)
+            for name, (shape, dtype) in plan.buffers.items()
+        }
         offsets, end = {}, 0
         for name in plan.buffers:
             if name not in made and not name.startswith("residual_"):
-                offsets[name], end = end, end + aligned(_nbytes(*plan.buffers[name]))
+                offsets[name], end = end, end + aligned(arrays[name].nbytes)
         self._input_bytes = end
         for name in plan.buffers:
             if name not in between and name not in offsets:
-                offsets[name], end = end, end + aligned(_nbytes(*plan.buffers[name]))
+                offsets[name], end = end, end + aligned(arrays[name].nbytes)
         shared = place(between)
         offsets |= {name: end + offset for name, offset in shared.offsets.items()}
         self._bytes = end + shared.total
         base = _allocated(device, self._bytes, resources)
         self._arrays = {
-            name: DeviceArray(base + offset, plan.buffers[name][0], np.dtype(plan.buffers[name][1]))
-            for name, offset in offsets.items()
+            name: dataclasses.replace(arrays[name], address=base + offset) for name, offset in offsets.items()
         }
         self._base = base
         self._host = _pinned(device, self._input_bytes, resources)
         mirror = _bytes_at(self._host, self._input_bytes)
         mirror[...] = 0
         self.inputs = {
-            name: mirror[offset : offset + self._arrays[name].nbytes].view(array.dtype).reshape(array.shape)
+            name: _mirrored(mirror, offset, arrays[name])
             for name, offset in offsets.items()
-            if offset < self._input_bytes and (array := self._arrays[name])
+            if offset < self._input_bytes
         }
         self.clear()
 
@@ -393,10 +422,10 @@ class _BoundProgram:
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Runs it and returns copies of its outputs."""
-        for name, staged in self._inputs.items():
-            staged.host[...] = inputs[name]
         if self._launch is None:
             raise DeviceError("the program is closed")
+        for name, staged in self._inputs.items():
+            staged.host[...] = inputs[name]
         for staged in self._inputs.values():
             staged.upload()
         self._launch()
@@ -407,7 +436,12 @@ class _BoundProgram:
 
     def close(self) -> None:
         """Releases its memory; safe to call twice."""
+        if self._launch is None:
+            return
         self._launch = None
+        self._device.activate()
+        with contextlib.suppress(DeviceError):
+            self._device.synchronize()
         self._resources.close()
 
 
@@ -423,10 +457,10 @@ def _captured(device: Device, queue: Callable[[], None]) -> int:
     device.begin_capture()
     try:
         queue()
+        return device.end_capture()
     except BaseException:
         device.abandon_capture()
         raise
-    return device.end_capture()
 
 
 def _allocated(device: Device, size: int, resources: ExitStack) -> int:
@@ -449,6 +483,13 @@ def _event(device: Device, resources: ExitStack) -> int:
 
 def _until(block: Lifetime, moment: int) -> Lifetime:
     return Lifetime(block.size, block.first, moment)
+
+
+def _mirrored(mirror: NDArray[np.uint8], offset: int, array: DeviceArray) -> NDArray[Any]:
+    """The host's view of a device array that lies at ``offset`` of what ``mirror`` mirrors."""
+    dense: tuple[int, ...] = np.empty(array.shape, array.dtype).strides
+    strides = dense if array.pitch is None else (array.pitch, *dense[1:])
+    return np.ndarray(array.shape, array.dtype, mirror.data, offset, strides)
 
 
 def _bytes_at(address: int, size: int) -> NDArray[np.uint8]:
