@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
-from PIL import Image
 from runtime.cuda.simulated import SimulatedDevice, SimulatedEngines
 
+from controlled_calls import CALLS, draw, square
 from controlrt.compiler.standard_form import standard_form
 from controlrt.compiler.weights import WeightStore
 from controlrt.demo import CONTROLNETS, MODEL_DIR
@@ -51,33 +50,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle(directory, msgspec.structs.replace(built.manifest, files=digest_files(directory)))
 
 
-def square(start: int) -> Image.Image:
-    picture = np.zeros((512, 512, 3), np.uint8)
-    picture[start : start + 250, 130:380] = 255
-    return Image.fromarray(picture)
-
-
-def draw(pipe: ControlNetPipeline, **changes: Any) -> Any:
-    options: dict[str, Any] = {
-        "image": {"mask": square(120), "canny": square(90)},
-        "num_inference_steps": 3,
-        "seed": 3,
-        "output_type": "latent",
-        **changes,
-    }
-    return pipe("a red star on a light blue background", **options).images
-
-
-CALLS: list[dict[str, Any]] = [
-    {},
-    {"image": None},
-    {"control_mode": {"mask": "controlnet", "canny": "balanced"}},
-    {"control_guidance_end": {"mask": 0.4, "canny": 0.4}},
-    {"guidance_start": 0.5},
-    {"num_images_per_prompt": 2, "scheduler": "Euler a"},
-]
-
-
 def test_the_encoder_beside_the_controlnets_changes_nothing(
     bundle: Bundle, demo: ControlNetPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +60,7 @@ def test_the_encoder_beside_the_controlnets_changes_nothing(
     with ControlNetPipeline(bundle) as on_the_cpu:
         monkeypatch.setattr(pipeline, "open_executor", lambda found, *_: CudaExecutor(found, device, engines))
         with ControlNetPipeline(bundle) as simulated:
-            for call in CALLS:
+            for call in CALLS.values():
                 found = draw(simulated, **call)
                 np.testing.assert_array_equal(found, draw(on_the_cpu, **call))
                 np.testing.assert_allclose(found, draw(demo, **call), atol=2e-3)
@@ -100,7 +72,7 @@ def test_two_streams_meet_before_the_decoder(bundle: Bundle, monkeypatch: pytest
     engines = SimulatedEngines(device)
     monkeypatch.setattr(pipeline, "open_executor", lambda found, *_: CudaExecutor(found, device, engines))
     with ControlNetPipeline(bundle) as simulated:
-        draw(simulated, num_inference_steps=1)
+        draw(simulated, num_inference_steps=1, image={"mask": square(), "canny": square(90)})
         (graph,) = device.graphs.values()
     queued = [entry for entry, _ in graph if entry[0] in ("run", "wait")]
     assert queued == [

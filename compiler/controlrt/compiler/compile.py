@@ -94,6 +94,7 @@ def compile_program(
         VerificationError: a pass that changes the result.
         BuildError: a graph that cannot be brought to float16.
     """
+    split = split and exported.name == UNET
     typed = [each for each in passes if getattr(each, "typed", False)]
     for each in passes:
         if each not in typed and (precision == "fp32" or not getattr(each, "float32_only", False)):
@@ -104,7 +105,7 @@ def compile_program(
         for each in typed:
             full = _apply(each, full, exported.name, verifier)
         if labels and verifier is not None:
-            verifier.check_cut(exported.name, full, cut(full, labels))
+            verifier.check_cut(exported.name, full, _stages(full, labels, split=split))
     if precision == "fp16":
         model = _in_half(model, labels, exported.name)
         for each in typed:
@@ -115,7 +116,7 @@ def compile_program(
         return [_describe(exported, model, exported.name, None, profile, precision)]
     return [
         _describe(exported, part, f"{exported.name}.{stage}", stage, profile, precision)
-        for stage, part in _stages(model, labels, split=split and exported.name == UNET).items()
+        for stage, part in _stages(model, labels, split=split).items()
     ]
 
 

@@ -202,7 +202,7 @@ def _compile(
             fusion=Fusion(part=FUSED, controls=options.fuse) if options.fuse else None,
             programs=tuple(programs),
             checks=tuple(checks),
-            files=digest_files(compiled_to),
+            files=dict.fromkeys((program.file for program in programs), ""),  # digested when they are finished
             provenance=msgspec.structs.replace(
                 exported.provenance,
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -261,14 +261,17 @@ def _measurable(options: BuildOptions, built: Bundle) -> Iterator[Bundle]:
     if backend.ships_onnx and (backend.device == "cpu" or backend.runs_here()):
         yield built
         return
+    on_the_cpu = msgspec.structs.replace(built.manifest, backend="onnxruntime")
+    if not backend.ships_onnx:  # what becomes engines is ONNX that any machine runs
+        yield Bundle(built.path, on_the_cpu)
+        return
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory)
         (path / "programs").mkdir()
         with WeightStore(path / "programs") as weights:
             for program in built.manifest.programs:
                 weights.save(standard_form(ir.load(built.path / program.file)), Path(program.file).name)
-        files = dict.fromkeys((program.file for program in built.manifest.programs), "")
-        yield Bundle(path, msgspec.structs.replace(built.manifest, backend="onnxruntime", files=files))
+        yield Bundle(path, on_the_cpu)
 
 
 def _sources(options: BuildOptions, source: Path, exported: Manifest) -> Iterator[ProgramGraph]:

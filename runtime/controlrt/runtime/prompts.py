@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import ParameterError, SourceError
-from controlrt.runtime.executors import Executor
+from controlrt.runtime.executors import Runner
 from controlrt.runtime.manifest import TextEncoder
 from controlrt.runtime.prompt_syntax import Syntax, parse_prompt
 from controlrt.runtime.textual_inversion import read_embedding
@@ -51,7 +51,7 @@ class _Encoder:
 class PromptEncoder:
     """Runs every text encoder of a bundle."""
 
-    def __init__(self, bundle: Bundle, executor: Executor) -> None:
+    def __init__(self, bundle: Bundle, executor: Runner) -> None:
         self._executor = executor
         self._limit = bundle.manifest.profile.prompt_chunks
         self._encoders: list[_Encoder] = []

@@ -9,35 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 from runtime.cuda.simulated import SimulatedDevice, SimulatedEngines, log_of
 
+from controlled_calls import CALLS, CHANGES, PROMPT, draw, square
 from controlrt.runtime import ControlNetPipeline, pipeline
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.cuda.memory import lower_bound, place
+from controlrt.runtime.cuda.plan_memory import lifetimes
 from controlrt.runtime.errors import ControlRTError, DeviceError, DeviceMemoryError
-from controlrt.runtime.executors.cuda import CudaExecutor, lifetimes
+from controlrt.runtime.executors.cuda import CudaExecutor
 from controlrt.runtime.plan import Layout, StepLayout, plan_denoising
 
 pytestmark = pytest.mark.bundle
-PROMPT = "a red star on a light blue background"
-
-
-def square(start: int = 120) -> Image.Image:
-    picture = np.zeros((512, 512, 3), np.uint8)
-    picture[start : start + 250, 130:380] = 255
-    return Image.fromarray(picture)
-
-
-def draw(pipe: ControlNetPipeline, prompt: str = PROMPT, **changes: Any) -> NDArray[np.float32]:
-    options: dict[str, Any] = {
-        "image": {"mask": square()},
-        "num_inference_steps": 3,
-        "seed": 3,
-        "output_type": "latent",
-        **changes,
-    }
-    return pipe(prompt, **options).images
 
 
 @pytest.fixture
@@ -54,26 +37,6 @@ def simulated(
     )
     with ControlNetPipeline(Bundle.open(demo_bundle, verify=False)) as pipe:
         yield pipe
-
-
-CALLS: dict[str, dict[str, Any]] = {
-    "one control": {},
-    "two controls, a window, a curve": {
-        "image": {"mask": square(), "canny": square(90)},
-        "control_guidance_end": {"mask": 0.5, "canny": 1.0},
-        "controlnet_conditioning_scale": {"mask": [1.0, 0.6, 0.2], "canny": 0.5},
-    },
-    "guess mode beside a plain control": {
-        "image": {"mask": square(), "canny": square(90)},
-        "control_mode": {"mask": "controlnet", "canny": "balanced"},
-    },
-    "no control": {"image": None},
-    "no guidance": {"guidance_scale": 1.0},
-    "guidance window": {"guidance_start": 0.4},
-    "two pictures, with noise at each step": {"num_images_per_prompt": 2, "scheduler": "Euler a"},
-    "inpainting": {"init_image": square(60), "mask_image": square(200)},
-    "other text": {"prompt": "a black moon", "negative_prompt": "blurred"},
-}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -95,14 +58,7 @@ def test_a_call_of_a_known_layout_is_one_launch(simulated: ControlNetPipeline, d
     """Other prompts, hints, scales and seeds are other bytes: nothing is allocated, captured or bound again."""
     arguments: dict[str, Any] = {"output_type": "np"}
     draw(simulated, **arguments)
-    changes = [
-        {"seed": 4},
-        {"controlnet_conditioning_scale": 0.3},
-        {"guidance_scale": 3.0},
-        {"image": {"mask": square(40)}},
-        {"prompt": "a black moon"},
-    ]
-    for change in changes:
+    for change in CHANGES:
         with log_of(device) as log:
             draw(simulated, **arguments, **change)
         own = [entry for entry in log if entry[0] not in ("launched", "activate")]

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import BundleError
-from controlrt.runtime.executors import BoundPlan, Executor, HostExecutor
+from controlrt.runtime.executors import HostExecutor
 from controlrt.runtime.executors.base import Arrays, Launch
-from controlrt.runtime.plan import Plan
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -94,8 +93,8 @@ class DeviceTensor:
         return np.asarray(self.value.numpy())
 
 
-class DeviceExecutor(Executor):
-    """See ``Executor`` and ``Programs``.
+class DeviceExecutor:
+    """See ``Runner`` and ``Programs``.
 
     Args:
         bundle: of programs in ONNX.
@@ -105,7 +104,7 @@ class DeviceExecutor(Executor):
     def __init__(self, bundle: Bundle, device: str) -> None:
         import onnxruntime as ort
 
-        super().__init__(bundle)
+        self._bundle = bundle
         self._device, self._provider = device, PROVIDERS[device]
         if self._provider not in ort.get_available_providers():
             raise BundleError(f"ONNX Runtime {ort.__version__} has no {self._provider} here: install onnxruntime-gpu")
@@ -122,10 +121,6 @@ class DeviceExecutor(Executor):
         session = self._session(program)
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-
-    def bind(self, plan: Plan) -> BoundPlan:
-        """See ``Executor``."""
-        raise NotImplementedError("the plain export runs without a plan")
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
         """See ``Programs``."""

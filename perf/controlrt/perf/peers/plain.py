@@ -13,7 +13,7 @@ from controlrt.perf.peers.calls import Call
 from controlrt.perf.peers.device_programs import DeviceExecutor, HostPrograms, Programs, Tensor
 from controlrt.perf.peers.drawer import CallSeconds, Drawn, Stopwatch
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.executors import Executor, open_host_executor
+from controlrt.runtime.executors import HostExecutor, open_host_executor
 from controlrt.runtime.manifest import Program, TensorSpec
 from controlrt.runtime.prompts import Conditioning, PromptEncoder
 from controlrt.runtime.samplers import compile_sampler
@@ -33,7 +33,7 @@ class PlainDrawer:
     def __init__(self, exported: Bundle, threads: int, device: str) -> None:
         self._manifest = exported.manifest
         self._programs: Programs
-        self._executor: Executor
+        self._executor: HostExecutor | DeviceExecutor
         if device == "cpu":
             host = open_host_executor(exported, threads)
             self._executor, self._programs = host, HostPrograms(host)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,13 @@ class PlanRun:
     """Seconds that the host took: to launch everything at once, or what the networks waited for it between steps."""
     decode: float
     """Seconds of the decoder."""
+
+
+class Runner(Protocol):
+    """What runs a program once."""
+
+    def run(self, program: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """Runs one program once on NumPy arrays of any size it allows and returns its outputs by name."""
 
 
 class Executor(abc.ABC):
