@@ -179,5 +179,5 @@ def test_building_where_openvino_is_not_installed() -> None:
     assert choose_backend(None) == "onnxruntime"
     with pytest.raises(UserError, match=r"openvino is not installed here; .* pip install 'controlrt\[openvino\]'"):
         choose_backend("openvino")
-    with pytest.raises(UserError, match="no backend 'tensorrt'; there are: openvino, onnxruntime"):
-        choose_backend("tensorrt")
+    with pytest.raises(UserError, match="no backend 'coreml'; there are: tensorrt, cuda, tensorrt-rtx, openvino, onnx"):
+        choose_backend("coreml")

@@ -19,6 +19,7 @@ from parity.eager import PROMPT, hints, psnr
 from controlrt.engines.build import BuildOptions, build
 from controlrt.engines.command import main
 from controlrt.runtime import ControlNetPipeline
+from controlrt.runtime.executors.openvino import native_precisions
 from controlrt.runtime.manifest import Backend, Precision
 from controlrt.runtime.profile import ShapeProfile
 from families import CONTROLS, SIDE, Family
@@ -68,10 +69,12 @@ def test_the_picture_is_as_good_as_the_precision(
 
     exact = eager(torch.float32)
     found = pipeline(PROMPT, dict(zip(CONTROLS, pictures, strict=True)), seed=3, **options).images[0]
-    bound = PSNR_FP16
+    bound, rounded = PSNR_FP16, True
     if pipeline.bundle.manifest.precision == "bf16":
         bound = psnr(eager(torch.bfloat16), exact) - 3  # half again its error
-    assert bound < psnr(found, exact) < 130
+        rounded = "bf16" in native_precisions()  # in float32 on CPUs without it
+    assert psnr(found, exact) > bound
+    assert (psnr(found, exact) < 130) == rounded
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"], indirect=True, scope="module")

@@ -48,6 +48,22 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("capabilities", "says"),
+    [
+        (["FP32", "FP16", "INT8", "BF16"], "fp32, fp16, bf16"),
+        (["FP32", "INT8"], "fp32 (bf16 bundles too: this CPU has no bfloat16)"),
+    ],
+)
+def test_doctor_names_what_openvino_computes_in(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], capabilities: list[str], says: str
+) -> None:
+    openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: capabilities)
+    assert main(["doctor"]) == 0
+    assert f"  OpenVINO computes in: {says}" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
     ("openvino", "machine", "says"),
     [
         (

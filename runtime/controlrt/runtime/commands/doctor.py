@@ -13,6 +13,7 @@ from contextlib import closing
 from controlrt.runtime.cuda.driver import CudaDevice
 from controlrt.runtime.cuda.gpu import RTX_CAPABILITIES, find_gpu
 from controlrt.runtime.errors import DeviceError
+from controlrt.runtime.executors.openvino import native_precisions
 from controlrt.runtime.storage import cache_root
 
 RUNTIME = (
@@ -56,6 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
         import onnxruntime
 
         print(f"  ONNX Runtime providers: {', '.join(onnxruntime.get_available_providers())}")
+    if importlib.util.find_spec("openvino"):
+        computes_in = native_precisions()
+        bundles = "" if "bf16" in computes_in else " (bf16 bundles too: this CPU has no bfloat16)"
+        print(f"  OpenVINO computes in: {', '.join(computes_in)}{bundles}")
     for line in _gpus():
         print(f"  {line}")
     print(f"  cache: {cache_root()}")

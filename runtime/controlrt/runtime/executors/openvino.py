@@ -115,10 +115,28 @@ def compile_model(
         raise BundleError(f"OpenVINO cannot compile {file}: {error}") from error
 
 
+_HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+
+
+def native_precisions() -> tuple[Precision, ...]:
+    """What OpenVINO computes in on this CPU; in float32 where it is asked for another.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+    """
+    import openvino
+
+    return _native_precisions(openvino.Core())
+
+
+def _native_precisions(core: openvino.Core) -> tuple[Precision, ...]:
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(precision for precision in _HINTS if precision.upper() in capabilities)
+
+
 def _precision_hint(core: openvino.Core, precision: Precision) -> str:
-    capability, hint = {"fp32": ("FP32", "f32"), "fp16": ("FP16", "f16"), "bf16": ("BF16", "bf16")}[precision]
-    if capability in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        return hint
+    if precision in _native_precisions(core):
+        return _HINTS[precision]
     _log.info("this CPU does not compute in %s; OpenVINO takes float32", precision)
     return "f32"
 
