@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.canvas import Canvas
 from controlrt.runtime.control import ControlUse
-from controlrt.runtime.executors import BoundPlan
+from controlrt.runtime.drawing import Drawing
 from controlrt.runtime.interpolation import resize_bilinear
-from controlrt.runtime.noise import Draws
-from controlrt.runtime.plan import HALF, UNGUIDED, Layout
-from controlrt.runtime.samplers import SamplerTable
+from controlrt.runtime.plan import HALF, UNGUIDED
 
 
-def fill_buffers(
-    bound: BoundPlan,
-    layout: Layout,
-    table: SamplerTable,
-    uses: Sequence[ControlUse],
-    canvas: Canvas,
-    draws: Draws,
-    *,
-    guidance_scale: float,
-    guidance_rescale: float,
-) -> None:
-    """Writes one call's inputs into the buffers of its plan, beside what earlier stages have written there."""
+def fill_buffers(buffers: MutableMapping[str, NDArray[Any]], drawing: Drawing, canvas: Canvas) -> None:
+    """Writes a drawing's inputs into the buffers of its plan, beside what earlier stages have written there."""
+    layout, table, draws = drawing.layout, drawing.table, drawing.draws
+    guidance_scale = drawing.guidance_scale
     pictures = np.arange(layout.batch)
     guidance = np.zeros((layout.batch, layout.rows), np.float32)
     conditional = np.zeros((layout.batch, layout.rows), np.float32)
@@ -44,7 +35,7 @@ def fill_buffers(
         "clip": table.clip[:, None],
         "guidance": guidance,
         "conditional": conditional,
-        "guidance_rescale": guidance_rescale if layout.guided else 0.0,
+        "guidance_rescale": drawing.guidance_rescale if layout.guided else 0.0,
         UNGUIDED: np.eye(layout.batch, dtype=np.float32),
         "mask": canvas.mask,
         "known": canvas.known,
@@ -52,22 +43,22 @@ def fill_buffers(
     }
     if canvas.inpaint is not None:
         values["inpaint"] = canvas.inpaint
-    for use in uses:
+    for use in drawing.uses:
         values[f"conditioning_scale.{use.control.name}"] = use.conditioning_scale(layout.guided)
-        _fill_regions(bound, use)
+        _fill_regions(buffers, use)
     if layout.draws:
         for step in range(len(table)):
-            bound.buffers["noise"][step] = draws.randn(canvas.latents.shape) if table.draws[step] else 0
+            buffers["noise"][step] = draws.randn(canvas.latents.shape) if table.draws[step] else 0
     for name, value in values.items():
-        if name in bound.buffers:  # a control that never runs has no buffers
-            bound.buffers[name][...] = value
-    for name, half in bound.buffers.items():
+        if name in buffers:  # a control that never runs has no buffers
+            buffers[name][...] = value
+    for name, half in buffers.items():
         if name.endswith(HALF):
-            half[...] = bound.buffers[name.removesuffix(HALF)][:, -layout.batch :]
+            half[...] = buffers[name.removesuffix(HALF)][:, -layout.batch :]
 
 
-def _fill_regions(bound: BoundPlan, use: ControlUse) -> None:
+def _fill_regions(buffers: Mapping[str, NDArray[Any]], use: ControlUse) -> None:
     """Where a control acts, at each size that residuals have."""
-    for name, buffer in bound.buffers.items():
+    for name, buffer in buffers.items():
         if name.startswith("region_") and name.endswith(f".{use.control.name}"):
             buffer[...] = 1 if use.region is None else resize_bilinear(use.region, *buffer.shape[2:])

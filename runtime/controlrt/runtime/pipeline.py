@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,13 +29,14 @@ from controlrt.runtime.control import (
     in_window,
     resolve_controls,
 )
+from controlrt.runtime.drawing import Drawing
 from controlrt.runtime.errors import ControlRTError, DeviceMemoryError, ParameterError, UnknownNameError
 from controlrt.runtime.executors import AfterStep, BoundPlan, open_executor
 from controlrt.runtime.filling import fill_buffers
 from controlrt.runtime.fitting import Resize
 from controlrt.runtime.noise import Draws
 from controlrt.runtime.pictures import Picture, to_pil
-from controlrt.runtime.plan import Layout, StepLayout, plan_denoising
+from controlrt.runtime.plan import Layout, Plan, StepLayout, plan_denoising
 from controlrt.runtime.profile import CHUNK_TOKENS
 from controlrt.runtime.prompt_syntax import SYNTAXES, Syntax
 from controlrt.runtime.samplers import SamplerTable, SchedulerChoice, compile_sampler
@@ -244,6 +245,104 @@ class ControlNetPipeline:
         Raises:
             UserError: one of its kinds for each argument that cannot be; nothing has run then.
         """
+        if output_type not in ("pil", "np", "latent"):
+            raise ParameterError("output_type", output_type, "pil, np or latent")
+        drawing = self.prepare(
+            prompt,
+            image,
+            negative_prompt=negative_prompt,
+            prompt_syntax=prompt_syntax,
+            clip_skip=clip_skip,
+            init_image=init_image,
+            mask_image=mask_image,
+            strength=strength,
+            width=width,
+            height=height,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            guidance_start=guidance_start,
+            guidance_end=guidance_end,
+            controlnet_conditioning_scale=controlnet_conditioning_scale,
+            control_guidance_start=control_guidance_start,
+            control_guidance_end=control_guidance_end,
+            control_mode=control_mode,
+            control_layer_weights=control_layer_weights,
+            control_region=control_region,
+            guess_mode=guess_mode,
+            eta=eta,
+            seed=seed,
+            noise=noise,
+            num_images_per_prompt=num_images_per_prompt,
+            latents=latents,
+            scheduler=scheduler,
+            resize=resize,
+        )
+        with self._lock:
+            started = time.perf_counter()
+            bound = self._bind(drawing.layout)
+            bound_at = time.perf_counter()
+            conditioned = self._fill(drawing, bound.plan, bound.buffers)
+            prepared = time.perf_counter()
+            self._drawing = threading.get_ident()
+            try:
+                after_step = self._after_step(drawing.table, callback_on_step_end)
+                ran = bound.run(decode=output_type != "latent", after_step=after_step)
+            finally:
+                self._drawing = None
+        images = ran.latents if ran.pictures is None else ran.pictures
+        seed = drawing.seed
+        return PipelineOutput(
+            images=to_pil(images) if output_type == "pil" else images,
+            seed=tuple(seed) if isinstance(seed, Sequence) else seed,
+            timings=Timings(
+                bind=bound_at - started,
+                condition=conditioned - bound_at,
+                noise=prepared - conditioned,
+                steps=ran.steps,
+                host=ran.host,
+                decode=ran.decode,
+            ),
+        )
+
+    def prepare(
+        self,
+        prompt: str | Sequence[str],
+        image: Pictures | Mapping[str, Pictures] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        prompt_syntax: Syntax = "plain",
+        clip_skip: int | None = None,
+        init_image: Picture | Sequence[Picture] | None = None,
+        mask_image: Picture | Sequence[Picture] | None = None,
+        strength: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float = 7.5,
+        guidance_rescale: float = 0.0,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        controlnet_conditioning_scale: PerControlScale = 1.0,
+        control_guidance_start: PerControl = 0.0,
+        control_guidance_end: PerControl = 1.0,
+        control_mode: str | Sequence[str] | Mapping[str, str] = "balanced",
+        control_layer_weights: LayerWeights | Mapping[str, LayerWeights | None] | None = None,
+        control_region: Picture | Mapping[str, Picture] | None = None,
+        guess_mode: GuessMode = False,
+        eta: float = 0.0,
+        seed: int | Sequence[int] | None = None,
+        noise: Literal["cpu", "gpu"] = "cpu",
+        num_images_per_prompt: int = 1,
+        latents: NDArray[np.float32] | None = None,
+        scheduler: SchedulerChoice | None = None,
+        resize: Resize | None = None,
+    ) -> Drawing:
+        """Checks a call and lays it out; runs nothing. Arguments and errors are those of a call."""
         manifest = self.bundle.manifest
         prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else []
         if not prompts or not all(isinstance(text, str) for text in prompts):
@@ -258,8 +357,6 @@ class ControlNetPipeline:
         check_window("guidance", guidance_start, guidance_end)
         if not is_number(guidance_rescale) or not 0 <= guidance_rescale <= 1:
             raise ParameterError("guidance_rescale", guidance_rescale, "a number from 0 to 1")
-        if output_type not in ("pil", "np", "latent"):
-            raise ParameterError("output_type", output_type, "pil, np or latent")
         default_width, default_height = manifest.profile.default_size
         width = default_width if width is None else width
         height = default_height if height is None else height
@@ -336,63 +433,57 @@ class ControlNetPipeline:
         )
         conditional: list[str | None] = [text for text in prompts for _ in range(num_images_per_prompt)]
         unconditional = [text for text in negatives for _ in range(num_images_per_prompt)]
-
-        with self._lock:
-            started = time.perf_counter()
-            bound = self._bind(layout)
-            bound_at = time.perf_counter()
-            self._conditioner.fill(
-                bound.plan,
-                bound.buffers,
-                prompts=[*unconditional, *conditional] if layout.guided else conditional,
-                encoding=encoding,
-                timesteps=table.timesteps.astype(np.float32),
-                hints={use.control.name: use.hint for use in uses},
-                adapters={use.control.name: use.scale[0, 0].astype(np.float32) for use in adapters},
-                size=(width, height),
-            )
-            conditioned = time.perf_counter()
-            canvas = prepare_canvas(
-                manifest.model,
-                source,
-                table,
-                draws,
-                self._encode,
-                self._latent_shape(batch, width, height),
-                latents,
-                pure_noise=strength is None,
-                sees_mask=self._sees_mask,
-            )
-            fill_buffers(
-                bound,
-                layout,
-                table,
-                uses,
-                canvas,
-                draws,
-                guidance_scale=guidance_scale,
-                guidance_rescale=guidance_rescale,
-            )
-            prepared = time.perf_counter()
-            self._drawing = threading.get_ident()
-            try:
-                after_step = self._after_step(table, callback_on_step_end)
-                ran = bound.run(decode=output_type != "latent", after_step=after_step)
-            finally:
-                self._drawing = None
-        images = ran.latents if ran.pictures is None else ran.pictures
-        return PipelineOutput(
-            images=to_pil(images) if output_type == "pil" else images,
-            seed=tuple(seed) if isinstance(seed, Sequence) else seed,
-            timings=Timings(
-                bind=bound_at - started,
-                condition=conditioned - bound_at,
-                noise=prepared - conditioned,
-                steps=ran.steps,
-                host=ran.host,
-                decode=ran.decode,
-            ),
+        return Drawing(
+            layout=layout,
+            table=table,
+            uses=tuple(uses),
+            prompts=(*unconditional, *conditional) if layout.guided else tuple(conditional),
+            encoding=encoding,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            source=source,
+            pure_noise=strength is None,
+            latents=latents,
+            draws=draws,
+            seed=seed,
         )
+
+    def fill(self, drawing: Drawing, plan: Plan, buffers: MutableMapping[str, NDArray[Any]]) -> None:
+        """Runs what comes before the first step, and writes a drawing into the buffers of its plan."""
+        with self._lock:
+            self._fill(drawing, plan, buffers)
+
+    def _fill(self, drawing: Drawing, plan: Plan, buffers: MutableMapping[str, NDArray[Any]]) -> float:
+        """See ``fill``; returns the moment when text encoders and the like had run."""
+        layout = drawing.layout
+        self._conditioner.fill(
+            plan,
+            buffers,
+            prompts=drawing.prompts,
+            encoding=drawing.encoding,
+            timesteps=drawing.table.timesteps.astype(np.float32),
+            hints={use.control.name: use.hint for use in drawing.uses},
+            adapters={
+                use.control.name: use.scale[0, 0].astype(np.float32)
+                for use in drawing.uses
+                if use.control.kind == "adapter"
+            },
+            size=(layout.width, layout.height),
+        )
+        conditioned = time.perf_counter()
+        canvas = prepare_canvas(
+            self.bundle.manifest.model,
+            drawing.source,
+            drawing.table,
+            drawing.draws,
+            self._encode,
+            self._latent_shape(layout.batch, layout.width, layout.height),
+            drawing.latents,
+            pure_noise=drawing.pure_noise,
+            sees_mask=self._sees_mask,
+        )
+        fill_buffers(buffers, drawing, canvas)
+        return conditioned
 
     def _after_step(self, table: SamplerTable, callback: StepCallback | None) -> AfterStep | None:
         """The caller's callback, for one step of a plan."""
