@@ -8,11 +8,17 @@
     │   ├── ProfileError                a shape profile that cannot be built or is not in the bundle
     │   ├── PictureError                a picture that cannot be read or does not fit
     │   ├── SourceError                 a checkpoint that cannot be found or is not supported
-    │   └── OutputError                 a place that cannot be written
+    │   ├── OutputError                 a place that cannot be written
+    │   └── RequestError                a request that a server's bundle cannot draw
     ├── BundleError                     a bundle that is missing, damaged or of another version
     ├── BuildError                      an export or engine build that failed
-    └── DeviceError                     a GPU that is missing, or fails
-        └── DeviceMemoryError           one whose memory does not hold what is asked of it
+    ├── DeviceError                     a GPU that is missing, or fails
+    │   └── DeviceMemoryError           one whose memory does not hold what is asked of it
+    └── ServiceError                    a server that does not draw what it could
+        ├── UnavailableError            not now: the queue is full, or the server ends
+        ├── DeadlineError               the request's time is over
+        ├── CancelledError              somebody has cancelled it
+        └── DrawingError                the engine failed at it, twice
 
 A message says what failed, what was found against what is allowed, and what mends it.
 """
@@ -21,6 +27,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
 
 
 class ControlRTError(Exception):
@@ -79,6 +86,15 @@ class OutputError(UserError):
     """An output path that cannot be written."""
 
 
+class RequestError(UserError):
+    """A request that a server's bundle cannot draw; the message is what the pipeline says of it."""
+
+    def __init__(self, message: str, parameter: str | None = None) -> None:
+        """``parameter`` is the argument that is wrong, where one is."""
+        self.parameter = parameter
+        super().__init__(message)
+
+
 class BundleError(ControlRTError):
     """A bundle that is missing, damaged or of another version."""
 
@@ -106,3 +122,30 @@ class DeviceMemoryError(DeviceError):
             f"out of memory on {where}{': ' if known else ''}{', and '.join(known)}; draw smaller or fewer pictures "
             "per call, or end what else uses it"
         )
+
+
+class ServiceError(ControlRTError):
+    """A request that could be drawn, and is not."""
+
+
+class UnavailableError(ServiceError):
+    """A server that does not take the request now."""
+
+    def __init__(
+        self, message: str, reason: Literal["queue_full", "draining", "no_worker"], retry_after: float
+    ) -> None:
+        """``retry_after`` is the seconds after which it is worth asking again."""
+        self.reason, self.retry_after = reason, retry_after
+        super().__init__(message)
+
+
+class DeadlineError(ServiceError):
+    """A request that was not done in its time."""
+
+
+class CancelledError(ServiceError):
+    """A request that somebody has cancelled."""
+
+
+class DrawingError(ServiceError):
+    """A request at which the engine failed, also when it was tried again by itself."""

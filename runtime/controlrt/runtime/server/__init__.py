@@ -1,0 +1,1 @@
+"""The server: many requests drawn together, step by step, and the interfaces that clients know."""
