@@ -206,13 +206,13 @@ def test_control_of_the_conditional_half_runs_half_the_rows_and_first() -> None:
 def test_latents_alternate_and_tables_advance() -> None:
     plan = plan_denoising(manifest(), layout((), (), ()))
     for step, (call,) in enumerate(plan.steps):
-        assert call.inputs["latents"] == View(plan.latents(step))
-        assert call.outputs["next_latents"] == View(plan.latents(step + 1))
+        assert call.inputs["latents"] == View(plan.state("latents", step))
+        assert call.outputs["next_latents"] == View(plan.state("latents", step + 1))
         assert call.inputs["history"] == View(f"history.{step % 2}")
         assert call.outputs["next_history"] == View(f"history.{(step + 1) % 2}")
         assert call.inputs["update"] == View("update", step)
         assert call.inputs["guidance"] == View("guidance", step)
-    assert plan.result == plan.latents(3) == "latents.1"
+    assert plan.result == plan.state("latents", 3) == "latents.1"
 
 
 def test_noise_is_a_table_only_where_the_sampler_draws() -> None:
@@ -260,8 +260,8 @@ def test_the_fused_program_runs_where_exactly_its_controls_are_on() -> None:
     ]
     (first,), *_, (last,) = plan.steps
     assert first.inputs[TIMESTEP.name] == View("timestep_0.fused", 0)
-    assert last.inputs["latents"] == View(plan.latents(4))
-    assert last.outputs["next_latents"] == View(plan.latents(5))
+    assert last.inputs["latents"] == View(plan.state("latents", 4))
+    assert last.outputs["next_latents"] == View(plan.state("latents", 5))
     assert "residual_0.a" not in plan_denoising(fused, layout(("a",))).buffers
 
 

@@ -84,9 +84,16 @@ class Plan:
     adapter_sets: tuple[tuple[str, ...], ...] = ()
     """Adapters that are on together at some step; each set has buffers of its own."""
 
-    def latents(self, step: int) -> str:
-        """The buffer that holds the latents before ``step``."""
-        return _turn("latents", step)
+    def state(self, name: str, step: int) -> str:
+        """The buffer that holds ``name``, the latents or the history, before ``step``."""
+        return _turn(name, step)
+
+    def inputs(self) -> tuple[str, ...]:
+        """The buffers that a call fills: what programs read and no program of the plan makes, but for residuals, which
+        are zeros where nothing makes them; and the state before the first step."""
+        made = {view.buffer for calls in self.steps for call in calls for view in call.outputs.values()}
+        made -= {_turn(name, 0) for name in STATE}
+        return tuple(name for name in self.buffers if name not in made and not name.startswith("residual_"))
 
 
 PER_STEP = ("input_scale", "guidance", "update", "clip", "conditioning_scale", "blend")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from controlrt.runtime.cuda.device import Device, DeviceArray
 from controlrt.runtime.cuda.memory import Lifetime, aligned, place
-from controlrt.runtime.plan import STATE, Call, Plan, View
+from controlrt.runtime.plan import Call, Plan, View
 
 
 class PlanMemory:
@@ -27,8 +27,6 @@ class PlanMemory:
     def __init__(self, device: Device, plan: Plan, resources: ExitStack) -> None:
         self._device, self._plan = device, plan
         between = lifetimes(plan)
-        made = {view.buffer for step in plan.steps for call in step for view in call.outputs.values()}
-        made -= {name for name in made if name.endswith(".0") and name.removesuffix(".0") in STATE}
         views = [
             view for step in plan.steps for call in step for view in (*call.inputs.values(), *call.outputs.values())
         ]
@@ -38,9 +36,8 @@ class PlanMemory:
             for name, (shape, dtype) in plan.buffers.items()
         }
         offsets, end = {}, 0
-        for name in plan.buffers:
-            if name not in made and not name.startswith("residual_"):
-                offsets[name], end = end, end + aligned(arrays[name].nbytes)
+        for name in plan.inputs():
+            offsets[name], end = end, end + aligned(arrays[name].nbytes)
         self._input_bytes = end
         for name in plan.buffers:
             if name not in between and name not in offsets:

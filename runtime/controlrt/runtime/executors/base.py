@@ -31,6 +31,8 @@ class PlanRun:
     """(batch, channels, height/8, width/8)."""
     pictures: NDArray[np.float32] | None
     """(batch, height, width, 3) in [0, 1], where they were asked for."""
+    history: NDArray[np.float32] | None
+    """(batch, entries, channels, height/8, width/8): what the sampler remembers, where it was asked for."""
     steps: tuple[float, ...]
     """Seconds of each step; with ``after_step``, what that took is in them."""
     host: float
@@ -89,8 +91,14 @@ class BoundPlan(abc.ABC):
     """Those that a call fills, by name; they keep what is written, but for the state that steps hand on."""
 
     @abc.abstractmethod
-    def run(self, *, decode: bool, after_step: AfterStep | None = None) -> PlanRun:
-        """Runs every step, and decodes the final latents where asked to."""
+    def run(self, *, decode: bool, history: bool = False, after_step: AfterStep | None = None) -> PlanRun:
+        """Runs every step.
+
+        Args:
+            decode: whether to decode the final latents.
+            history: whether to return the sampler's history beside them, from which another plan can go on.
+            after_step: called after every step.
+        """
 
     def settle(self) -> None:  # noqa: B027 - the host's own calls end with an interrupt
         """Waits for a run that was interrupted; before ``buffers`` are written again."""
@@ -138,13 +146,13 @@ class HostPlan(BoundPlan):
             launch()
         return perf_counter() - started
 
-    def run(self, *, decode: bool, after_step: AfterStep | None = None) -> PlanRun:
+    def run(self, *, decode: bool, history: bool = False, after_step: AfterStep | None = None) -> PlanRun:
         """See ``BoundPlan``."""
         steps, launches = [], 0.0
         for step in range(len(self._steps)):
             started = perf_counter()
             launches += self.run_step(step)
-            latents = self.buffers[self.plan.latents(step + 1)]
+            latents = self.buffers[self.plan.state("latents", step + 1)]
             if after_step is not None:
                 given = after_step(step, latents.copy())
                 if given is not None:
@@ -155,6 +163,7 @@ class HostPlan(BoundPlan):
         return PlanRun(
             latents=latents,
             pictures=self._decode(latents) if decode else None,
+            history=self.buffers[self.plan.state("history", len(self._steps))].copy() if history else None,
             steps=tuple(steps),
             host=sum(steps) - launches,
             decode=perf_counter() - started,

@@ -138,6 +138,9 @@ class CudaPlan(BoundPlan):
             size = dimensions_of(decoder.inputs, {"latents": (1, *shape[1:])})
             self._pictures = Staged(device, (shape[0], *shape_of(decoder.outputs[0], size)[1:]), np.float32, resources)
             self._latents = Staged(device, shape, np.dtype(dtype), resources)
+            self._history_view = View(plan.state("history", len(plan.steps)))
+            shape, dtype = plan.buffers[self._history_view.buffer]
+            self._history = Staged(device, shape, np.dtype(dtype), resources)
             self._decoder = [
                 bind(
                     DECODER,
@@ -153,16 +156,20 @@ class CudaPlan(BoundPlan):
             self._warm_up(launches)
             self._resources = resources.pop_all()
 
-    def run(self, *, decode: bool, after_step: AfterStep | None = None) -> PlanRun:
+    def run(self, *, decode: bool, history: bool = False, after_step: AfterStep | None = None) -> PlanRun:
         """See ``BoundPlan``."""
         self._device.activate()
         self._running = True
-        ran = self._run_at_once(decode) if after_step is None else self._run_by_steps(decode, after_step)
+        if after_step is None:
+            ran = self._run_at_once(decode, history)
+        else:
+            ran = self._run_by_steps(decode, history, after_step)
         self._running = False
         return ran
 
-    def _run_at_once(self, decode: bool) -> PlanRun:
-        graph = self._graph("run and decode" if decode else "run", lambda: self._queue(decode))
+    def _run_at_once(self, decode: bool, history: bool) -> PlanRun:
+        name = " and ".join(["run", *["decode"] * decode, *["history"] * history])
+        graph = self._graph(name, lambda: self._queue(decode, history))
         started = perf_counter()
         self._device.launch(graph)
         launched = perf_counter()
@@ -171,6 +178,7 @@ class CudaPlan(BoundPlan):
         return PlanRun(
             latents=self._latents.host.copy(),
             pictures=self._pictures.host.copy() if decode else None,
+            history=self._history.host.copy() if history else None,
             steps=tuple(seconds[:-1]),
             host=launched - started,
             decode=seconds[-1] if decode else 0.0,
@@ -196,7 +204,7 @@ class CudaPlan(BoundPlan):
         self._steps, self._decoder = [], []
         self._resources.close()
 
-    def _queue(self, decode: bool) -> None:
+    def _queue(self, decode: bool, history: bool) -> None:
         """Everything from the upload to the pictures."""
         device, result = self._device, self.plan.result
         self._memory.upload()
@@ -205,18 +213,20 @@ class CudaPlan(BoundPlan):
             self._queue_calls(step)
             device.record(self._events[step + 1])
         self._latents.download(self._memory.array(View(result)))
+        if history:
+            self._history.download(self._memory.array(self._history_view))
         if decode:
             for launch in self._decoder:
                 launch()
             self._pictures.download()
         device.record(self._events[-1])
 
-    def _run_by_steps(self, decode: bool, after_step: AfterStep) -> PlanRun:
+    def _run_by_steps(self, decode: bool, history: bool, after_step: AfterStep) -> PlanRun:
         self._graph("upload", self._memory.upload)
         steps, host = [], 0.0
         self._device.launch(self._graphs["upload"])
         for step in range(len(self._steps)):
-            state = self._memory.array(View(self.plan.latents(step + 1)))
+            state = self._memory.array(View(self.plan.state("latents", step + 1)))
             graph = self._graph(f"step {step}", partial(self._queue_step, step, state))
             started = perf_counter()
             self._device.launch(graph)
@@ -232,10 +242,13 @@ class CudaPlan(BoundPlan):
         started = perf_counter()
         if decoder is not None:
             self._device.launch(decoder)
+        if history:
+            self._history.download(self._memory.array(self._history_view))
         self._device.synchronize()
         return PlanRun(
             latents=self._latents.host.copy(),
             pictures=self._pictures.host.copy() if decode else None,
+            history=self._history.host.copy() if history else None,
             steps=tuple(steps),
             host=host,
             decode=perf_counter() - started,

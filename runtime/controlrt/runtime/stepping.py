@@ -1,0 +1,234 @@
+"""Single steps of several drawings together, each at its own place in its own schedule.
+
+Whatever a step reads of a picture (timestep, coefficients, scales, prompt, hint, noise) is a row of its own, so the rows
+of a batch need not belong to one call. A drawing keeps its inputs and its state in the host's memory; a step gathers the
+rows of all drawings that do the same thing next into the buffers of a plan of one step, as iteration-level scheduling
+does for language models (Yu et al. 2022, Orca, OSDI).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.drawing import Drawing
+from controlrt.runtime.errors import DeviceMemoryError
+from controlrt.runtime.executors import BoundPlan, Executor
+from controlrt.runtime.executors.base import DECODER
+from controlrt.runtime.manifest import Manifest
+from controlrt.runtime.plan import HALF, UNGUIDED, Layout, StepLayout, plan_denoising
+
+_KEPT_PLANS = 16
+_OWN = ("rows", "guidance", "conditional", UNGUIDED)
+"""Inputs that say which rows belong to which picture."""
+_serials = itertools.count()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What drawings have in common that can take a step together."""
+
+    width: int
+    height: int
+    tokens: int
+    step: StepLayout
+
+
+class Staged:
+    """A drawing with memory of its own, somewhere between its first step and its last.
+
+    Args:
+        manifest: of the bundle.
+        drawing: what to draw; ``buffers`` are to be filled with it, by ``ControlNetPipeline.fill``.
+    """
+
+    def __init__(self, manifest: Manifest, drawing: Drawing) -> None:
+        self.drawing, self.serial = drawing, next(_serials)
+        self.plan = plan_denoising(manifest, drawing.layout)
+        self.buffers: dict[str, NDArray[Any]] = {}
+        for name in self.plan.inputs():
+            shape, dtype = self.plan.buffers[name]
+            self.buffers[name] = np.zeros(shape, dtype)
+        self.step = 0
+        """The next one."""
+
+    @property
+    def batch(self) -> int:
+        """How many pictures it is."""
+        return self.drawing.layout.batch
+
+    @property
+    def steps(self) -> int:
+        """How many it takes."""
+        return len(self.drawing.layout.steps)
+
+    @property
+    def done(self) -> bool:
+        """Whether ``latents`` are final."""
+        return self.step == self.steps
+
+    @property
+    def kind(self) -> Kind:
+        """Of its next step."""
+        layout = self.drawing.layout
+        return Kind(layout.width, layout.height, layout.tokens, layout.steps[self.step])
+
+    @property
+    def latents(self) -> NDArray[np.float32]:
+        """(batch, channels, height/8, width/8)."""
+        return self.buffers[self.plan.state("latents", 0)]
+
+    def advance(self, latents: NDArray[np.float32], history: NDArray[np.float32]) -> None:
+        """Takes over what a step made."""
+        self.latents[...] = latents
+        self.buffers[self.plan.state("history", 0)][...] = history
+        self.step += 1
+
+
+@dataclass
+class _StepPlan:
+    """A plan of one step with memory behind it, and whose rows lie in it."""
+
+    bound: BoundPlan
+    batch: int
+    axes: dict[str, str]
+    """What the first axis of each input counts: ``batch`` or ``rows``."""
+    tables: frozenset[str]
+    """Inputs that have an axis of steps before it, of length one."""
+    placed: dict[int, int]
+    """Where the drawings of the last step lie, first row by serial number."""
+
+
+class Stepper:
+    """Takes steps of staged drawings on one executor. One thread's own.
+
+    Args:
+        bundle: an opened bundle.
+        executor: of the bundle; it stays the caller's.
+    """
+
+    def __init__(self, bundle: Bundle, executor: Executor) -> None:
+        self._manifest, self._executor = bundle.manifest, executor
+        self._plans: OrderedDict[tuple[Kind, int], _StepPlan] = OrderedDict()
+
+    def step(self, drawings: Sequence[Staged]) -> None:
+        """Takes the next step of drawings of one kind, together of as many pictures as the bundle allows."""
+        kinds = {drawing.kind for drawing in drawings}
+        if len(kinds) != 1:
+            raise ValueError(f"{len(kinds)} kinds of steps cannot be taken together")
+        plan = self._plan(kinds.pop(), sum(drawing.batch for drawing in drawings))
+        first = 0
+        _clear_guidance(plan)
+        for drawing in drawings:
+            self._gather(plan, drawing, first)
+            first += drawing.batch
+        plan.placed = dict(
+            zip(
+                (drawing.serial for drawing in drawings),
+                itertools.accumulate((drawing.batch for drawing in drawings), initial=0),
+                strict=False,
+            )
+        )
+        ran = plan.bound.run(decode=False, history=True)
+        assert ran.history is not None
+        for drawing in drawings:
+            rows = slice(plan.placed[drawing.serial], plan.placed[drawing.serial] + drawing.batch)
+            drawing.advance(ran.latents[rows], ran.history[rows])
+
+    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pictures of final latents: (batch, height, width, 3) in [0, 1]."""
+        return np.concatenate([self._executor.run(DECODER, {"latents": row[None]})["picture"] for row in latents])
+
+    def close(self) -> None:
+        """Releases the plans' memory; safe to call twice, and to go on after."""
+        while self._plans:
+            self._plans.popitem()[1].bound.close()
+
+    def _plan(self, kind: Kind, pictures: int) -> _StepPlan:
+        batch = max(pictures, self._manifest.profile.batch.low)
+        key = kind, batch
+        if key not in self._plans:
+            while len(self._plans) >= _KEPT_PLANS:
+                self._plans.popitem(last=False)[1].bound.close()
+            while True:
+                try:
+                    self._plans[key] = self._bind(kind, batch)
+                    break
+                except DeviceMemoryError:
+                    if not self._plans:
+                        raise
+                    self._plans.popitem(last=False)[1].bound.close()
+        self._plans.move_to_end(key)
+        return self._plans[key]
+
+    def _bind(self, kind: Kind, batch: int) -> _StepPlan:
+        layout = Layout(
+            width=kind.width, height=kind.height, tokens=kind.tokens, batch=batch, draws=True, steps=(kind.step,)
+        )
+        plan = plan_denoising(self._manifest, layout)
+        views = [
+            (view, spec.shape[0])
+            for call in plan.steps[0]
+            for spec in self._manifest.program(call.program).inputs
+            for view in (call.inputs[spec.name],)
+        ]
+        inputs = set(plan.inputs())
+        bound = self._executor.bind(plan)
+        pictures = np.arange(batch)
+        for name, value in (
+            ("rows", np.tile(pictures, layout.rows // batch)),
+            (UNGUIDED, np.eye(batch, dtype=np.float32)),
+        ):
+            if name in bound.buffers:
+                bound.buffers[name][...] = value
+        if "conditional" in bound.buffers:
+            bound.buffers["conditional"][pictures, layout.rows - batch + pictures] = 1
+        return _StepPlan(
+            bound=bound,
+            batch=batch,
+            axes={view.buffer: str(axis) for view, axis in views if view.buffer in inputs and view.buffer not in _OWN},
+            tables=frozenset(view.buffer for view, _ in views if view.step is not None),
+            placed={},
+        )
+
+    def _gather(self, plan: _StepPlan, drawing: Staged, first: int) -> None:
+        """Writes a drawing's rows for its next step; those that are the same at every step only where they are new."""
+        known = plan.placed.get(drawing.serial) == first
+        batch, step = drawing.batch, drawing.step
+        guided = drawing.drawing.layout.guided
+        for name, axis in plan.axes.items():
+            source, target = drawing.buffers[name.removesuffix(HALF)], plan.bound.buffers[name]
+            if name in plan.tables:
+                target = target[0]
+            if source.ndim > target.ndim:
+                source = source[step]
+            elif known and not name.startswith(("latents.", "history.")):
+                continue
+            if axis == "batch":
+                target[first : first + batch] = source
+                continue
+            conditional = source[batch:] if guided else source
+            if len(target) == 2 * plan.batch:
+                target[first : first + batch] = source[:batch]
+                target[plan.batch + first : plan.batch + first + batch] = conditional
+            else:
+                target[first : first + batch] = conditional
+        if drawing.kind.step.guided:
+            own = drawing.buffers["guidance"][step]
+            pictures = first + np.arange(batch)
+            guidance = plan.bound.buffers["guidance"][0]
+            guidance[np.ix_(pictures, pictures)] = own[:, :batch]
+            guidance[np.ix_(pictures, plan.batch + pictures)] = own[:, batch:]
+
+
+def _clear_guidance(plan: _StepPlan) -> None:
+    """No picture is guided by another's rows."""
+    if "guidance" in plan.bound.buffers:
+        plan.bound.buffers["guidance"][...] = 0
