@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from controlled_calls import CALLS, PROMPT, STEPS, draw, square
 
+from controlled_calls import CALLS, PROMPT, STEPS, draw, square
 from controlrt.runtime import ControlNetPipeline
 from controlrt.runtime.stepping import Staged, Stepper
 

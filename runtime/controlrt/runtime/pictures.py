@@ -243,9 +243,14 @@ def _fitted(rgb: Image.Image, width: int, height: int, what: str, resize: Resize
     return fit(rgb, width, height, resize)
 
 
+def to_pixels(images: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Pixels of float32 values in [0, 1], rounded as diffusers does."""
+    return np.round(images * 255).astype(np.uint8)
+
+
 def to_pil(images: NDArray[np.float32]) -> list[Image.Image]:
-    """PIL pictures of (batch, height, width, 3) float32 values in [0, 1], rounded as diffusers does."""
-    return [Image.fromarray(image) for image in np.round(images * 255).astype(np.uint8)]
+    """PIL pictures of (batch, height, width, 3) float32 values in [0, 1]."""
+    return [Image.fromarray(image) for image in to_pixels(images)]
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

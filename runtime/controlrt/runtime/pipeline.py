@@ -373,7 +373,7 @@ class ControlNetPipeline:
             resize=resize,
         )
         inpaints = source is not None and source.masks is not None
-        if self._sees_mask and not inpaints:
+        if self.sees_mask and not inpaints:
             raise ParameterError("mask_image", None, "given, with init_image: this model was made for inpainting")
         strength = run_strength(source is not None, inpaints, strength)
         table = self.sampler_table(
@@ -480,7 +480,7 @@ class ControlNetPipeline:
             self._latent_shape(layout.batch, layout.width, layout.height),
             drawing.latents,
             pure_noise=drawing.pure_noise,
-            sees_mask=self._sees_mask,
+            sees_mask=self.sees_mask,
         )
         fill_buffers(buffers, drawing, canvas)
         return conditioned
@@ -529,7 +529,7 @@ class ControlNetPipeline:
         return list(negatives)
 
     @property
-    def _sees_mask(self) -> bool:
+    def sees_mask(self) -> bool:
         """Whether the UNet was made for inpainting."""
         unet = self.bundle.manifest.stage("unet", "step")
         return unet is not None and any(spec.name == "inpaint" for spec in unet.inputs)
@@ -548,6 +548,11 @@ class ControlNetPipeline:
             found = f"shape {latents.shape}" if isinstance(latents, np.ndarray) else type(latents).__name__
             raise ParameterError("latents", found, f"an array of finite values of shape {shape}")
         return latents.astype(np.float32)
+
+    def encode(self, picture: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The mean of the latents of a picture (1, height, width, 3) in [0, 1]: (1, channels, height/8, width/8)."""
+        with self._lock:
+            return self._encode(picture)[0]
 
     def _encode(self, picture: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Mean and standard deviation of a picture's latents; the VAE's encoder opens on first use."""

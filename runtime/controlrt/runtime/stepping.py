@@ -1,9 +1,9 @@
 """Single steps of several drawings together, each at its own place in its own schedule.
 
-Whatever a step reads of a picture (timestep, coefficients, scales, prompt, hint, noise) is a row of its own, so the rows
-of a batch need not belong to one call. A drawing keeps its inputs and its state in the host's memory; a step gathers the
-rows of all drawings that do the same thing next into the buffers of a plan of one step, as iteration-level scheduling
-does for language models (Yu et al. 2022, Orca, OSDI).
+Whatever a step reads of a picture (timestep, coefficients, scales, prompt, hint, noise) is a row of its own, so the
+rows of a batch need not belong to one call. A drawing keeps its inputs and its state in the host's memory; a step
+gathers the rows of all drawings that do the same thing next into the buffers of a plan of one step, as iteration-level
+scheduling does for language models (Yu et al. 2022, Orca, OSDI).
 """
 
 from __future__ import annotations

@@ -1,0 +1,340 @@
+"""Draws requests together, step by step: one thread encodes what comes before the first step, one owns the device."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.drawing import Drawing
+from controlrt.runtime.errors import DeviceError, ParameterError, UnknownNameError, UserError
+from controlrt.runtime.executors import open_executor
+from controlrt.runtime.pictures import to_pixels
+from controlrt.runtime.pipeline import ControlNetPipeline
+from controlrt.runtime.server.jobs import Pixels
+from controlrt.runtime.server.messages import (
+    Accepted,
+    Advanced,
+    Broken,
+    Failed,
+    Finished,
+    Incoming,
+    Refused,
+    Stepped,
+    Submit,
+)
+from controlrt.runtime.server.policies import Policy, Standing, order
+from controlrt.runtime.server.previews import fit_preview, preview
+from controlrt.runtime.stepping import Staged, Stepper
+
+_log = logging.getLogger(__name__)
+
+AHEAD = 8
+"""How many requests are encoded before the device asks for them; each takes memory."""
+_SMOOTHING = 0.1
+"""Weight of the last step in the mean of what a step takes."""
+
+
+@dataclass(eq=False)
+class Task:
+    """A request in the engine."""
+
+    submit: Submit
+    drawing: Drawing
+    arrived: float
+    staged: Staged | None = None
+    started: float | None = None
+    """When its first step began."""
+    cancelled: bool = False
+
+    @property
+    def remaining(self) -> int:
+        """Picture steps that it still takes."""
+        done = 0 if self.staged is None else self.staged.step
+        return (len(self.drawing.layout.steps) - done) * self.drawing.layout.batch
+
+    @property
+    def alone(self) -> bool:
+        """Whether it takes its steps in no company."""
+        return self.submit.alone
+
+
+class Engine:
+    """One bundle on one device.
+
+    Args:
+        bundle: an opened bundle.
+        emit: called with whatever happens, by the engine's own threads and by ``submit`` and ``cancel``.
+        policy: who goes next.
+        batch: how many pictures take a step together, at most; by default as many as the bundle allows on a GPU, and
+            one on a CPU, where a step of two takes twice as long.
+        threads, device: as ``ControlNetPipeline.load``'s.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        emit: Callable[[Incoming], None],
+        *,
+        policy: Policy = "shortest",
+        batch: int | None = None,
+        threads: int | None = None,
+        device: int = 0,
+    ) -> None:
+        self._bundle, self._emit, self._order = bundle, emit, order(policy)
+        on_gpu = bundle.manifest.backend in ("cuda", "tensorrt", "tensorrt-rtx")
+        most = bundle.manifest.profile.batch.high
+        self._least = bundle.manifest.profile.batch.low
+        self.batch = (most if on_gpu else 1) if batch is None else min(batch, most)
+        self._pipeline = ControlNetPipeline(bundle, threads=threads, device=device)
+        self._executor = open_executor(bundle, threads, device)
+        self._stepper = Stepper(bundle, self._executor)
+        self._changed = threading.Condition()
+        self._tasks: dict[str, Task] = {}
+        self._waiting: list[Task] = []
+        self._ready: list[Task] = []
+        self._closing = False
+        self._picture_seconds = 0.0
+        """Of one step of one picture, a running mean."""
+        self._colours: NDArray[np.float32] | None = None
+        self._threads = [
+            threading.Thread(target=self._guard, args=(work,), name=name, daemon=True)
+            for name, work in (("encode", self._encode_all), ("device", self._step_all))
+        ]
+
+    def start(self) -> None:
+        """Draws a picture without control and one with each, so that programs are open and plans bound that first
+        requests need; then takes requests."""
+        for control in (None, *self._pipeline.controls):
+            warm = self._staged(self._pipeline.prepare("", **self._blank_call(control)))
+            while not warm.done:
+                started = time.perf_counter()
+                self._stepper.step([warm])
+                self._picture_seconds = (time.perf_counter() - started) / warm.batch
+        self._stepper.decode(warm.latents[:1])
+        for thread in self._threads:
+            thread.start()
+
+    def _blank_call(self, control: str | None) -> dict[str, Any]:
+        """Arguments of a call that draws nothing in particular."""
+        width, height = self._bundle.manifest.profile.default_size
+        blank = np.zeros((height, width, 3), np.uint8)
+        call: dict[str, Any] = {"num_inference_steps": 2, "seed": 0, "num_images_per_prompt": self._least}
+        if control is not None:
+            call["image"] = {control: blank}
+        if self._pipeline.sees_mask:
+            call |= {"init_image": blank, "mask_image": blank}
+        return call
+
+    def submit(self, submit: Submit) -> None:
+        """Checks a request and queues it; it is accepted or refused before this returns."""
+        try:
+            drawing = self._pipeline.prepare(**submit.arguments)
+        except UserError as error:
+            parameter = error.name if isinstance(error, ParameterError) else None
+            if isinstance(error, UnknownNameError):
+                parameter = error.kind
+            self._emit(Refused(id=submit.id, message=str(error), parameter=parameter))
+            return
+        task = Task(submit, drawing, time.monotonic())
+        with self._changed:
+            self._tasks[submit.id] = task
+            self._waiting.append(task)
+            self._emit(Accepted(id=submit.id, steps=len(drawing.layout.steps)))
+            self._changed.notify_all()
+
+    def cancel(self, name: str) -> None:
+        """Drops a request, at the next step where it runs; one that is not there is finished."""
+        with self._changed:
+            task = self._tasks.get(name)
+            if task is not None:
+                task.cancelled = True
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stops at the next step and releases everything; requests that are left are dropped without a word."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+        self._stepper.close()
+        self._pipeline.close()
+        self._executor.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Runs a thread's work; where that fails, nothing here can be relied on any more."""
+        try:
+            work()
+        except BaseException as error:
+            _log.exception("the engine is broken")
+            self._emit(Broken(f"{type(error).__name__}: {error}"))
+
+    # what the encoding thread does
+
+    def _encode_all(self) -> None:
+        while (task := self._next_to_encode()) is not None:
+            try:
+                staged = self._staged(task.drawing)
+                if task.submit.previews and self._colours is None:
+                    self._colours = self._fit_colours()
+            except DeviceError:
+                raise
+            except Exception as error:
+                _log.exception("encoding request %s", task.submit.id)
+                self._drop(task, Failed(id=task.submit.id, reason="engine", message=str(error)))
+                continue
+            with self._changed:
+                task.staged = staged
+                self._ready.append(task)
+                self._changed.notify_all()
+
+    def _next_to_encode(self) -> Task | None:
+        """The first by the policy that is not encoded yet, once there is room; None at the end."""
+        with self._changed:
+            while not self._closing:
+                self._expire(self._waiting)
+                now = time.monotonic()
+                best = min(self._waiting, key=lambda task: self._rank(task, now), default=None)
+                unstarted = [task for task in self._ready if task.started is None]
+                if best is not None and (
+                    len(unstarted) < AHEAD or all(self._rank(best, now) < self._rank(task, now) for task in unstarted)
+                ):
+                    self._waiting.remove(best)
+                    return best
+                self._changed.wait()
+            return None
+
+    def _staged(self, drawing: Drawing) -> Staged:
+        staged = Staged(self._bundle.manifest, drawing)
+        self._pipeline.fill(drawing, staged.plan, staged.buffers)
+        return staged
+
+    def _fit_colours(self) -> NDArray[np.float32]:
+        width, height = self._bundle.manifest.profile.default_size
+        return fit_preview(self._pipeline.encode, width, height)
+
+    # what the device's thread does
+
+    def _step_all(self) -> None:
+        while group := self._next_group():
+            staged = [task.staged for task in group if task.staged is not None]
+            started = time.perf_counter()
+            try:
+                self._stepper.step(staged)
+                took = time.perf_counter() - started
+                for task in group:
+                    self._advance(task)
+            except DeviceError:
+                raise
+            except Exception as error:
+                _log.exception("step of requests %s", ", ".join(task.submit.id for task in group))
+                self._stepper.close()  # whatever the plans hold
+                for task in group:
+                    self._drop(task, Failed(id=task.submit.id, reason="engine", message=str(error)))
+                continue
+            pictures = sum(each.batch for each in staged)
+            self._picture_seconds += _SMOOTHING * (took / pictures - self._picture_seconds)
+            self._emit(Stepped(pictures=pictures, seconds=took))
+
+    def _next_group(self) -> list[Task]:
+        """The first by the policy, and those that can take their step together with it; empty at the end."""
+        with self._changed:
+            while not self._closing:
+                self._expire(self._ready)
+                now = time.monotonic()
+                queue = sorted(self._ready, key=lambda task: self._rank(task, now))
+                if queue:
+                    group = self._fitting(queue)
+                    for task in group:
+                        task.started = task.started or now
+                    self._changed.notify_all()  # there may be room to encode
+                    return group
+                self._changed.wait()
+            return []
+
+    def _fitting(self, queue: list[Task]) -> list[Task]:
+        first, *others = queue
+        group, pictures = [first], first.drawing.layout.batch
+        for task in () if first.alone else others:
+            more = task.drawing.layout.batch
+            if not task.alone and pictures + more <= self.batch and _kind(task) == _kind(first):
+                group.append(task)
+                pictures += more
+        return group
+
+    def _advance(self, task: Task) -> None:
+        staged = task.staged
+        assert staged is not None
+        assert task.started is not None
+        if not staged.done:
+            self._emit(Advanced(id=task.submit.id, step=staged.step, previews=self._previews(task, staged)))
+            return
+        stepped = time.monotonic()
+        pictures = to_pixels(self._stepper.decode(staged.latents))
+        done = time.monotonic()
+        seconds = {
+            "queued": task.started - task.arrived,
+            "steps": stepped - task.started,
+            "decode": done - stepped,
+            "total": done - task.arrived,
+        }
+        seed = task.drawing.seed
+        seeds = tuple(seed) if not isinstance(seed, int | None) else (seed or 0,) * len(pictures)
+        self._drop(task, Finished(id=task.submit.id, pictures=tuple(pictures), seeds=seeds, seconds=seconds))
+
+    def _previews(self, task: Task, staged: Staged) -> tuple[Pixels, ...]:
+        if not task.submit.previews or self._colours is None:
+            return ()
+        scale = np.float32(task.drawing.table.input_scale[staged.step])  # as the model sees them: of unit variance
+        return tuple(preview(scale * latents, self._colours) for latents in staged.latents)
+
+    # what both do
+
+    def _rank(self, task: Task, now: float) -> tuple[float, float]:
+        remaining = task.remaining * self._picture_seconds
+        return self._order(Standing(arrived=task.arrived, remaining=remaining, deadline=task.submit.deadline), now)
+
+    def _expire(self, tasks: Sequence[Task]) -> None:
+        """Drops those that nobody waits for any more. The lock is held; each thread looks at its own, so that none goes
+        while a step of it is taken."""
+        now = time.monotonic()
+        for task in list(tasks):
+            name = task.submit.id
+            if task.cancelled:
+                self._drop(task, Failed(id=name, reason="cancelled", message=f"request {name} was cancelled"))
+            elif task.submit.deadline is not None and now >= task.submit.deadline:
+                done = 0 if task.staged is None else task.staged.step
+                said = f"request {name} ran out of time at step {done} of {len(task.drawing.layout.steps)}"
+                self._drop(task, Failed(id=name, reason="deadline", message=said))
+
+    def _drop(self, task: Task, last: Finished | Failed) -> None:
+        """The last word on a task."""
+        with self._changed:
+            for tasks in (self._waiting, self._ready):
+                if task in tasks:
+                    tasks.remove(task)
+            del self._tasks[task.submit.id]
+            self._emit(last)
+
+
+def _kind(task: Task) -> object:
+    return None if task.staged is None else task.staged.kind

@@ -1,0 +1,108 @@
+"""What a worker process and the service say to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from controlrt.runtime.server.jobs import Pixels
+
+# to the worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submit:
+    """Draw this."""
+
+    id: str
+    arguments: Mapping[str, Any]
+    deadline: float | None
+    """On the machine's monotonic clock."""
+    previews: bool
+    alone: bool
+    """Whether to draw it in no company: the engine has failed at it once, or at somebody beside it."""
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Nobody waits for it any more."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End, now."""
+
+
+# from the worker
+
+
+@dataclass(frozen=True)
+class Ready:
+    """It takes requests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """A request that can be drawn, and is queued."""
+
+    id: str
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A request that cannot be drawn."""
+
+    id: str
+    message: str
+    parameter: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advanced:
+    """A step of a request is done."""
+
+    id: str
+    step: int
+    previews: tuple[Pixels, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A request's pictures."""
+
+    id: str
+    pictures: tuple[Pixels, ...]
+    seeds: tuple[int, ...]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A request that will not be drawn."""
+
+    id: str
+    reason: Literal["deadline", "cancelled", "engine"]
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped:
+    """One launch for several requests at once."""
+
+    pictures: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The worker is of no use any more, and ends."""
+
+    message: str
+
+
+Outgoing = Submit | Cancel | Stop
+Incoming = Ready | Accepted | Refused | Advanced | Finished | Failed | Stepped | Broken

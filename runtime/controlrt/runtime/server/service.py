@@ -1,0 +1,442 @@
+"""The service: bundles on worker processes, and the jobs that they draw."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import logging
+import multiprocessing
+import queue
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Literal, Protocol
+
+from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.errors import (
+    CancelledError,
+    ControlRTError,
+    DeadlineError,
+    DrawingError,
+    ParameterError,
+    RequestError,
+    ServiceError,
+    UnavailableError,
+    UnknownNameError,
+)
+from controlrt.runtime.manifest import Manifest
+from controlrt.runtime.server import worker
+from controlrt.runtime.server.jobs import FINISHED, Job, Progress, Request, Result
+from controlrt.runtime.server.messages import (
+    Accepted,
+    Advanced,
+    Broken,
+    Cancel,
+    Failed,
+    Finished,
+    Incoming,
+    Outgoing,
+    Ready,
+    Refused,
+    Stepped,
+    Stop,
+    Submit,
+)
+from controlrt.runtime.server.policies import Policy
+
+_log = logging.getLogger(__name__)
+
+_KEPT_JOBS = 1000
+"""Finished jobs that can still be asked for."""
+_KEPT_SECONDS = 600.0
+_RESTARTS = 3
+"""How often in a row a worker may fail to start before the service gives it up."""
+_CONTEXT = multiprocessing.get_context("spawn")
+
+
+class Observer(Protocol):
+    """Hears what the service does; metrics are one."""
+
+    def stepped(self, bundle: str, pictures: int, seconds: float) -> None:
+        """A launch of one step for several pictures."""
+
+    def queued(self, bundle: str, jobs: int) -> None:
+        """How many jobs wait or run."""
+
+    def restarted(self, bundle: str) -> None:
+        """A worker has died, and another one takes its place."""
+
+
+class Silent:
+    """An observer that keeps it to itself."""
+
+    def stepped(self, bundle: str, pictures: int, seconds: float) -> None:
+        """See ``Observer``."""
+
+    def queued(self, bundle: str, jobs: int) -> None:
+        """See ``Observer``."""
+
+    def restarted(self, bundle: str) -> None:
+        """See ``Observer``."""
+
+
+@dataclass(eq=False)
+class _Assigned:
+    """A job that a worker has."""
+
+    job: Job
+    submit: Submit
+    accepted: asyncio.Future[None]
+    tries: int = 1
+
+
+class _Worker:
+    """One worker process, and those that follow where it dies. It belongs to the event loop."""
+
+    def __init__(
+        self,
+        bundle: str,
+        options: worker.WorkerOptions,
+        observer: Observer,
+        finish: Callable[[Job], None],
+    ) -> None:
+        self.bundle, self._options, self._observer, self._finish = bundle, options, observer, finish
+        self.assigned: dict[str, _Assigned] = {}
+        self.ready = asyncio.Event()
+        self.failure: str | None = None
+        """Why it was given up."""
+        self._failures = 0
+        self._was_ready = False
+        self._closing = False
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._start()
+
+    def _start(self) -> None:
+        here, there = _CONTEXT.Pipe()
+        self._connection: Connection = here
+        self._process = _CONTEXT.Process(
+            target=worker.main, args=(there, self._options), name=f"controlrt {self.bundle}", daemon=True
+        )
+        self._process.start()
+        there.close()
+        self._outgoing: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
+        for work, of in ((_send_all, self._outgoing), (self._receive_all, self._process)):
+            threading.Thread(target=work, args=(here, of), daemon=True).start()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process."""
+        return self._process.pid
+
+    def send(self, message: Outgoing) -> None:
+        """Queues a message to the process."""
+        self._outgoing.put(message)
+
+    def submit(self, assigned: _Assigned) -> None:
+        """Gives the process a job."""
+        self.assigned[assigned.job.id] = assigned
+        self.send(assigned.submit)
+        self._observer.queued(self.bundle, len(self.assigned))
+
+    async def close(self) -> None:
+        """Ends the process."""
+        self._closing = True
+        self.send(Stop())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), 10)
+        if self._process.is_alive():
+            self._process.kill()
+            await self._ended.wait()
+
+    def _receive_all(self, connection: Connection, process: multiprocessing.process.BaseProcess) -> None:
+        """A thread's work: what the process says, and that it has ended."""
+        while True:
+            try:
+                message: Incoming = connection.recv()
+            except (EOFError, OSError):
+                break
+            if not self._told(self._hear, message):
+                return
+        process.join()
+        self._told(self._die)
+
+    def _told(self, call: Callable[..., None], *arguments: object) -> bool:
+        """Has the event loop call; False where it is closed."""
+        try:
+            self._loop.call_soon_threadsafe(call, *arguments)
+        except RuntimeError:
+            return False
+        return True
+
+    def _hear(self, message: Incoming) -> None:
+        if isinstance(message, Ready):
+            self._failures, self._was_ready = 0, True
+            self.ready.set()
+        elif isinstance(message, Broken):
+            _log.error("worker of %s: %s", self.bundle, message.message)
+            self.failure = message.message
+        elif isinstance(message, Stepped):
+            self._observer.stepped(self.bundle, message.pictures, message.seconds)
+        elif (assigned := self.assigned.get(message.id)) is not None:
+            self._hear_of(assigned, message)
+
+    def _hear_of(self, assigned: _Assigned, message: Accepted | Refused | Advanced | Finished | Failed) -> None:
+        job = assigned.job
+        if isinstance(message, Accepted):
+            job.change(progress=Progress(step=0, steps=message.steps))
+            if not assigned.accepted.done():
+                assigned.accepted.set_result(None)
+        elif isinstance(message, Refused):
+            self._end(assigned, "failed", RequestError(message.message, message.parameter))
+        elif isinstance(message, Advanced):
+            progress = Progress(step=message.step, steps=job.progress.steps, previews=message.previews)
+            job.change(status="running", progress=progress)
+        elif isinstance(message, Finished):
+            steps = job.progress.steps
+            job.change(progress=Progress(step=steps, steps=steps))
+            job.result = Result(pictures=message.pictures, seeds=message.seeds, seconds=message.seconds)
+            self._end(assigned, "done", None)
+        elif message.reason == "engine":
+            self._try_again(assigned, message.message)
+        elif message.reason == "deadline":
+            self._end(assigned, "failed", DeadlineError(message.message))
+        else:
+            self._end(assigned, "cancelled", CancelledError(message.message))
+
+    def _try_again(self, assigned: _Assigned, why: str) -> None:
+        """Once more, in no company: its seed makes the same picture of it."""
+        if assigned.tries > 1 or self._closing:
+            said = f"the engine failed at request {assigned.job.id}, and failed again when it was tried alone: {why}"
+            self._end(assigned, "failed", DrawingError(said))
+            return
+        assigned.tries += 1
+        assigned.submit = dataclasses.replace(assigned.submit, alone=True)
+        self.send(assigned.submit)
+
+    def _end(
+        self, assigned: _Assigned, status: Literal["done", "failed", "cancelled"], error: ControlRTError | None
+    ) -> None:
+        del self.assigned[assigned.job.id]
+        if not assigned.accepted.done():
+            if error is None:
+                assigned.accepted.set_result(None)
+            else:
+                assigned.accepted.set_exception(error)
+        assigned.job.change(status=status, error=error)
+        self._finish(assigned.job)
+        self._observer.queued(self.bundle, len(self.assigned))
+
+    def _die(self) -> None:
+        """The process has ended: another one takes over what it had, unless it was told to."""
+        self._outgoing.put(None)
+        self._failures = 0 if self.ready.is_set() else self._failures + 1
+        self.ready.clear()
+        if self._closing or not self._was_ready or self._failures >= _RESTARTS:
+            why = self.failure or f"the worker of {self.bundle} has ended"
+            self.failure = why
+            for assigned in list(self.assigned.values()):
+                self._end(assigned, "failed", DrawingError(why))
+            self._ended.set()
+            self.ready.set()  # whoever waits finds the failure
+            return
+        _log.error("worker of %s has ended (exit status %s); starting another", self.bundle, self._process.exitcode)
+        self._observer.restarted(self.bundle)
+        self.failure = None
+        self._options = dataclasses.replace(self._options, verify=False)  # that was done when the service started
+        self._start()
+        for assigned in list(self.assigned.values()):
+            self._try_again(assigned, "its worker has ended")
+
+
+def _send_all(connection: Connection, outgoing: queue.SimpleQueue[Outgoing | None]) -> None:
+    """A thread's work: messages to a process, which may be slow to take pictures."""
+    while (message := outgoing.get()) is not None:
+        try:
+            connection.send(message)
+        except OSError:  # it has ended; the receiving thread says so
+            break
+    connection.close()
+
+
+class LocalService:
+    """Bundles on worker processes of this machine. See ``Service``.
+
+    Args:
+        bundles: opened bundles by name.
+        workers: options of one worker or more for each, by bundle name.
+        queue_size: jobs of one bundle that may wait or run at once.
+        observer: hears what happens.
+    """
+
+    def __init__(
+        self,
+        bundles: Mapping[str, Bundle],
+        workers: Mapping[str, Sequence[worker.WorkerOptions]],
+        *,
+        queue_size: int,
+        observer: Observer,
+    ) -> None:
+        self._manifests = {name: bundle.manifest for name, bundle in bundles.items()}
+        self._queue_size, self._observer = queue_size, observer
+        self._jobs: dict[str, Job] = {}
+        self._finished: OrderedDict[str, float] = OrderedDict()
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._numbers = itertools.count(1)
+        self._job_seconds = 1.0
+        self.workers = {
+            name: [_Worker(name, options, observer, self._finish) for options in workers[name]] for name in bundles
+        }
+
+    @property
+    def bundles(self) -> Mapping[str, Manifest]:
+        """See ``Service``."""
+        return self._manifests
+
+    @property
+    def state(self) -> Literal["starting", "ready", "draining", "failed"]:
+        """See ``Service``."""
+        if self._draining:
+            return "draining"
+        workers = [each for group in self.workers.values() for each in group]
+        if any(each.failure for each in workers):
+            return "failed"
+        return "ready" if all(each.ready.is_set() for each in workers) else "starting"
+
+    async def start(self) -> None:
+        """Waits until every worker takes requests.
+
+        Raises:
+            ServiceError: one does not.
+        """
+        for group in self.workers.values():
+            for each in group:
+                await each.ready.wait()
+                if each.failure:
+                    raise ServiceError(f"bundle {each.bundle}: {each.failure}")
+
+    async def submit(self, request: Request) -> Job:
+        """See ``Service``."""
+        name = request.bundle or next(iter(self._manifests))
+        if name not in self.workers:
+            raise UnknownNameError("bundle", name, self._manifests)
+        if self._draining:
+            raise UnavailableError("the server is shutting down; ask another one", "draining", 5)
+        able = [each for each in self.workers[name] if not each.failure]
+        if not able:
+            raise UnavailableError(f"no worker draws with bundle {name}: see the server's log", "no_worker", 30)
+        jobs = sum(len(each.assigned) for each in able)
+        if jobs >= self._queue_size:
+            wait = max(1.0, self._job_seconds * jobs / len(able))
+            said = f"the queue of bundle {name} is full ({jobs} requests); try again in {wait:.0f} s"
+            raise UnavailableError(said, "queue_full", wait)
+        chosen = min(able, key=lambda each: len(each.assigned))
+        arguments = {"seed": secrets.randbits(32), **request.arguments}
+        if arguments["seed"] is None:
+            arguments["seed"] = secrets.randbits(32)
+        identity = f"{next(self._numbers):x}-{secrets.token_hex(8)}"
+        job = Job(id=identity, request=request, cancel=lambda: chosen.send(Cancel(identity)))
+        deadline = None if request.timeout is None else time.monotonic() + request.timeout
+        submit = Submit(id=identity, arguments=arguments, deadline=deadline, previews=request.previews, alone=False)
+        assigned = _Assigned(job, submit, asyncio.get_running_loop().create_future())
+        chosen.submit(assigned)
+        self._jobs[identity] = job
+        self._idle.clear()
+        try:
+            await asyncio.shield(assigned.accepted)
+        except asyncio.CancelledError:
+            job.cancel()
+            assigned.accepted.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
+        except RequestError:
+            del self._jobs[identity]
+            self._finished.pop(identity, None)
+            raise
+        return job
+
+    def job(self, name: str) -> Job | None:
+        """See ``Service``."""
+        return self._jobs.get(name)
+
+    async def drain(self) -> None:
+        """Takes no more requests, and returns when all are finished."""
+        self._draining = True
+        while any(each.assigned for group in self.workers.values() for each in group):
+            self._idle.clear()
+            await self._idle.wait()
+
+    async def close(self) -> None:
+        """Ends the workers; jobs that are left fail."""
+        self._draining = True
+        await asyncio.gather(*(each.close() for group in self.workers.values() for each in group))
+
+    def _finish(self, job: Job) -> None:
+        """A job is finished: old ones are forgotten."""
+        now = time.monotonic()
+        self._job_seconds += 0.1 * (now - job.submitted - self._job_seconds)
+        self._finished[job.id] = now
+        while self._finished:
+            oldest, when = next(iter(self._finished.items()))
+            if len(self._finished) <= _KEPT_JOBS and now - when <= _KEPT_SECONDS:
+                break
+            del self._finished[oldest]
+            self._jobs.pop(oldest, None)
+        self._idle.set()
+
+
+@contextlib.asynccontextmanager
+async def open_service(
+    bundles: Sequence[Path],
+    *,
+    queue: int = 64,
+    policy: Policy = "shortest",
+    devices: Sequence[int] = (0,),
+    threads: int | None = None,
+    batch: int | None = None,
+    observer: Observer | None = None,
+) -> AsyncIterator[LocalService]:
+    """Starts a worker for each bundle, on a GPU one for each of ``devices``, and ends them when the context is left.
+
+    Args:
+        bundles: their directories, whose names are the bundles' names; the first is the default.
+        queue: jobs of one bundle that may wait or run at once.
+        policy, batch: as ``Engine``'s.
+        devices: GPUs, as CUDA counts them.
+        threads: CPU threads of each worker; all cores by default.
+        observer: hears what happens.
+
+    Raises:
+        BundleError: one is missing, damaged or of another schema version.
+        ServiceError: a worker does not start.
+        ParameterError: two bundles of one name.
+    """
+    opened: dict[str, Bundle] = {}
+    for path in bundles:
+        name = path.resolve().name
+        if name in opened:
+            raise ParameterError("bundle", str(path), f"of another name than {opened[name].path}")
+        opened[name] = Bundle.open(path, verify=False)  # workers compare the hashes
+    workers = {
+        name: [
+            worker.WorkerOptions(bundle=bundle.path, policy=policy, batch=batch, threads=threads, device=device)
+            for device in (devices if bundle.manifest.backend in ("cuda", "tensorrt", "tensorrt-rtx") else (0,))
+        ]
+        for name, bundle in opened.items()
+    }
+    service = LocalService(opened, workers, queue_size=queue, observer=observer or Silent())
+    try:
+        await service.start()
+        yield service
+    finally:
+        await service.close()
+
+
+__all__ = ["FINISHED", "LocalService", "Observer", "Silent", "open_service"]
