@@ -180,7 +180,7 @@ class Stepper:
             for view in (call.inputs[spec.name],)
         ]
         inputs = set(plan.inputs())
-        bound = self._executor.bind(plan)
+        bound = self._executor.bind(plan, decodes=False)
         pictures = np.arange(batch)
         for name, value in (
             ("rows", np.tile(pictures, layout.rows // batch)),

@@ -19,6 +19,7 @@ from controlrt.runtime.cuda.plan_memory import lifetimes
 from controlrt.runtime.errors import ControlRTError, DeviceError, DeviceMemoryError
 from controlrt.runtime.executors.cuda import CudaExecutor
 from controlrt.runtime.plan import Layout, StepLayout, plan_denoising
+from controlrt.runtime.stepping import Staged, Stepper
 
 pytestmark = pytest.mark.bundle
 
@@ -81,9 +82,39 @@ def test_the_same_prompt_and_hint_cost_one_launch(simulated: ControlNetPipeline,
 def test_captured_equals_uncaptured(simulated: ControlNetPipeline, device: SimulatedDevice) -> None:
     captured = draw(simulated)
     (bound,) = simulated._bound.values()
-    bound._queue(decode=False)
+    bound._queue(decode=False, history=False)
     device.synchronize()
     np.testing.assert_array_equal(bound._latents.host, captured)
+
+
+def test_steps_of_several_drawings_are_one_launch_each(
+    demo: ControlNetPipeline, simulated: ControlNetPipeline, device: SimulatedDevice
+) -> None:
+    """Step-level batching: state, rows and coefficients go up, one step runs, state comes down, in one graph."""
+    stepper = Stepper(simulated.bundle, simulated._executor)
+    host = Stepper(demo.bundle, demo._executor)
+    calls: list[dict[str, Any]] = [{"num_inference_steps": 3}, {"num_inference_steps": 2, "scheduler": "Euler a"}]
+    there, here = [[_staged(pipe, **call) for call in calls] for pipe in (simulated, demo)]
+    for step in range(2):
+        host.step(here)
+        with log_of(device) as log:
+            stepper.step(there)
+        assert step == 0 or [entry[0] for entry in log if entry[0] in ("launch", "allocate", "run")] == ["launch"]
+    for pair in zip(there, here, strict=True):
+        np.testing.assert_array_equal(*(each.latents for each in pair))
+    with log_of(device) as log:
+        stepper.step(there[:1])
+    assert not [entry for entry in log if entry[0] == "launched" and "vae" in str(entry)]
+    host.step(here[:1])
+    np.testing.assert_array_equal(there[0].latents, here[0].latents)
+    stepper.close()
+
+
+def _staged(pipe: ControlNetPipeline, **call: Any) -> Staged:
+    drawing = pipe.prepare(PROMPT, {"mask": square()}, seed=3, **call)
+    staged = Staged(pipe.bundle.manifest, drawing)
+    pipe.fill(drawing, staged.plan, staged.buffers)
+    return staged
 
 
 def test_callback_sees_every_step_and_may_change_it(demo: ControlNetPipeline, simulated: ControlNetPipeline) -> None:

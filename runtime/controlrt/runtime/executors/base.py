@@ -67,8 +67,13 @@ class Executor(abc.ABC):
         """Runs one program once on NumPy arrays of any size it allows and returns its outputs by name."""
 
     @abc.abstractmethod
-    def bind(self, plan: Plan) -> BoundPlan:
-        """Allocates the plan's buffers, zeroed, and binds every call to them."""
+    def bind(self, plan: Plan, *, decodes: bool = True) -> BoundPlan:
+        """Allocates the plan's buffers, zeroed, and binds every call to them.
+
+        Args:
+            plan: what to run.
+            decodes: whether runs may be asked for pictures, which takes memory of its own on a GPU.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -123,8 +128,9 @@ class HostExecutor(Executor):
     def bind_call(self, program: str, inputs: Arrays, outputs: Arrays) -> Launch:
         """A launch of ``program`` that reads and writes these arrays where they lie, each time it is called."""
 
-    def bind(self, plan: Plan) -> HostPlan:
+    def bind(self, plan: Plan, *, decodes: bool = True) -> HostPlan:
         """See ``Executor``."""
+        del decodes
         return HostPlan(self, plan)
 
 

@@ -62,10 +62,11 @@ class CudaExecutor(Executor):
         self._runs.move_to_end(key)
         return self._runs[key].run(inputs)
 
-    def bind(self, plan: Plan) -> CudaPlan:
+    def bind(self, plan: Plan, *, decodes: bool = True) -> CudaPlan:
         """See ``Executor``."""
         self._device.activate()
-        bound = CudaPlan(self._device, self._engine, self._stream, plan, self._bundle.manifest.program(DECODER))
+        decoder = self._bundle.manifest.program(DECODER) if decodes else None
+        bound = CudaPlan(self._device, self._engine, self._stream, plan, decoder)
         self._plans.add(bound)
         return bound
 
@@ -112,7 +113,7 @@ class CudaPlan(BoundPlan):
         engine: Callable[[str], Engine],
         stream: Callable[[str], int],
         plan: Plan,
-        decoder: Program,
+        decoder: Program | None,
     ) -> None:
         self.plan, self._device = plan, device
         with ExitStack() as resources:
@@ -133,22 +134,19 @@ class CudaPlan(BoundPlan):
             self._steps = [
                 [(stream(call.program), bind(*self._memory.call(call))) for call in calls] for calls in plan.steps
             ]
-            shape, dtype = plan.buffers[plan.result]
-            final = self._memory.array(View(plan.result))
-            size = dimensions_of(decoder.inputs, {"latents": (1, *shape[1:])})
-            self._pictures = Staged(device, (shape[0], *shape_of(decoder.outputs[0], size)[1:]), np.float32, resources)
-            self._latents = Staged(device, shape, np.dtype(dtype), resources)
-            self._history_view = View(plan.state("history", len(plan.steps)))
-            shape, dtype = plan.buffers[self._history_view.buffer]
-            self._history = Staged(device, shape, np.dtype(dtype), resources)
-            self._decoder = [
-                bind(
-                    DECODER,
-                    {"latents": final.rows(range(row, row + 1))},
-                    {decoder.outputs[0].name: self._pictures.device.rows(range(row, row + 1))},
-                )
-                for row in range(shape[0])
-            ]
+            self._latents = self._staged(plan.result, resources)
+            self._history = self._staged(plan.state("history", len(plan.steps)), resources)
+            self._pictures: Staged | None = None
+            self._decoder: list[EngineLaunch] = []
+            if decoder is not None:
+                final = self._memory.array(View(plan.result))
+                size = dimensions_of(decoder.inputs, {"latents": (1, *final.shape[1:])})
+                shape = final.shape[0], *shape_of(decoder.outputs[0], size)[1:]
+                self._pictures = Staged(device, shape, np.float32, resources)
+                for row in range(final.shape[0]):
+                    rows = range(row, row + 1)
+                    outputs = {decoder.outputs[0].name: self._pictures.device.rows(rows)}
+                    self._decoder.append(bind(DECODER, {"latents": final.rows(rows)}, outputs))
             for each in (MAIN, SIDE):  # programs of one stream run one after another: one scratch memory serves all
                 own = [launch for (program, *_), launch in launches.items() if stream(program) == each]
                 _share_scratch(device, own, resources)
@@ -177,7 +175,7 @@ class CudaPlan(BoundPlan):
         seconds = [self._device.elapsed(*pair) for pair in itertools.pairwise(self._events)]
         return PlanRun(
             latents=self._latents.host.copy(),
-            pictures=self._pictures.host.copy() if decode else None,
+            pictures=self._pictures.host.copy() if decode and self._pictures else None,
             history=self._history.host.copy() if history else None,
             steps=tuple(seconds[:-1]),
             host=launched - started,
@@ -214,11 +212,9 @@ class CudaPlan(BoundPlan):
             device.record(self._events[step + 1])
         self._latents.download(self._memory.array(View(result)))
         if history:
-            self._history.download(self._memory.array(self._history_view))
+            self._download_history()
         if decode:
-            for launch in self._decoder:
-                launch()
-            self._pictures.download()
+            self._queue_decoder()
         device.record(self._events[-1])
 
     def _run_by_steps(self, decode: bool, history: bool, after_step: AfterStep) -> PlanRun:
@@ -243,11 +239,11 @@ class CudaPlan(BoundPlan):
         if decoder is not None:
             self._device.launch(decoder)
         if history:
-            self._history.download(self._memory.array(self._history_view))
+            self._download_history()
         self._device.synchronize()
         return PlanRun(
             latents=self._latents.host.copy(),
-            pictures=self._pictures.host.copy() if decode else None,
+            pictures=self._pictures.host.copy() if decode and self._pictures else None,
             history=self._history.host.copy() if history else None,
             steps=tuple(steps),
             host=host,
@@ -271,9 +267,19 @@ class CudaPlan(BoundPlan):
         last()
 
     def _queue_decoder(self) -> None:
+        if self._pictures is None:
+            raise DeviceError("the plan was bound without a decoder")
         for launch in self._decoder:
             launch()
         self._pictures.download()
+
+    def _staged(self, buffer: str, resources: ExitStack) -> Staged:
+        """Memory of the host for a buffer's copy."""
+        shape, dtype = self.plan.buffers[buffer]
+        return Staged(self._device, shape, np.dtype(dtype), resources)
+
+    def _download_history(self) -> None:
+        self._history.download(self._memory.array(View(self.plan.state("history", len(self._steps)))))
 
     def _graph(self, name: str, queue: Callable[[], None]) -> int:
         if name not in self._graphs:
