@@ -24,6 +24,7 @@ from controlrt.runtime.executors import BoundPlan, Executor
 from controlrt.runtime.executors.base import DECODER
 from controlrt.runtime.manifest import Manifest
 from controlrt.runtime.plan import HALF, UNGUIDED, Layout, StepLayout, plan_denoising
+from controlrt.runtime.samplers.table import HISTORY, OUTPUT_COLUMN
 
 _KEPT_PLANS = 16
 _OWN = ("rows", "guidance", "conditional", UNGUIDED)
@@ -84,6 +85,21 @@ class Staged:
     def latents(self) -> NDArray[np.float32]:
         """(batch, channels, height/8, width/8)."""
         return self.buffers[self.plan.state("latents", 0)]
+
+    def keep_predictions(self) -> None:
+        """Has the steps leave the picture that they predict in the last entry of the history, where the sampler has no
+        use for it; once the buffers are filled."""
+        if len(self.drawing.table.history) < HISTORY:
+            row = self.buffers["update"][:, :, HISTORY]
+            row[..., 0] = self.drawing.table.predicted[:, None, 0]
+            row[..., OUTPUT_COLUMN] = self.drawing.table.predicted[:, None, 1]
+
+    def predicted(self) -> NDArray[np.float32]:
+        """The latents that the last step predicts, (batch, ...); or those that it left, of the variance that the model
+        sees, where the sampler needs all of the history."""
+        if len(self.drawing.table.history) < HISTORY:
+            return self.buffers[self.plan.state("history", 0)][:, HISTORY - 1]
+        return self.latents * np.float32(self.drawing.table.input_scale[min(self.step, self.steps - 1)])
 
     def advance(self, latents: NDArray[np.float32], history: NDArray[np.float32]) -> None:
         """Takes over what a step made."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from controlrt.runtime.errors import ParameterError, UnknownNameError
 from controlrt.runtime.samplers.names import ALIASES, SAMPLERS, SUFFIXES, find_sampler, known_names
-from controlrt.runtime.samplers.sampler import Request, Sampler, resolve_options
+from controlrt.runtime.samplers.sampler import Request, Sampler, prediction, resolve_options
 from controlrt.runtime.samplers.table import COLUMNS, HISTORY, Array, SamplerTable, assemble
 
 __all__ = ["ALIASES", "COLUMNS", "HISTORY", "SAMPLERS", "SUFFIXES", "SamplerTable", "compile_sampler", "known_names"]
@@ -88,9 +88,10 @@ def compile_sampler(
         raise request.refuse("takes no eta", f"leave it out, or use {_takers('eta')}")
     with np.errstate(all="ignore"):  # the log of a final sigma of zero, rows that are never run
         compiled = sampler.compile(request)
+        predicted = prediction(resolved["prediction_type"], compiled)
     if request.begin >= len(compiled.timesteps):
         raise ParameterError("strength", strength, f"more: {steps} steps of {sampler.name} leave none to run")
-    table = assemble(compiled, request.begin, strength is not None)
+    table = assemble(compiled, request.begin, strength is not None, predicted)
     if not (np.isfinite(table.update).all() and np.isfinite(table.clip).all()):
         if resolved.get("rescale_betas_zero_snr") and resolved["prediction_type"] == "epsilon":
             raise request.refuse(

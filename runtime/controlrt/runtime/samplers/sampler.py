@@ -104,6 +104,14 @@ def predict_at(prediction_type: str, sigma: Array) -> tuple[Form, Array]:
     raise UnknownNameError("prediction_type", str(prediction_type), PREDICTIONS)
 
 
+def prediction(prediction_type: str, steps: Steps) -> Form:
+    """x_0 at every call of the model, whatever the sampler makes of it."""
+    scale = 1 / np.hypot(*steps.start)
+    alpha, sigma = (scale * each for each in steps.start)
+    x_0, _ = predict(prediction_type, alpha, sigma)
+    return Form({"latents": x_0.terms.get("latents", 0.0) * scale, "output": x_0.terms["output"]})
+
+
 _POSITIVE = ("sigma_min", "sigma_max", "sigma_data", "rho", "timestep_scaling", "clip_sample_range")
 
 

@@ -21,6 +21,7 @@ HISTORY = 5
 """Tensors that a sampler may keep from step to step; PNDM's Runge-Kutta start keeps this many."""
 COLUMNS = 1 + HISTORY + 3
 """What a step combines: latents, history, model output, noise, clipped prediction."""
+OUTPUT_COLUMN = 1 + HISTORY
 NO_CLIP = float(np.finfo(np.float32).max)
 
 Array = NDArray[np.float64]
@@ -121,13 +122,20 @@ class SamplerTable:
     """(n, 2): after the step, latents stand at known[0] * picture latents + known[1] * noise (inpainting)."""
     history: tuple[str, ...]
     """Names of the history slots in use."""
+    predicted: Array
+    """(n, 2): each step predicts the picture's latents as p[0] * latents + p[1] * output, for previews."""
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
 
-def assemble(steps: Steps, begin: int, picture_to_picture: bool) -> SamplerTable:
-    """Lays the forms of ``steps`` out as matrices, from row ``begin`` on."""
+def assemble(steps: Steps, begin: int, picture_to_picture: bool, predicted: Form | None = None) -> SamplerTable:
+    """Lays the forms of ``steps`` out as matrices, from row ``begin`` on.
+
+    Args:
+        steps, begin, picture_to_picture: what to lay out.
+        predicted: the picture's latents, over latents and output; the latents as they stand where None.
+    """
     rows = slice(begin, None)
     n = len(steps.timesteps) - begin
     history = tuple(steps.keep)
@@ -136,7 +144,7 @@ def assemble(steps: Steps, begin: int, picture_to_picture: bool) -> SamplerTable
             f"a sampler keeps {len(history)} tensors ({', '.join(history)}); the step has room for {HISTORY}"
         )
     columns = {name: 1 + slot for slot, name in enumerate(f"kept {name}" for name in history)}
-    columns |= {"latents": 0, "output": COLUMNS - 3, "noise": COLUMNS - 2, "clipped": COLUMNS - 1}
+    columns |= {"latents": 0, "output": OUTPUT_COLUMN, "noise": COLUMNS - 2, "clipped": COLUMNS - 1}
     update = np.zeros((n, 1 + HISTORY, COLUMNS))
     for row, form in enumerate((steps.latents, *steps.keep.values())):
         for name, value in form.terms.items():
@@ -145,10 +153,8 @@ def assemble(steps: Steps, begin: int, picture_to_picture: bool) -> SamplerTable
     clip = np.zeros((n, 3))
     clip[:, 2] = NO_CLIP
     if steps.clip is not None:
-        predicted, limit = steps.clip
-        for column, name in enumerate(("latents", "output")):
-            clip[:, column] = np.broadcast_to(predicted.terms.get(name, 0.0), len(steps.timesteps))[rows]
-        clip[:, 2] = limit
+        clipped, clip[:, 2] = steps.clip
+        clip[:, :2] = _coefficients(clipped, len(steps.timesteps))[rows]
     at = [np.broadcast_to(np.asarray(each, np.float64), len(steps.timesteps)) for each in steps.start]
     known = np.stack([np.append(at[0][begin + 1 :], 1.0), np.append(at[1][begin + 1 :], 0.0)], axis=1)
     initial = (0.0, float(steps.noise_scale))
@@ -163,4 +169,10 @@ def assemble(steps: Steps, begin: int, picture_to_picture: bool) -> SamplerTable
         initial=initial,
         known=known,
         history=history,
+        predicted=np.nan_to_num(_coefficients(predicted or LATENTS, len(steps.timesteps))[rows], posinf=0, neginf=0),
     )
+
+
+def _coefficients(form: Form, n: int) -> Array:
+    """(n, 2): of latents and output."""
+    return np.stack([np.broadcast_to(form.terms.get(name, 0.0), n) for name in ("latents", "output")], axis=1)

@@ -194,8 +194,10 @@ class Engine:
         while (task := self._next_to_encode()) is not None:
             try:
                 staged = self._staged(task.drawing)
-                if task.submit.previews and self._colours is None:
-                    self._colours = self._fit_colours()
+                if task.submit.previews:
+                    staged.keep_predictions()
+                    if self._colours is None:
+                        self._colours = self._fit_colours()
             except DeviceError:
                 raise
             except Exception as error:
@@ -304,8 +306,7 @@ class Engine:
     def _previews(self, task: Task, staged: Staged) -> tuple[Pixels, ...]:
         if not task.submit.previews or self._colours is None:
             return ()
-        scale = np.float32(task.drawing.table.input_scale[staged.step])  # as the model sees them: of unit variance
-        return tuple(preview(scale * latents, self._colours) for latents in staged.latents)
+        return tuple(preview(latents, self._colours) for latents in staged.predicted())
 
     # what both do
 

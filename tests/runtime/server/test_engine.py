@@ -1,0 +1,156 @@
+"""The engine on the demo bundle, in this process."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from controlled_calls import PROMPT, square
+from controlrt.runtime import ControlNetPipeline
+from controlrt.runtime.errors import DeviceError
+from controlrt.runtime.server.engine import Engine
+from controlrt.runtime.server.messages import (
+    Accepted,
+    Advanced,
+    Broken,
+    Failed,
+    Finished,
+    Incoming,
+    Refused,
+    Stepped,
+    Submit,
+)
+
+pytestmark = pytest.mark.bundle
+
+
+class Running:
+    """An engine, and what it says."""
+
+    def __init__(self, demo: ControlNetPipeline, **options: Any) -> None:
+        self.said: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
+        self.engine = Engine(demo.bundle, self.said.put, **options)
+
+    def submit(
+        self, name: str, *, deadline: float | None = None, previews: bool = False, alone: bool = False, **changes: Any
+    ) -> None:
+        arguments = {"prompt": PROMPT, "image": {"mask": square()}, "num_inference_steps": 2, "seed": 3, **changes}
+        self.engine.submit(Submit(id=name, arguments=arguments, deadline=deadline, previews=previews, alone=alone))
+
+    def until(self, *names: str) -> list[Incoming]:
+        """Everything it says until these are finished."""
+        left, heard = set(names), []
+        while left:
+            heard.append(self.said.get(timeout=60))
+            if isinstance(heard[-1], Finished | Failed | Refused):
+                left.discard(heard[-1].id)
+        return heard
+
+
+@pytest.fixture(scope="module")
+def shared(demo: ControlNetPipeline) -> Iterator[Running]:
+    running = Running(demo, batch=4)
+    with running.engine:
+        yield running
+
+
+def test_short_requests_overtake_and_share_steps(demo: ControlNetPipeline, shared: Running) -> None:
+    shared.submit("long", num_inference_steps=9, previews=True)
+    while not isinstance(shared.said.get(timeout=60), Advanced):
+        pass
+    shared.submit("short", scheduler="Euler a", seed=5)
+    heard = shared.until("long", "short")
+    finished = [each for each in heard if isinstance(each, Finished)]
+    assert [each.id for each in finished] == ["short", "long"]
+    assert max(each.pictures for each in heard if isinstance(each, Stepped)) == 2
+    for each, call in zip(
+        finished,
+        ({"scheduler": "Euler a", "seed": 5, "num_inference_steps": 2}, {"num_inference_steps": 9, "seed": 3}),
+        strict=True,
+    ):
+        alone = np.asarray(demo(PROMPT, {"mask": square()}, **call).images[0], np.int16)
+        assert np.abs(alone - each.pictures[0]).max() <= 1  # the batch may round otherwise
+        assert set(each.seconds) == {"queued", "steps", "decode", "total"}
+        assert each.seeds == (call["seed"],)
+    previews = [each.previews[0] for each in heard if isinstance(each, Advanced) and each.id == "long"]
+    assert {each.shape for each in previews} == {(64, 64, 3)}
+    picture = finished[1].pictures[0].reshape(64, 8, 64, 8, 3).mean(axis=(1, 3))
+    likeness = [np.corrcoef(each.ravel(), picture.ravel())[0, 1] for each in previews]
+    assert likeness[-1] > 0.85  # a linear map of demo latents reaches 0.93
+    assert likeness[-1] > likeness[0]
+
+
+def test_refusals_name_the_argument(shared: Running) -> None:
+    shared.submit("steps", num_inference_steps=0)
+    shared.submit("control", image={"depth": square()})
+    said = [each for each in shared.until("steps", "control") if isinstance(each, Refused)]
+    assert said[0].parameter == "num_inference_steps"
+    assert "unknown control 'depth'" in said[1].message
+
+
+def test_cancelled_and_late_requests_stop_at_a_step(shared: Running) -> None:
+    shared.submit("late", deadline=time.monotonic() + 0.5, num_inference_steps=500)
+    shared.submit("unwanted", num_inference_steps=500)
+    shared.submit("past", deadline=time.monotonic() - 1)
+    shared.engine.cancel("unwanted")
+    shared.engine.cancel("nobody")
+    failed = {each.id: each for each in shared.until("late", "unwanted", "past") if isinstance(each, Failed)}
+    assert {name: each.reason for name, each in failed.items()} == {
+        "late": "deadline",
+        "unwanted": "cancelled",
+        "past": "deadline",
+    }
+    assert "of 500" in failed["late"].message
+    shared.submit("next")
+    assert isinstance(shared.until("next")[-1], Finished)
+
+
+def test_a_failing_step_fails_its_requests_alone(shared: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = shared.engine._stepper.step
+
+    def poisoned(drawings: Any) -> None:
+        if any(each.drawing.seed == 666 for each in drawings):
+            raise RuntimeError("a kernel failed")
+        step(drawings)
+
+    monkeypatch.setattr(shared.engine._stepper, "step", poisoned)
+    shared.submit("poison", seed=666)
+    shared.submit("other", alone=True)
+    said = {each.id: each for each in shared.until("poison", "other") if isinstance(each, Finished | Failed)}
+    assert isinstance(said["other"], Finished)
+    assert isinstance(said["poison"], Failed)
+    assert (said["poison"].reason, said["poison"].message) == ("engine", "a kernel failed")
+
+
+def test_those_to_be_drawn_alone_have_no_company(shared: Running) -> None:
+    for number in range(3):
+        shared.submit(f"alone {number}", alone=True, seed=number)
+    said = shared.until("alone 0", "alone 1", "alone 2")
+    assert {each.pictures for each in said if isinstance(each, Stepped)} == {1}
+
+
+def test_several_pictures_of_one_request(demo: ControlNetPipeline, shared: Running) -> None:
+    shared.submit("three", num_images_per_prompt=3, seed=[4, 5, 6])
+    finished = shared.until("three")[-1]
+    assert isinstance(finished, Finished)
+    assert finished.seeds == (4, 5, 6)
+    expected = demo(PROMPT, {"mask": square()}, num_inference_steps=2, num_images_per_prompt=3, seed=[4, 5, 6]).images
+    np.testing.assert_array_equal(np.stack(finished.pictures), np.stack([np.asarray(each) for each in expected]))
+
+
+def test_a_lost_device_breaks_the_engine(demo: ControlNetPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(_: Any) -> None:
+        raise DeviceError("the GPU has fallen off the bus")
+
+    running = Running(demo)
+    with running.engine:
+        monkeypatch.setattr(running.engine._stepper, "step", lost)
+        running.submit("any")
+        said = [running.said.get(timeout=60) for _ in range(2)]
+    assert isinstance(said[0], Accepted)
+    assert said[1] == Broken("DeviceError: the GPU has fallen off the bus")
