@@ -28,7 +28,7 @@ $(RUNTIME_VENV)/.installed-tests: $(RUNTIME_VENV)/.installed
 	du -sk $(RUNTIME_VENV)/lib | cut -f1 > $(RUNTIME_VENV)/installed-kib
 	$(RUNTIME_BIN)/python -m pip uninstall --quiet --yes controlrt
 	$(RUNTIME_BIN)/python -m pip install $(PIP_FLAGS) --no-deps --editable .
-	$(RUNTIME_BIN)/python -m pip install $(PIP_FLAGS) pytest pytest-timeout hypothesis
+	$(RUNTIME_BIN)/python -m pip install $(PIP_FLAGS) pytest pytest-timeout pytest-xdist hypothesis
 	touch $@
 
 demo: $(VENV)/.installed
@@ -42,8 +42,8 @@ check: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 test: check $(RUNTIME_VENV)/.installed-tests
-	$(BIN)/python -m pytest
-	$(RUNTIME_BIN)/python -m pytest tests/runtime
+	$(BIN)/python -m pytest -n logical --dist loadfile
+	$(RUNTIME_BIN)/python -m pytest -n logical --dist loadfile tests/runtime
 
 # the comparisons with eager diffusers that take too long for every run
 parity: $(VENV)/.installed
