@@ -24,7 +24,9 @@ from controlrt.runtime.profile import ShapeProfile
 if TYPE_CHECKING:
     from families import Family
 
-pytestmark = pytest.mark.parametrize("family", ["sd15", "sdxl"], indirect=True, scope="module")
+pytestmark = pytest.mark.parametrize(
+    "family", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)], indirect=True, scope="module"
+)
 LOWERED = [type(each).__name__ for each in CudaBackend.passes if getattr(each, "typed", False)]
 
 
