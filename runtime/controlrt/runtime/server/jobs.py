@@ -130,4 +130,24 @@ class Service(Protocol):
         """
 
     def job(self, name: str) -> Job | None:
-        """A job by its id; the last thousand or so are kept for a while after they are finished."""
+        """A job by its id, which nobody can guess; the last thousand or so are kept for a while after they are
+        finished."""
+
+    async def drain(self) -> None:
+        """Takes no more requests; returns when all that it has taken are finished."""
+
+
+class Recorder(Protocol):
+    """What a service tells of itself, to be measured. Every method is quick, and any thread may call it."""
+
+    def queued(self, bundle: str, jobs: int) -> None:
+        """So many jobs wait now."""
+
+    def stepped(self, bundle: str, seconds: float, pictures: int, places: int) -> None:
+        """A step took so long, for so many pictures in a batch with room for so many."""
+
+    def previewed(self, bundle: str, seconds: float) -> None:
+        """The first preview of a job came so long after its submission."""
+
+    def finished(self, bundle: str, status: Status, seconds: float) -> None:
+        """A job ended so, so long after its submission."""
