@@ -135,19 +135,3 @@ class Service(Protocol):
 
     async def drain(self) -> None:
         """Takes no more requests; returns when all that it has taken are finished."""
-
-
-class Recorder(Protocol):
-    """What a service tells of itself, to be measured. Every method is quick, and any thread may call it."""
-
-    def queued(self, bundle: str, jobs: int) -> None:
-        """So many jobs wait now."""
-
-    def stepped(self, bundle: str, seconds: float, pictures: int, places: int) -> None:
-        """A step took so long, for so many pictures in a batch with room for so many."""
-
-    def previewed(self, bundle: str, seconds: float) -> None:
-        """The first preview of a job came so long after its submission."""
-
-    def finished(self, bundle: str, status: Status, seconds: float) -> None:
-        """A job ended so, so long after its submission."""
