@@ -25,6 +25,7 @@ from controlrt.runtime.errors import (
 
 CLIENT_CLOSED_REQUEST = 499
 """What logs and metrics say of a client that went away, after nginx; no client ever reads it."""
+_SHOULD_BE = "Input should be "
 _CODES = {
     400: "malformed",
     401: "unauthorized",
@@ -108,8 +109,10 @@ def _invalid(errors: Sequence[Any]) -> ErrorAnswer:
         message = f"unknown {'fields' if len(unknown) > 1 else 'field'}: {', '.join(unknown)}"
         return ErrorAnswer(status=422, code=_CODES[422], message=message, parameter=unknown[0])
     place = _place(errors[0])
-    said = dict.fromkeys(_sentence(error["msg"]) for error in errors if _place(error) == place)
-    message = f"{place or 'the body'}: {', or '.join(said)}"
+    said = [error["msg"] for error in errors if _place(error) == place and error["type"] != "bytes_type"]
+    allowed = dict.fromkeys(text.removeprefix(_SHOULD_BE) for text in said)
+    verb = " must be" if said[0].startswith(_SHOULD_BE) else ":"
+    message = f"{place or 'the body'}{verb} {' or '.join(allowed)}"
     return ErrorAnswer(status=422, code=_CODES[422], message=message, parameter=place or None)
 
 
@@ -117,7 +120,3 @@ def _place(error: Mapping[str, Any]) -> str:
     """The field that an error of pydantic is about; what comes after are its types, which are nobody's words."""
     places = [str(part) for part in error["loc"] if part not in ("body", "query", "path", "header")]
     return places[0] if places else ""
-
-
-def _sentence(message: str) -> str:
-    return message[:1].lower() + message[1:]

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, MutableSet
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from controlrt.runtime.errors import ControlRTError, RequestError
@@ -189,7 +189,7 @@ def router(service: Service, settings: Settings, uncollected: MutableSet[Job], m
             **_NO_JOB,
             200: {"description": "Events until it is finished", "content": _EVENTS},
         },
-        response_class=EventStream,
+        response_class=StreamingResponse,
         summary="Watch a job",
     )
     async def watch_job(request: Request, job_id: str, encoding: ResponseQuery = "png") -> Response:
