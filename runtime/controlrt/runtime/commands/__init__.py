@@ -22,7 +22,12 @@ from controlrt.runtime.errors import ControlRTError, UnknownNameError, UserError
 
 GROUP = "controlrt.commands"
 INTERRUPTED = 130
-RUNTIME_PACKAGES = ("filelock", "msgspec", "numpy", "onnxruntime", "PIL", "tokenizers", "tqdm")
+EXTRAS = {
+    **dict.fromkeys(("filelock", "msgspec", "numpy", "onnxruntime", "PIL", "tokenizers", "tqdm"), ""),
+    "cv2": "[annotate]",
+    **dict.fromkeys(("fastapi", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn"), "[serve]"),
+}
+"""What installs a package that is missing; the extra ``export`` has the others."""
 SUMMARIES = {
     "annotate": "make a control picture from an ordinary one",
     "bench": "measure a bundle beside eager diffusers and other peers",
@@ -31,6 +36,7 @@ SUMMARIES = {
     "export": "trace a checkpoint and its ControlNets to ONNX",
     "generate": "draw controlled pictures from a bundle",
     "inspect": "show what a bundle holds",
+    "serve": "answer requests over HTTP, many drawn together",
 }
 
 
@@ -80,7 +86,7 @@ def guarded(function: Callable[[], int], argv: Sequence[str]) -> int:
             _report(error, f"error: {error}", verbose)
         return error.exit_code
     except ModuleNotFoundError as error:
-        extra = "[annotate]" if error.name == "cv2" else "" if error.name in RUNTIME_PACKAGES else "[export]"
+        extra = EXTRAS.get((error.name or "").partition(".")[0], "[export]")
         _report(error, f"error: this needs {error.name}: pip install 'controlrt{extra}'", verbose)
         return 2
     except BrokenPipeError:

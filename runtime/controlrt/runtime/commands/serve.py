@@ -1,0 +1,96 @@
+"""Serve bundles over HTTP: many requests drawn together, step by step."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import sys
+from pathlib import Path
+
+from controlrt.runtime.server.settings import Settings
+
+POLICIES = ("shortest", "fifo", "deadline")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="directories; the first is the default")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for every one (%(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one, and says which (%(default)s)")
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="one key a line; every request must show one")
+    drawing = parser.add_argument_group("drawing")
+    drawing.add_argument("--queue", type=int, default=64, help="jobs that may wait for a bundle (%(default)s)")
+    drawing.add_argument("--policy", choices=POLICIES, default=POLICIES[0], help="which job goes first (%(default)s)")
+    drawing.add_argument("--batch", type=int, help="pictures that are drawn together; as many as pay by default")
+    drawing.add_argument("--threads", type=int, help="CPU threads of each worker; all cores where not given")
+    drawing.add_argument(
+        "--device", type=int, action="append", metavar="N", help="a GPU, as CUDA counts them; may be repeated (0)"
+    )
+    limits = parser.add_argument_group("limits of one request")
+    given = Settings()
+    limits.add_argument("--max-body-bytes", type=int, default=given.max_body_bytes, help="of its body (%(default)s)")
+    limits.add_argument(
+        "--max-pixels", type=int, default=given.max_pixels, help="of all pictures that it brings (%(default)s)"
+    )
+    limits.add_argument("--max-steps", type=int, default=given.max_steps, help="(%(default)s)")
+    limits.add_argument("--max-pictures", type=int, default=given.max_pictures, help="drawn for it (%(default)s)")
+    limits.add_argument(
+        "--max-prompt-characters", type=int, default=given.max_prompt_characters, help="of each prompt (%(default)s)"
+    )
+    limits.add_argument("--timeout", type=float, default=given.timeout, help="seconds it may take (%(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serves until a signal says to end."""
+    try:
+        asyncio.run(_serve(arguments))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    return 0
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    from controlrt.runtime.server.app import build_app
+    from controlrt.runtime.server.log import configure_log
+    from controlrt.runtime.server.metrics import Metrics
+    from controlrt.runtime.server.security import read_api_keys
+    from controlrt.runtime.server.service import open_service
+    from controlrt.runtime.server.serving import open_socket, serve
+
+    keys = read_api_keys(arguments.api_key_file) if arguments.api_key_file else ()
+    settings = Settings(
+        max_body_bytes=arguments.max_body_bytes,
+        max_pixels=arguments.max_pixels,
+        max_steps=arguments.max_steps,
+        max_pictures=arguments.max_pictures,
+        max_prompt_characters=arguments.max_prompt_characters,
+        timeout=arguments.timeout,
+        api_keys=keys,
+    )
+    if not keys and not is_loopback(arguments.host):
+        print(f"warning: anybody who reaches {arguments.host} can draw; see --api-key-file", file=sys.stderr)
+    metrics = Metrics()
+    with open_socket(arguments.host, arguments.port) as bound:
+        async with open_service(
+            arguments.bundles,
+            queue=arguments.queue,
+            policy=arguments.policy,
+            devices=arguments.device or (0,),
+            threads=arguments.threads,
+            batch=arguments.batch,
+            observer=metrics,
+        ) as service:
+            configure_log()
+            host, port = bound.getsockname()[:2]
+            address = f"[{host}]" if ":" in host else host
+            print(f"{', '.join(service.bundles)} at http://{address}:{port}; what to ask: /docs", file=sys.stderr)
+            await serve(build_app(service, settings, metrics), service, bound)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
