@@ -36,9 +36,7 @@ def fake_manifest(*controls: str) -> Manifest:
         backend="onnxruntime",
         precision="fp32",
         profile=ShapeProfile.parse("64x64,128x64", "1-4"),
-        model=Model(
-            source="fake", latent_channels=4, vae_scale_factor=8, time_ids=False, zero_empty_negative=False
-        ),
+        model=Model(source="fake", latent_channels=4, vae_scale_factor=8, time_ids=False, zero_empty_negative=False),
         text_encoders=(),
         controls=tuple(
             Control(name=name, kind="controlnet", part=f"controlnet.{name}", source="fake", layers=13)

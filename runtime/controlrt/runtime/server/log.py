@@ -30,7 +30,7 @@ def configure_log() -> None:
     """Sends the server's records, and what uvicorn warns of, to stderr as JSON."""
     handler = logging.StreamHandler()
     handler.setFormatter(JSONFormatter())
-    for name, level in (("controlrt.server", logging.INFO), ("uvicorn", logging.WARNING)):
+    for name, level in (("controlrt", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False
