@@ -82,7 +82,13 @@ class FakeService:
             raise UnknownNameError("bundle", name, self.bundles)
         _check(self.bundles[name], request.arguments)
         self.requests.append(request)
-        job = Job(id=uuid.uuid4().hex, request=request, cancel=lambda: task.cancel() and None)
+
+        def cancel() -> None:
+            if job.status == "queued":  # a task that has not begun hears of nothing
+                job.change(status="cancelled", error=CancelledError(f"job {job.id} was cancelled"))
+            task.cancel()
+
+        job = Job(id=uuid.uuid4().hex, request=request, cancel=cancel)
         self.jobs[job.id] = job
         task = asyncio.ensure_future(self._draw(job))
         self._tasks.add(task)

@@ -20,7 +20,7 @@ from controlrt.runtime.server.error_answers import answer_to
 from controlrt.runtime.server.jobs import Job, Service
 from controlrt.runtime.server.log import log
 from controlrt.runtime.server.metrics import CONTENT_TYPE, Metrics
-from controlrt.runtime.server.middleware import Gate, RequestRecord, request_id
+from controlrt.runtime.server.middleware import Gate, RequestRecord, note, request_id
 from controlrt.runtime.server.settings import Settings
 
 _DESCRIPTION = """Draws controlled pictures from bundles of controlrt.
@@ -71,6 +71,7 @@ def _add_errors(app: FastAPI, metrics: Metrics) -> None:
             log("failed", logging.ERROR, error=error, request_id=request_id(request))
         if answer.status not in (404, 405):
             metrics.rejected(answer.code)
+        note(request, code=answer.code)
         return answer.response(request_id(request))
 
     for kind in (ControlRTError, ValidationError, RequestValidationError, HTTPException):
