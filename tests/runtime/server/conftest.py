@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -46,7 +46,7 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-def log_lines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def log_lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """What the log says, line by line."""
     import json
     import logging
@@ -60,5 +60,6 @@ def log_lines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             lines.append(json.loads(JSONFormatter().format(record)))
 
     monkeypatch.setattr(LOGGER, "handlers", [Kept()])
-    monkeypatch.setattr(LOGGER, "level", logging.INFO)
-    return lines
+    LOGGER.setLevel(logging.INFO)
+    yield lines
+    LOGGER.setLevel(logging.NOTSET)

@@ -36,5 +36,5 @@ def shows_key(headers: Headers, keys: tuple[str, ...]) -> bool:
     """
     scheme, _, token = headers.get("authorization", "").partition(" ")
     shown = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-    given = shown.encode("utf-8")
+    given = shown.encode("latin-1")  # the header's bytes
     return any([hmac.compare_digest(given, key.encode("utf-8")) for key in keys])  # noqa: C419 - all, not until one fits
