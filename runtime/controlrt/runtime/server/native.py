@@ -18,7 +18,7 @@ from controlrt.runtime.server.events import EventStream, event
 from controlrt.runtime.server.jobs import FINISHED, Job, Progress, Result, Service
 from controlrt.runtime.server.metrics import Metrics
 from controlrt.runtime.server.middleware import note, request_id
-from controlrt.runtime.server.pictures_io import ENCODINGS, MEDIA_TYPES, Encoding, encode, encode_base64
+from controlrt.runtime.server.pictures_io import MEDIA_TYPES, Encoding, encode, encode_base64
 from controlrt.runtime.server.request_body import read_generate_request, to_job_request
 from controlrt.runtime.server.schemas import (
     BundleDescription,
@@ -33,7 +33,9 @@ from controlrt.runtime.server.schemas import (
 from controlrt.runtime.server.settings import Settings
 from controlrt.runtime.server.waiting import result_while_connected
 
-_BINARY = {"schema": {"type": "string", "contentMediaType": "image/png"}}
+_RAW = {
+    media_type: {"schema": {"type": "string", "contentMediaType": media_type}} for media_type in MEDIA_TYPES.values()
+}
 _STREAM = {"schema": {"type": "string", "description": "events job, progress, result and error, with JSON as data"}}
 _EVENTS = {"text/event-stream": _STREAM}
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -51,7 +53,7 @@ _GENERATED: dict[int | str, dict[str, Any]] = {
     200: {
         "model": Generated,
         "description": "The pictures; one picture as it is where Accept names its media type; events with stream",
-        "content": {**{MEDIA_TYPES[name]: _BINARY for name in ENCODINGS}, **_EVENTS},
+        "content": {**_RAW, **_EVENTS},
     },
     202: {"model": JobState, "description": "Accepted, with wait false; Location says where it is"},
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from controlrt.runtime.pipeline import DEFAULT_STEPS
 from controlrt.runtime.server.jobs import Status
@@ -111,7 +111,7 @@ class GenerateRequest(BaseModel):
     )
     noise: Literal["cpu", "gpu"] = Field("cpu", description="PyTorch's generator that the seed is for")
     num_images_per_prompt: int = Field(1, ge=1, description="pictures of each prompt")
-    scheduler: str | dict[str, JsonValue] | None = Field(
+    scheduler: str | dict[str, Any] | None = Field(
         None, description="a sampler by name, or options of one with _class_name; the model's own where not given"
     )
     resize: str | int | None = Field(
