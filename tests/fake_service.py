@@ -63,6 +63,8 @@ class FakeService:
         self.bundles: Mapping[str, Manifest] = {"fake": fake_manifest("canny", "depth"), "plain": fake_manifest()}
         self.state: Literal["starting", "ready", "draining", "failed"] = "ready"
         self.step_seconds = 0.0
+        self.held = False
+        """Whether steps wait until it is False."""
         self.refusal: ControlRTError | None = None
         """What submitting raises."""
         self.failure: ControlRTError | None = None
@@ -120,6 +122,8 @@ class FakeService:
                 for step in range(steps + 1):
                     job.change(status="running", progress=Progress(step=step, steps=steps, previews=previews))
                     await asyncio.sleep(self.step_seconds)
+                    while self.held:
+                        await asyncio.sleep(0.01)
                     if self.failure is not None and step >= steps // 2:
                         raise self.failure
         except TimeoutError:

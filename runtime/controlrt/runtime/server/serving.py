@@ -17,7 +17,7 @@ from functools import partial
 import uvicorn
 from fastapi import FastAPI
 
-from controlrt.runtime.errors import UserError
+from controlrt.runtime.errors import ParameterError, UserError
 from controlrt.runtime.server.jobs import FINISHED, Job, Service
 from controlrt.runtime.server.log import log
 
@@ -33,6 +33,8 @@ def open_socket(host: str, port: int) -> socket.socket:
     Raises:
         UserError: the address is taken, or no address of this machine.
     """
+    if not 0 <= port < 2**16:
+        raise ParameterError("port", port, "from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
