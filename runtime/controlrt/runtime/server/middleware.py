@@ -106,6 +106,7 @@ class Gate:
             refusal = _too_large(limit)
         if refusal is not None:
             answer = answer_to(refusal)
+            scope["state"]["noted"]["code"] = answer.code
             self._metrics.rejected(answer.code)
             await answer.response(scope["state"]["request_id"])(scope, receive, send)
             return

@@ -165,7 +165,8 @@ def router(service: Service, settings: Settings, uncollected: MutableSet[Job], m
             file = await asyncio.to_thread(encode, result.pictures[0], raw)
             headers = {"X-Seed": str(result.seeds[0]), "X-Job-ID": job.id}
             return Response(file, media_type=MEDIA_TYPES[raw], headers=headers)
-        return JSONResponse((await generated(job, result, body.response)).model_dump())
+        answer = await generated(job, result, body.response)
+        return Response(answer.model_dump_json(), media_type="application/json")
 
     @routes.get("/jobs/{job_id}", responses=_NO_JOB, summary="Where a job is")
     async def get_job(request: Request, job_id: str, encoding: ResponseQuery = "png") -> JobState:
