@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one, and says which (%(default)s)")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="one key a line; every request must show one")
     drawing = parser.add_argument_group("drawing")
-    drawing.add_argument("--queue", type=int, default=64, help="jobs that may wait for a bundle (%(default)s)")
+    drawing.add_argument("--queue", type=int, default=64, help="jobs of one bundle that may wait or run (%(default)s)")
     drawing.add_argument("--policy", choices=POLICIES, default="shortest", help="which job goes first (%(default)s)")
     drawing.add_argument("--batch", type=int, help="pictures that are drawn together; as many as pay by default")
     drawing.add_argument("--threads", type=int, help="CPU threads of each worker; all cores where not given")
