@@ -95,15 +95,20 @@ async def test_a_format_that_is_none(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_stream_says_steps_previews_and_result(client: httpx.AsyncClient, service: FakeService) -> None:
-    service.step_seconds = 0.02
+    service.held = True
+    asyncio.get_running_loop().call_later(0.1, setattr, service, "held", False)
     body = {"prompt": "a", "seed": 3, "stream": True, "previews": True, "num_images_per_prompt": 2}
     response = await client.post("/v1/generate", json=body)
     assert response.headers["Content-Type"].startswith("text/event-stream")
     said = parsed(response.text)
-    assert [name for name, _ in said] == ["job", *["progress"] * 5, "result"]
+    names = [name for name, _ in said]
+    steps = [data["step"] for name, data in said if name == "progress"]
+    assert names == ["job", *["progress"] * len(steps), "result"]
+    assert (steps[0], steps[-1]) == (0, 4)
+    assert steps == sorted(set(steps))  # some are missed where the client is slow
     [identity] = service.jobs
     assert said[0][1]["id"] == said[-1][1]["id"] == identity
-    assert [(data["step"], data["steps"]) for name, data in said if name == "progress"] == [(i, 4) for i in range(5)]
+    assert {data["steps"] for name, data in said if name == "progress"} == {4}
     for text in said[1][1]["previews"]:
         preview = Image.open(io.BytesIO(base64.b64decode(text)))
         assert (preview.format, preview.size) == ("JPEG", (8, 8))
@@ -128,10 +133,11 @@ async def test_watching_a_job_ends_with_its_result(client: httpx.AsyncClient, ap
 
 
 async def test_watchers_may_go_away(client: httpx.AsyncClient, service: FakeService) -> None:
-    service.step_seconds = 0.02
+    service.held = True
     job = await submitted(client)
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(client.get(f"/v1/jobs/{job['id']}/events"), 0.03)
+        await asyncio.wait_for(client.get(f"/v1/jobs/{job['id']}/events"), 0.05)
+    service.held = False
     assert (await finished(client, job))["status"] == "done"
 
 
@@ -139,10 +145,11 @@ async def test_a_quiet_stream_is_kept_alive(
     client: httpx.AsyncClient, service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.01)
-    service.step_seconds = 0.05
+    service.held = True
+    asyncio.get_running_loop().call_later(0.1, setattr, service, "held", False)
     response = await client.post("/v1/generate", json={"prompt": "a", "stream": True})
     assert events.KEEP_ALIVE in response.text
-    assert [name for name, _ in parsed(response.text)] == ["job", *["progress"] * 5, "result"]
+    assert parsed(response.text)[-1][0] == "result"
 
 
 async def test_bundles_say_what_can_be_asked(client: httpx.AsyncClient) -> None:
