@@ -153,11 +153,29 @@ def test_a_full_queue(serve: Any) -> None:
     serve(test)
 
 
-def test_jobs_spread_over_workers(serve: Any) -> None:
+def test_a_full_queue_says_when_it_will_be_drawn(serve: Any) -> None:
+    """What a job took from its submission is what all that wait before the next one take."""
+
+    async def test(service: LocalService) -> None:
+        service._job_seconds = 20.0
+        held = [await service.submit(request("hold")) for _ in range(4)]
+        held[0].cancel()
+        with pytest.raises(CancelledError):
+            await held[0].wait()
+        await service.submit(request("hold"))
+        with pytest.raises(UnavailableError, match="try again in 20 s") as full:
+            await service.submit(request("draw"))
+        assert full.value.retry_after == 20.0
+
+    serve(test)
+
+
+def test_jobs_spread_over_workers(serve: Any, notes: Notes) -> None:
     async def test(service: LocalService) -> None:
         for _ in range(4):
             await service.submit(request("hold", bundle="two"))
         assert [len(each.assigned) for each in service.workers["two"]] == [2, 2]
+        assert notes.jobs == [1, 2, 3, 4]
 
     serve(test)
 
@@ -185,6 +203,20 @@ def test_a_worker_that_dies_is_replaced_and_its_jobs_are_drawn(serve: Any, notes
 
     serve(test)
     assert notes.restarts == 3
+
+
+def test_what_a_dying_worker_has_not_heard_of_is_cancelled_all_the_same(serve: Any) -> None:
+    async def test(service: LocalService) -> None:
+        held = await service.submit(request("hold"))
+        (only,) = service.workers["one"]
+        assert only.pid is not None
+        os.kill(only.pid, signal.SIGKILL)
+        held.cancel()
+        with pytest.raises(CancelledError):
+            await held.wait()
+        assert held.status == "cancelled"
+
+    serve(test)
 
 
 def test_one_that_cannot_start_again_is_given_up(serve: Any) -> None:

@@ -95,6 +95,8 @@ class _Assigned:
     submit: Submit
     accepted: asyncio.Future[None]
     tries: int = 1
+    cancelled: bool = False
+    """A worker that dies may not have heard of it."""
 
 
 class _Worker:
@@ -106,8 +108,10 @@ class _Worker:
         options: worker.WorkerOptions,
         observer: Observer,
         finish: Callable[[Job], None],
+        count: Callable[[str], None],
     ) -> None:
-        self.bundle, self._options, self._observer, self._finish = bundle, options, observer, finish
+        self.bundle, self._options, self._observer = bundle, options, observer
+        self._finish, self._count = finish, count
         self.assigned: dict[str, _Assigned] = {}
         self.ready = asyncio.Event()
         self.failure: str | None = None
@@ -144,7 +148,13 @@ class _Worker:
         """Gives the process a job."""
         self.assigned[assigned.job.id] = assigned
         self.send(assigned.submit)
-        self._observer.queued(self.bundle, len(self.assigned))
+        self._count(self.bundle)
+
+    def cancel(self, name: str) -> None:
+        """Drops a job; one that is not there is finished."""
+        if (assigned := self.assigned.get(name)) is not None:
+            assigned.cancelled = True
+            self.send(Cancel(name))
 
     async def close(self) -> None:
         """Ends the process."""
@@ -213,6 +223,9 @@ class _Worker:
 
     def _try_again(self, assigned: _Assigned, why: str) -> None:
         """Once more, in no company: its seed makes the same picture of it."""
+        if assigned.cancelled:
+            self._end(assigned, "cancelled", CancelledError(f"request {assigned.job.id} was cancelled"))
+            return
         if assigned.tries > 1 or self._closing:
             said = f"the engine failed at request {assigned.job.id}, and failed again when it was tried alone: {why}"
             self._end(assigned, "failed", DrawingError(said))
@@ -232,7 +245,7 @@ class _Worker:
                 assigned.accepted.set_exception(error)
         assigned.job.change(status=status, error=error)
         self._finish(assigned.job)
-        self._observer.queued(self.bundle, len(self.assigned))
+        self._count(self.bundle)
 
     def _die(self) -> None:
         """The process has ended: another one takes over what it had, unless it was told to."""
@@ -292,8 +305,10 @@ class LocalService:
         self._idle = asyncio.Event()
         self._numbers = itertools.count(1)
         self._job_seconds = 1.0
+        """From submission to picture, a running mean: by Little's law, as long as all that wait take to be drawn."""
         self.workers = {
-            name: [_Worker(name, options, observer, self._finish) for options in workers[name]] for name in bundles
+            name: [_Worker(name, options, observer, self._finish, self._count) for options in workers[name]]
+            for name in bundles
         }
 
     @property
@@ -335,7 +350,7 @@ class LocalService:
             raise UnavailableError(f"no worker draws with bundle {name}: see the server's log", "no_worker", 30)
         jobs = sum(len(each.assigned) for each in able)
         if jobs >= self._queue_size:
-            wait = max(1.0, self._job_seconds * jobs / len(able))
+            wait = max(1.0, self._job_seconds)
             said = f"the queue of bundle {name} is full ({jobs} requests); try again in {wait:.0f} s"
             raise UnavailableError(said, "queue_full", wait)
         chosen = min(able, key=lambda each: len(each.assigned))
@@ -343,7 +358,7 @@ class LocalService:
         if arguments["seed"] is None:
             arguments["seed"] = secrets.randbits(32)
         identity = f"{next(self._numbers):x}-{secrets.token_hex(8)}"
-        job = Job(id=identity, request=request, cancel=lambda: chosen.send(Cancel(identity)))
+        job = Job(id=identity, request=request, cancel=lambda: chosen.cancel(identity))
         deadline = None if request.timeout is None else time.monotonic() + request.timeout
         submit = Submit(id=identity, arguments=arguments, deadline=deadline, previews=request.previews, alone=False)
         assigned = _Assigned(job, submit, asyncio.get_running_loop().create_future())
@@ -378,10 +393,15 @@ class LocalService:
         self._draining = True
         await asyncio.gather(*(each.close() for group in self.workers.values() for each in group))
 
+    def _count(self, name: str) -> None:
+        """Tells how many jobs of a bundle there are, whichever worker has them."""
+        self._observer.queued(name, sum(len(each.assigned) for each in self.workers[name]))
+
     def _finish(self, job: Job) -> None:
         """A job is finished: old ones are forgotten."""
         now = time.monotonic()
-        self._job_seconds += 0.1 * (now - job.submitted - self._job_seconds)
+        if job.status == "done":
+            self._job_seconds += 0.1 * (now - job.submitted - self._job_seconds)
         self._finished[job.id] = now
         while self._finished:
             oldest, when = next(iter(self._finished.items()))
