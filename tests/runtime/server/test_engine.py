@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -85,6 +86,25 @@ def test_short_requests_overtake_and_share_steps(demo: ControlNetPipeline, share
     assert likeness[-1] > likeness[0]
 
 
+def test_whole_requests_wait_for_the_batch_before_them(demo: ControlNetPipeline) -> None:
+    """Those of the same steps go together, and a short one that comes later waits for all of theirs."""
+    running = Running(demo, batch=4, policy="batch")
+    with running.engine:
+        running.submit("first", num_inference_steps=8, previews=True)  # which keeps the device busy
+        while not isinstance(running.said.get(timeout=60), Advanced):
+            pass
+        running.submit("long", num_inference_steps=3)
+        running.submit("short", seed=5)
+        running.submit("other", num_inference_steps=3, scheduler="Euler", seed=7)
+        heard = running.until("first", "long", "short", "other")
+    finished = [each for each in heard if isinstance(each, Finished)]
+    assert [each.id for each in finished] == ["first", "long", "other", "short"]
+    pictures = [each.pictures for each in heard if isinstance(each, Stepped)]
+    assert pictures[-4:] == [2, 2, 2, 1]  # and one that it tells of afterwards
+    alone = np.asarray(demo(PROMPT, {"mask": square()}, num_inference_steps=3, seed=7, scheduler="Euler").images[0])
+    assert np.abs(alone.astype(np.int16) - finished[2].pictures[0]).max() <= 1
+
+
 def test_refusals_name_the_argument(shared: Running) -> None:
     shared.submit("steps", num_inference_steps=0)
     shared.submit("control", image={"depth": square()})
@@ -125,6 +145,37 @@ def test_a_failing_step_fails_its_requests_alone(shared: Running, monkeypatch: p
     assert isinstance(said["other"], Finished)
     assert isinstance(said["poison"], Failed)
     assert (said["poison"].reason, said["poison"].message) == ("engine", "a kernel failed")
+
+
+def test_a_failing_decoder_fails_no_request_that_is_finished(shared: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, decoded = shared.engine, []
+    busy, gate = threading.Event(), threading.Event()
+    step, decode = engine._stepper.step, engine._stepper.decode
+
+    def gated(drawings: Any) -> None:
+        busy.set()
+        gate.wait(60)
+        step(drawings)
+
+    def failing(latents: Any) -> Any:
+        decoded.append(latents)
+        if len(decoded) == 2:
+            raise RuntimeError("a kernel failed")
+        return decode(latents)
+
+    monkeypatch.setattr(engine._stepper, "step", gated)
+    monkeypatch.setattr(engine._stepper, "decode", failing)
+    shared.submit("busy", num_inference_steps=6)
+    busy.wait(60)
+    shared.submit("one")
+    shared.submit("other")
+    while len(engine._ready) < 3:
+        time.sleep(0.01)
+    gate.set()
+    said = [each for each in shared.until("busy", "one", "other") if isinstance(each, Finished | Failed)]
+    assert [(each.id, type(each)) for each in said] == [("one", Finished), ("other", Failed), ("busy", Failed)]
+    shared.submit("next")
+    assert isinstance(shared.until("next")[-1], Finished)
 
 
 def test_those_to_be_drawn_alone_have_no_company(shared: Running) -> None:

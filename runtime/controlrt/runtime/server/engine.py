@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -90,6 +91,7 @@ class Engine:
         device: int = 0,
     ) -> None:
         self._bundle, self._emit, self._order = bundle, emit, order(policy)
+        self._whole_requests = policy == "batch"
         on_gpu = bundle.manifest.backend in ("cuda", "tensorrt", "tensorrt-rtx")
         most = bundle.manifest.profile.batch.high
         self._least = bundle.manifest.profile.batch.low
@@ -263,9 +265,10 @@ class Engine:
             while not self._closing:
                 self._expire(self._ready)
                 now = time.monotonic()
+                begun = [task for task in self._ready if task.started is not None] if self._whole_requests else []
                 queue = sorted(self._ready, key=lambda task: self._rank(task, now))
                 if queue:
-                    group = self._fitting(queue)
+                    group = begun or self._fitting(queue)
                     for task in group:
                         task.started = task.started or now
                     self._changed.notify_all()  # there may be room to encode
@@ -278,10 +281,16 @@ class Engine:
         group, pictures = [first], first.drawing.layout.batch
         for task in () if first.alone else others:
             more = task.drawing.layout.batch
-            if not task.alone and pictures + more <= self.batch and _kind(task) == _kind(first):
+            if not task.alone and pictures + more <= self.batch and self._go_together(task, first):
                 group.append(task)
                 pictures += more
         return group
+
+    def _go_together(self, one: Task, other: Task) -> bool:
+        """Whether two can take their next step together, or all of them where whole requests are batched."""
+        if self._whole_requests:
+            return _single(one) == _single(other)
+        return _kind(one) == _kind(other)
 
     def _advance(self, task: Task) -> None:
         staged = task.staged
@@ -328,8 +337,10 @@ class Engine:
                 self._drop(task, Failed(id=name, reason="deadline", message=said))
 
     def _drop(self, task: Task, last: Finished | Failed) -> None:
-        """The last word on a task."""
+        """The last word on a task; there is none after it."""
         with self._changed:
+            if self._tasks.get(task.submit.id) is not task:
+                return
             for tasks in (self._waiting, self._ready):
                 if task in tasks:
                     tasks.remove(task)
@@ -339,3 +350,8 @@ class Engine:
 
 def _kind(task: Task) -> object:
     return None if task.staged is None else task.staged.kind
+
+
+def _single(task: Task) -> object:
+    """Its layout, whatever number of pictures it is of."""
+    return dataclasses.replace(task.drawing.layout, batch=1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Policy = Literal["fifo", "shortest", "deadline"]
+Policy = Literal["fifo", "shortest", "deadline", "batch"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 _PATIENCE = 0.1
 """How many seconds of work a request seems shorter for each second that it has waited, so that long ones get through
@@ -31,7 +31,10 @@ Order = Callable[[Standing, float], tuple[float, float]]
 
 def order(policy: Policy) -> Order:
     """The order of ``policy``: first come first served; shortest remaining time first (Schrage & Miller 1966,
-    Operations Research 14(4)), with patience; or earliest deadline first (Liu & Layland 1973, JACM 20(1))."""
+    Operations Research 14(4)), with patience; or earliest deadline first (Liu & Layland 1973, JACM 20(1)).
+
+    ``batch`` is first come first served by whole requests, as servers do it that batch calls and not steps: those that
+    begin together are drawn to their end before another one begins."""
     return _ORDERS[policy]
 
 
@@ -49,4 +52,4 @@ def _deadline(standing: Standing, now: float) -> tuple[float, float]:
     return math.inf if standing.deadline is None else standing.deadline, standing.arrived
 
 
-_ORDERS: dict[Policy, Order] = {"fifo": _fifo, "shortest": _shortest, "deadline": _deadline}
+_ORDERS: dict[Policy, Order] = {"fifo": _fifo, "shortest": _shortest, "deadline": _deadline, "batch": _fifo}
