@@ -27,6 +27,9 @@ from controlrt.perf.results import (
     StageSamples,
     Status,
 )
+from controlrt.perf.server import results as server_results
+from controlrt.perf.server.latencies import compare_by_steps
+from controlrt.perf.server.overload import summarized
 from controlrt.perf.statistics import Ratio, percentiles
 
 EAGER = "eager"
@@ -268,4 +271,91 @@ def _measurement(
         ),
         speedup_over_eager=measured.speedup(name, EAGER),
         step_speedup_over_eager=measured.speedup(name, EAGER),
+    )
+
+
+def _requests(seconds: float) -> tuple[server_results.Request, ...]:
+    return tuple(
+        server_results.Request(steps=steps, due=float(number), latency=seconds * steps, status=200)
+        for number, steps in enumerate([4, 20, 50] * 5)
+    )
+
+
+def server_report() -> server_results.ServerReport:
+    """A result of the server scenario with every part; some of its targets are missed."""
+    ours = server_results.MixedBlock(policy="shortest", pair=0, requests=_requests(0.01))
+    theirs = server_results.MixedBlock(policy="batch", pair=0, requests=_requests(0.04))
+    overloaded = [
+        server_results.Request(steps=4, due=0.0, latency=1.0, status=200),
+        server_results.Request(steps=20, due=0.5, latency=3.5, status=200),
+        server_results.Request(steps=50, due=1.0, latency=2.0, status=504),
+        server_results.Request(steps=50, due=1.5, latency=0.01, status=429),
+    ]
+    return server_results.ServerReport(
+        benchmark="server",
+        schema_version=server_results.SCHEMA_VERSION,
+        created="2026-01-02T03:04:05Z",
+        command="controlrt bench server",
+        commit=None,
+        machine=MACHINE,
+        versions={"uvicorn": "1"},
+        setting=server_results.Setting(
+            bundle="demo",
+            named=False,
+            backend="onnxruntime",
+            precision="fp32",
+            width=256,
+            height=256,
+            control="canny",
+            steps=(4, 20, 50),
+            policy="shortest",
+            baseline="batch",
+            batch=None,
+            threads=2,
+            seed=0,
+        ),
+        complete=True,
+        capacity=server_results.Capacity(
+            clients=8,
+            blocks=(server_results.CapacityBlock(policy="shortest", requests=24, seconds=20.0),),
+            requests_per_second={"shortest": 1.2, "batch": 1.2},
+            ratio=1.0,
+        ),
+        mixed=server_results.Mixed(
+            rate=0.84,
+            load=0.7,
+            blocks=(ours, theirs),
+            by_steps=tuple(compare_by_steps([ours], [theirs])),
+            throughput=0.8,
+            baseline_throughput=0.8,
+            failed=0,
+        ),
+        overhead=server_results.Overhead(
+            calls=(
+                server_results.CallOverhead(
+                    steps=4,
+                    encoding="png",
+                    request_seconds=(0.21,),
+                    call_seconds=(0.2,),
+                    overhead=server_results.Interval(value=0.01, low=0.009, high=0.011),
+                    split=server_results.OverheadSplit(transport=0.006, before=0.001, steps=0.003, decode=0.0),
+                ),
+            )
+        ),
+        overload=summarized(overloaded, rate=3.6, capacity=1.2, deadline=3.0),
+        soak=server_results.Soak(
+            requests=2,
+            clients=16,
+            seconds=9.0,
+            outcomes={"draw": {"drawn": 2}},
+            lost=(),
+            mixed_up=("draw: another picture",),
+            compared=2,
+            lowest_psnr_db=12.0,
+            between_psnr_db=15.0,
+            resident=(server_results.Resident(seconds=1.0, answered=1, resident_bytes=10**9),),
+            growth=0.0,
+            left_over=0,
+        ),
+        shutdown=server_results.Shutdown(accepted=12, answered=12, later={"503": 5}, exit_code=0, seconds=4.0),
     )

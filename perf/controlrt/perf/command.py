@@ -1,4 +1,4 @@
-"""Measure a bundle beside its peers, what each compiler pass gives, and what a change did.
+"""Measure a bundle beside its peers, a server, what each compiler pass gives, and what a change did.
 
 ``controlrt bench BUNDLE`` is short for ``controlrt bench pipeline BUNDLE``.
 """
@@ -11,9 +11,16 @@ from types import ModuleType
 
 from controlrt.perf import ablation, bench, compare
 from controlrt.perf.page import command as page
+from controlrt.perf.server import command as server
 
 DEFAULT = "pipeline"
-BENCHMARKS: dict[str, ModuleType] = {DEFAULT: bench, "ablation": ablation, "compare": compare, "page": page}
+BENCHMARKS: dict[str, ModuleType] = {
+    DEFAULT: bench,
+    "server": server,
+    "ablation": ablation,
+    "compare": compare,
+    "page": page,
+}
 """Benchmarks by name. Each module is like a command's: a docstring, ``add_arguments(parser)``, ``run(arguments)``."""
 
 

@@ -1,0 +1,89 @@
+"""A client of the server's native interface: one answer at a time, with the moment it was there."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+GENERATE = "/v1/generate"
+_TIMEOUT = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came back."""
+
+    status: int
+    """Of HTTP; 0 where the connection ended without an answer."""
+    sent: float
+    """On ``time.perf_counter``."""
+    received: float
+    """When all of it was there."""
+    body: bytes
+
+    @property
+    def seconds(self) -> float:
+        """From request to the end of the answer."""
+        return self.received - self.sent
+
+    def fields(self) -> dict[str, Any]:
+        """The body as JSON; empty where it is none."""
+        try:
+            found = json.loads(self.body)
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def picture(self) -> NDArray[np.uint8]:
+        """The one that was drawn, (height, width, 3)."""
+        return decode_picture(self.fields()["images"][0])
+
+
+def decode_picture(text: str) -> NDArray[np.uint8]:
+    """A picture's file in base64 as (height, width, 3)."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
+
+
+class Client:
+    """Connections to one server, any number at once. A context manager.
+
+    Args:
+        url: ``http://127.0.0.1:8000``.
+        timeout: seconds that an answer may take.
+    """
+
+    def __init__(self, url: str, timeout: float = _TIMEOUT) -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        self._http = httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits, trust_env=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def generate(self, body: dict[str, Any]) -> Answer:
+        """Asks for pictures and waits for the answer, whatever it is."""
+        return await self.send("POST", GENERATE, json.dumps(body).encode())
+
+    async def send(self, method: str, path: str, content: bytes = b"") -> Answer:
+        """Any request with JSON as its body, or what claims to be."""
+        headers = {"Content-Type": "application/json"} if content else {}
+        sent = time.perf_counter()
+        try:
+            answer = await self._http.request(method, path, content=content, headers=headers)
+        except httpx.TransportError as error:
+            return Answer(status=0, sent=sent, received=time.perf_counter(), body=repr(error).encode())
+        return Answer(status=answer.status_code, sent=sent, received=time.perf_counter(), body=answer.content)
