@@ -50,3 +50,15 @@ def load_result(file: Path, kind: type[Result], version: int, command: str) -> R
     if result.schema_version != version:
         raise UserError(f"{file} has schema version {result.schema_version}; this controlrt reads {version}")
     return result
+
+
+class _Kind(msgspec.Struct):
+    benchmark: str
+
+
+def which_benchmark(file: Path) -> str | None:
+    """The benchmark whose result a file is; None for what is no result, which ``load_result`` will say."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=_Kind).benchmark
+    except (OSError, msgspec.DecodeError):
+        return None

@@ -6,15 +6,20 @@ import argparse
 from pathlib import Path
 
 from controlrt.perf.page.document import document
+from controlrt.perf.page.server_page import server_document
 from controlrt.perf.report import load_ablation
+from controlrt.perf.result_file import which_benchmark
 from controlrt.perf.results import load
-from controlrt.runtime.errors import OutputError
+from controlrt.perf.server.results import load as load_server
+from controlrt.runtime.errors import OutputError, UserError
 from controlrt.runtime.storage import atomic_file, check_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("result", type=Path, metavar="RESULT.json", help="what controlrt bench wrote")
+    parser.add_argument(
+        "result", type=Path, metavar="RESULT.json", help="what controlrt bench or controlrt bench server wrote"
+    )
     parser.add_argument(
         "ablation", type=Path, nargs="?", metavar="ABLATION.json", help="what controlrt bench ablation wrote, if any"
     )
@@ -26,8 +31,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output.resolve() in {each.resolve() for each in (arguments.result, arguments.ablation) if each}:
         raise OutputError(f"--output {arguments.output} is a result itself; name another file, such as page.html")
     check_writable(arguments.output)
-    ablation = None if arguments.ablation is None else load_ablation(arguments.ablation)
-    text = document(load(arguments.result), ablation)
+    if which_benchmark(arguments.result) == "server":
+        if arguments.ablation is not None:
+            raise UserError("the page of a server has no place for an ablation; leave it out")
+        text = server_document(load_server(arguments.result))
+    else:
+        ablation = None if arguments.ablation is None else load_ablation(arguments.ablation)
+        text = document(load(arguments.result), ablation)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(arguments.output) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import importlib.resources
+from collections.abc import Sequence
 
 from controlrt.perf.page.header import header
+from controlrt.perf.page.markup import Section
 from controlrt.perf.page.sections import sections
 from controlrt.perf.report import AblationReport
 from controlrt.perf.results import Report
@@ -26,14 +28,24 @@ def document(report: Report, ablation: AblationReport | None = None) -> str:
         raise UserError(
             "the result has no scenario in it: it was interrupted before the first one ended; measure again"
         )
-    style = (importlib.resources.files(__package__) / STYLE).read_text(encoding="utf-8")
     title = f"controlrt bench: {report.model.name}, {report.created[:10]}"
-    found = sections(report, ablation)
-    links = "".join(f'<li><a href="#{each.name}">{html.escape(each.heading)}</a></li>' for each in found)
+    return frame(title, header(report), sections(report, ablation))
+
+
+def frame(title: str, top: str, parts: Sequence[Section]) -> str:
+    """A page of sections.
+
+    Args:
+        title: text.
+        top: markup of its header.
+        parts: of it.
+    """
+    style = (importlib.resources.files(__package__) / STYLE).read_text(encoding="utf-8")
+    links = "".join(f'<li><a href="#{each.name}">{html.escape(each.heading)}</a></li>' for each in parts)
     body = "\n".join(
         f'<section id="{each.name}" aria-labelledby="{each.name}-heading">'
         f'<h2 id="{each.name}-heading">{html.escape(each.heading)}</h2>{each.markup}</section>'
-        for each in found
+        for each in parts
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -47,7 +59,7 @@ def document(report: Report, ablation: AblationReport | None = None) -> str:
 </head>
 <body>
 <a class="skip" href="#content">Skip to the plots</a>
-{header(report)}
+{top}
 <main id="content">
 <nav aria-label="Sections"><ul>{links}</ul></nav>
 {body}

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from controlrt.perf.machine import Commit, Machine
 from controlrt.perf.page import figures
 from controlrt.perf.page.header import load_notice
+from controlrt.perf.page.markup import Section, fact_list, figure, heading, paragraph, run_facts
 from controlrt.perf.page.tables import ablation_table, contender_table, setting_facts, stage_table
 from controlrt.perf.report import AblationReport
 from controlrt.perf.results import Report, Scenario
-from controlrt.runtime.inspection.units import readable_bytes, readable_flops
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A part of the page."""
-
-    name: str
-    """Its anchor."""
-    heading: str
-    markup: str
+from controlrt.runtime.inspection.units import readable_flops
 
 
 def sections(report: Report, ablation: AblationReport | None) -> list[Section]:
@@ -44,14 +33,14 @@ def _speed(scenarios: Sequence[Scenario]) -> Section:
     """The first scenario, and those that are not a point of some curve."""
     shown = [scenarios[0], *(each for each in scenarios[1:] if each.kind in ("single-stream", "mixed-steps"))]
     parts = [
-        _paragraph(
+        paragraph(
             "Contenders took turns, call by call, each in a process of its own; ratios are taken within a round, so "
             "that what slows the machine down slows both sides. A picture that differs from eager's is no picture: its "
             "mark is hollow and its speed counts for nothing."
         )
     ]
     for scenario in shown:
-        parts += [_heading(scenario.name) * (len(shown) > 1), _figure(figures.speedups(scenario))]
+        parts += [heading(scenario.name) * (len(shown) > 1), figure(figures.speedups(scenario))]
     return Section(name="speed", heading="Speed against eager PyTorch", markup="".join(parts))
 
 
@@ -59,7 +48,7 @@ def _latency(scenario: Scenario) -> Section | None:
     if not figures.measured(scenario):
         return None
     text = "Every dot is a call after warm-up. Marks, and numbers on the right: median, 90th and 99th percentile."
-    return Section(name="latency", heading="Latency", markup=_paragraph(text) + _figure(figures.latencies(scenario)))
+    return Section(name="latency", heading="Latency", markup=paragraph(text) + figure(figures.latencies(scenario)))
 
 
 def _stages(scenario: Scenario) -> Section | None:
@@ -70,7 +59,7 @@ def _stages(scenario: Scenario) -> Section | None:
         "its steps."
     )
     return Section(
-        name="stages", heading="Where the time goes", markup=_paragraph(text) + _figure(figures.stages(scenario))
+        name="stages", heading="Where the time goes", markup=paragraph(text) + figure(figures.stages(scenario))
     )
 
 
@@ -79,9 +68,9 @@ def _parity(scenario: Scenario) -> Section | None:
     if scatter is None:
         return None
     text = "The same weights, prompt, control picture, seed and steps: how near is the picture to eager's?"
-    markup = _paragraph(text) + _figure(scatter)
+    markup = paragraph(text) + figure(scatter)
     if errors is not None:
-        markup += _heading("From step to step") + _figure(errors)
+        markup += heading("From step to step") + figure(errors)
     return Section(name="parity", heading="Right pictures", markup=markup)
 
 
@@ -89,7 +78,7 @@ def _growth(scenarios: Sequence[Scenario]) -> Section | None:
     plots = {"batch, offline": figures.offline([each for each in scenarios if each.kind == "offline"])}
     for axis in dict.fromkeys(each.axis for each in scenarios if each.axis is not None):
         plots[axis] = figures.sweep(axis, [each for each in scenarios if each.axis == axis])
-    markup = "".join(_heading(f"By {name}") + _figure(plot) for name, plot in plots.items() if plot is not None)
+    markup = "".join(heading(f"By {name}") + figure(plot) for name, plot in plots.items() if plot is not None)
     return Section(name="growth", heading="How cost grows", markup=markup) if markup else None
 
 
@@ -100,9 +89,9 @@ def _passes(ablation: AblationReport) -> Section:
         "green takes time off, red adds some, pale may be noise. By controlrt bench ablation, in a run of its own."
     )
     busy = f'<p class="notice" role="note">{html.escape(load)}</p>' if (load := load_notice(ablation.machine)) else ""
-    plots = "".join(_heading(runtime) + _figure(plot) for runtime, plot in figures.waterfalls(ablation).items())
+    plots = "".join(heading(runtime) + figure(plot) for runtime, plot in figures.waterfalls(ablation).items())
     return Section(
-        name="passes", heading="What each pass gives", markup=_paragraph(text) + busy + plots + ablation_table(ablation)
+        name="passes", heading="What each pass gives", markup=paragraph(text) + busy + plots + ablation_table(ablation)
     )
 
 
@@ -111,7 +100,7 @@ def _numbers(report: Report) -> Section:
     for number, scenario in enumerate(report.scenarios):
         asked = "; ".join(f"{name}: {value}" for name, value in setting_facts(scenario))
         parts.append(
-            f"<details{' open' * (number == 0)}><summary>{html.escape(scenario.name)}</summary>{_paragraph(asked)}"
+            f"<details{' open' * (number == 0)}><summary>{html.escape(scenario.name)}</summary>{paragraph(asked)}"
             f"{contender_table(scenario, report.ceilings)}{stage_table(scenario)}</details>"
         )
     return Section(name="numbers", heading="Every number", markup="".join(parts))
@@ -120,7 +109,7 @@ def _numbers(report: Report) -> Section:
 def _origin(report: Report, ablation: AblationReport | None) -> Section:
     model = report.model
     facts = [
-        *_run_facts(report.command, report.created, report.commit, report.machine, report.versions),
+        *run_facts(report.command, report.created, report.commit, report.machine, report.versions),
         *(
             (
                 f"matrix products, {each.dtype}",
@@ -134,50 +123,8 @@ def _origin(report: Report, ablation: AblationReport | None) -> Section:
         ("bundle", model.bundle or "built for the benchmark"),
         ("profile", f"{model.profile}, batch {model.batch}"),
     ]
-    markup = _facts(facts)
+    markup = fact_list(facts)
     if ablation is not None:
-        run = _run_facts(ablation.command, ablation.created, ablation.commit, ablation.machine, ablation.versions)
-        markup += _heading("The run of the passes") + _facts(run)
+        run = run_facts(ablation.command, ablation.created, ablation.commit, ablation.machine, ablation.versions)
+        markup += heading("The run of the passes") + fact_list(run)
     return Section(name="origin", heading="Machine and command", markup=markup)
-
-
-def _run_facts(
-    command: str, created: str, commit: Commit | None, machine: Machine, versions: dict[str, str]
-) -> list[tuple[str, str]]:
-    memory, cores = readable_bytes(machine.memory_bytes), machine.cores
-    clock = "" if machine.clock_mhz is None else f", {machine.clock_mhz:.0f} MHz"
-    governor = "" if machine.governor is None else f", governor {machine.governor}"
-    return [
-        ("command", command),
-        ("measured", created),
-        ("commit", "none" if commit is None else commit.hash + ", with changes" * commit.dirty),
-        ("processor", f"{machine.cpu}, {cores} cores{clock}{governor}; {' '.join(machine.isa)}".rstrip("; ")),
-        *(("GPU", gpu) for gpu in machine.gpus),
-        ("memory", memory),
-        ("system", f"{machine.os}, Python {machine.python}, load {machine.load_average} before the start"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
-    ]
-
-
-def _facts(facts: Iterable[tuple[str, str]]) -> str:
-    rows = "".join(
-        f"<dt>{html.escape(name)}</dt><dd>{_code(value) if name == 'command' else html.escape(value)}</dd>"
-        for name, value in facts
-    )
-    return f'<dl class="facts">{rows}</dl>'
-
-
-def _code(text: str) -> str:
-    return f"<code>{html.escape(text)}</code>"
-
-
-def _figure(plot: str) -> str:
-    return f'<figure tabindex="0">{plot}</figure>'
-
-
-def _heading(text: str) -> str:
-    return f"<h3>{html.escape(text)}</h3>"
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{html.escape(text)}</p>"
