@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 AHEAD = 8
 """How many requests are encoded before the device asks for them; each takes memory."""
+_HASTE = 0.8
+"""What part of a mean step a quick one may take."""
 _SMOOTHING = 0.1
 """Weight of the last step in the mean of what a step takes."""
 
@@ -331,10 +333,15 @@ class Engine:
             name = task.submit.id
             if task.cancelled:
                 self._drop(task, Failed(id=name, reason="cancelled", message=f"request {name} was cancelled"))
-            elif task.submit.deadline is not None and now >= task.submit.deadline:
+            elif task.submit.deadline is not None and now + self._least_seconds(task) >= task.submit.deadline:
                 done = 0 if task.staged is None else task.staged.step
-                said = f"request {name} ran out of time at step {done} of {len(task.drawing.layout.steps)}"
+                said = f"request {name} has no time left for its steps, at {done} of {len(task.drawing.layout.steps)}"
                 self._drop(task, Failed(id=name, reason="deadline", message=said))
+
+    def _least_seconds(self, task: Task) -> float:
+        """What its steps take at least, with all of the device to itself: a request that cannot be done in its time is
+        dropped before it takes any from others."""
+        return _HASTE * task.remaining * self._picture_seconds
 
     def _drop(self, task: Task, last: Finished | Failed) -> None:
         """The last word on a task; there is none after it."""
