@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -561,6 +562,15 @@ def test_annotators_run_with_their_parameters(web: Client) -> None:
     assert web.arguments()["image"]["canny"].size == (128, 128)
     answer = web.txt2img(**unit(module="softedge_hed", image=as_base64(SCENE), threshold_a=64))
     assert json.loads(answer["info"])["comments"] == ["softedge_hed is a network; the filter softedge stands in for it"]
+
+
+def test_without_opencv_the_module_is_refused(web: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    detail = web.txt2img(422, **unit(module="canny"))["detail"]
+    assert "args[0].module 'canny' needs cv2" in detail
+    body = {"controlnet_module": "canny", "controlnet_input_images": [as_base64(SCENE)]}
+    assert "needs cv2" in web.post("/controlnet/detect", body, 422)["detail"]
+    web.txt2img(**unit(module="none"))
 
 
 def test_a_parameter_out_of_its_range_is_the_default(web: Client) -> None:
