@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from controlrt.runtime.errors import ControlRTError
-from controlrt.runtime.server import native
+from controlrt.runtime.server import automatic1111, native, openai
 from controlrt.runtime.server.error_answers import answer_to
+from controlrt.runtime.server.error_shapes import error_response
 from controlrt.runtime.server.jobs import Job, Service
 from controlrt.runtime.server.log import log
 from controlrt.runtime.server.metrics import CONTENT_TYPE, Metrics
@@ -53,6 +54,8 @@ def build_app(service: Service, settings: Settings, metrics: Metrics | None = No
     _add_probes(app, service, metrics)
     asks_for_keys = _documented_keys() if settings.api_keys else []
     app.include_router(native.router(service, settings, uncollected, metrics), dependencies=asks_for_keys)
+    for interface in (openai, automatic1111):  # whose documents are their own
+        app.include_router(interface.router(service, settings), include_in_schema=False)
     app.add_middleware(Gate, settings=settings, metrics=metrics)
     app.add_middleware(RequestRecord, metrics=metrics)
     return app
@@ -72,7 +75,7 @@ def _add_errors(app: FastAPI, metrics: Metrics) -> None:
         if answer.status not in (404, 405):
             metrics.rejected(answer.code)
         note(request, code=answer.code)
-        return answer.response(request_id(request))
+        return error_response(answer, request.url.path, request_id(request))
 
     for kind in (ControlRTError, ValidationError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer_error)

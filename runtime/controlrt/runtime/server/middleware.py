@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controlrt.runtime.server.error_answers import CLIENT_CLOSED_REQUEST, answer_to
+from controlrt.runtime.server.error_shapes import error_response
 from controlrt.runtime.server.log import log
 from controlrt.runtime.server.metrics import Metrics
 from controlrt.runtime.server.security import OPEN_PATHS, shows_key
@@ -66,7 +67,7 @@ class RequestRecord:
             log("unexpected error", logging.ERROR, error=error, request_id=name)
             if status is not None:
                 raise  # half an answer is out; the connection must break
-            await answer_to(error).response(name)(scope, receive, send_with_id)
+            await error_response(answer_to(error), scope["path"], name)(scope, receive, send_with_id)
         finally:
             status = CLIENT_CLOSED_REQUEST if status is None else status
             seconds = time.perf_counter() - started
@@ -108,7 +109,7 @@ class Gate:
             answer = answer_to(refusal)
             scope["state"]["noted"]["code"] = answer.code
             self._metrics.rejected(answer.code)
-            await answer.response(scope["state"]["request_id"])(scope, receive, send)
+            await error_response(answer, scope["path"], scope["state"]["request_id"])(scope, receive, send)
             return
         size = 0
 

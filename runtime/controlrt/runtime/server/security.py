@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 from pathlib import Path
 
@@ -30,11 +31,25 @@ def read_api_keys(path: Path) -> tuple[str, ...]:
 
 
 def shows_key(headers: Headers, keys: tuple[str, ...]) -> bool:
-    """Whether a request shows one of the keys, as a bearer token or in X-API-Key.
+    """Whether a request shows one of the keys: as a bearer token, in X-API-Key, or as the password of any user.
 
     Every key is compared, each in constant time, so that the time says nothing of them.
     """
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    shown = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+    match scheme.lower():
+        case "bearer":
+            shown = token.strip()
+        case "basic":
+            shown = _password(token)
+        case _:
+            shown = headers.get("x-api-key", "")
     given = shown.encode("latin-1")  # the header's bytes
     return any([hmac.compare_digest(given, key.encode("utf-8")) for key in keys])  # noqa: C419 - all, not until one fits
+
+
+def _password(credentials: str) -> str:
+    """Of basic authentication (RFC 7617), which is all that clients of the web UI know."""
+    try:
+        return base64.b64decode(credentials).decode("latin-1").partition(":")[2]
+    except ValueError:
+        return ""
