@@ -244,6 +244,64 @@ def sdxl(root: Path) -> Family:
     return _save("sdxl", root, pipeline, adapters={"depth": {**adapter, "adapter_type": "full_adapter_xl"}})
 
 
+def shallow(root: Path) -> Family:
+    """Stable Diffusion 1.5 of two levels with one layer each, quick to trace: four cross-attentions."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    pipeline = StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, 32, "quick_gelu", layers=1)),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=SIDE // 8,
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=8,
+            cross_attention_dim=32,
+            attention_head_dim=4,
+        ),
+        scheduler=EulerDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="linspace"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return _save("sd15", root, pipeline, controls=CONTROLS[:1])
+
+
+def shallow_xl(root: Path) -> Family:
+    """Stable Diffusion XL of two levels with one layer each, quick to trace: eight cross-attentions."""
+    torch.manual_seed(0)
+    tokenizer, tokenizer_2 = _tokenizer(), _tokenizer()
+    tokenizer_2.pad_token = "!"
+    pipeline = StableDiffusionXLPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, 32, "quick_gelu", layers=2)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer_2, 48, "gelu", layers=2)),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        unet=UNet2DConditionModel(
+            sample_size=SIDE // 8,
+            block_out_channels=(32, 64),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            transformer_layers_per_block=(1, 2),
+            norm_num_groups=8,
+            cross_attention_dim=80,
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 48,
+        ),
+        scheduler=EulerDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="leading"),
+        force_zeros_for_empty_prompt=True,
+    )
+    return _save("sdxl", root, pipeline, controls=CONTROLS[:1])
+
+
 FAMILIES = {"sd15": sd15, "sd21": sd21, "sdxl": sdxl}
 
 

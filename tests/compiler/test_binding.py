@@ -26,8 +26,8 @@ from controlrt.runtime.profile import ShapeProfile
 
 RNG = np.random.default_rng(0)
 INPUTS = "float[batch, 4] latents, int64[rows] rows, float[batch, 4] timestep, float[rows, 4] prompt_embeds"
-INPUTS += ", float[batch, 4] hint"
-OF = {"timestep": "timestep", "prompt_embeds": "prompt", "hint": "hint", "rows": LAYOUT}
+INPUTS += ", float[rows, 4] ip_embeds, float[batch, 4] hint"
+OF = {"timestep": "timestep", "prompt_embeds": "prompt", "ip_embeds": "image", "hint": "hint", "rows": LAYOUT}
 CONSTANTS: dict[str, NDArray[Any]] = {
     "kernel": RNG.standard_normal((4, 4), np.float32),
     "wide": RNG.standard_normal((4, 6), np.float32),
@@ -52,7 +52,9 @@ def step_of(body: str, outputs: str = "float[rows, n] y", inputs: str = INPUTS) 
 
 def values_of(batch: int, index: list[int], seed: int = 0) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(seed)
-    names = {"latents": batch, "timestep": batch, "prompt_embeds": len(index), "hint": batch}
+    names = {"latents": batch, "timestep": batch, "hint": batch} | dict.fromkeys(
+        ("prompt_embeds", "ip_embeds"), len(index)
+    )
     values = {name: rng.standard_normal((count, 4), np.float32) for name, count in names.items()}
     return values | {"rows": np.array(index)}
 
@@ -130,11 +132,13 @@ EVERY_STAGE = """
     p = MatMul (prompt_embeds, wide)
     te = Gather <axis = 0> (t, rows)
     pt = Mul (te, prompt_embeds)
+    i = MatMul (ip_embeds, kernel)
     h = Tanh (hint)
     x = Mul (latents, t)
     xh = Add (x, h)
     xr = Gather <axis = 0> (xh, rows)
-    a = Sub (xr, pt)
+    xi = Mul (xr, i)
+    a = Sub (xi, pt)
     y = Concat <axis = 1> (a, p)"""
 
 
@@ -148,27 +152,31 @@ def test_every_stage() -> None:
         "timestep": ["timestep"],
         "prompt": ["prompt_embeds"],
         "prompt_timestep": ["timestep", "prompt_embeds"],
+        "image": ["ip_embeds"],
         "hint": ["hint"],
-        "step": ["latents", "rows", "timestep_0", "prompt_0", "prompt_timestep_0", "hint_0"],
+        "step": ["latents", "rows", "timestep_0", "prompt_0", "prompt_timestep_0", "image_0", "hint_0"],
     }
     assert outputs == {
         "timestep": ["timestep_0"],
         "prompt": ["prompt_0"],
         "prompt_timestep": ["prompt_timestep_0"],
+        "image": ["image_0"],
         "hint": ["hint_0"],
         "step": ["y"],
     }
     step = found["step"]
-    assert sorted(operators(step)) == sorted(["Mul", "Add", "Gather", "Sub", "Concat"])
+    assert sorted(operators(step)) == sorted(["Mul", "Add", "Gather", "Mul", "Sub", "Concat"])
     shapes = {value.name: list(value.shape) for value in step.graph.inputs}
     assert shapes["timestep_0"] == ["batch", 4]
     assert shapes["prompt_0"] == ["rows", 6]
     assert shapes["prompt_timestep_0"] == ["rows", 4]
+    assert shapes["image_0"] == ["rows", 4]
     assert shapes["hint_0"] == ["batch", 4]
     for stage, axis in (
         ("timestep", "steps"),
         ("prompt", "prompts"),
         ("prompt_timestep", "entries"),
+        ("image", "prompts"),
         ("hint", "batch"),
     ):
         program = found[stage]
@@ -382,7 +390,7 @@ def test_without_an_index_or_labels() -> None:
 @st.composite
 def graphs(draw: st.DrawFn) -> tuple[str, str]:
     """Graphs of up to a dozen nodes that read inputs of every stage, and up to three of their values as outputs."""
-    kinds = {"latents": "batch", "timestep": "batch", "hint": "batch", "prompt_embeds": "rows"}
+    kinds = {"latents": "batch", "timestep": "batch", "hint": "batch", "prompt_embeds": "rows", "ip_embeds": "rows"}
     widths = dict.fromkeys(kinds, 4)
     nodes = []
     for number in range(draw(st.integers(1, 12))):
@@ -428,7 +436,7 @@ def test_any_graph(graph: tuple[str, str], batch: int, shared: bool, data: st.Da
     assert_same_as_whole(original, found, values_of(batch, index))
     step = found.get("step")
     if step is not None:
-        assert not {"timestep", "prompt_embeds", "hint"} & set(names(step.graph.inputs))
+        assert not {"timestep", "prompt_embeds", "ip_embeds", "hint"} & set(names(step.graph.inputs))
 
 
 def test_a_t2i_adapter_is_a_hint_program() -> None:

@@ -122,11 +122,21 @@ def long(keys: int | str, heads: int = 3, channels: int = 12) -> dict[str, Any]:
         (long(MIN_KEYS - 1), False),
         (long(77), False),
         (long("tokens"), False),
+        (long("images_0*4"), False),
         (long("sides"), True),
         (long(4096, heads=2, channels=512), True),
         (long(4096, heads=1, channels=512), False),
     ],
-    ids=["many", "few", "prompt", "prompt of any length", "of any length", "two wide heads", "one head, too wide"],
+    ids=[
+        "many",
+        "few",
+        "prompt",
+        "prompt of any length",
+        "pictures",
+        "of any length",
+        "two wide heads",
+        "one head, too wide",
+    ],
 )
 def test_where_it_is_worth_it(case: dict[str, Any], modified: bool) -> None:
     assert TiledAttention()(attention(**case)).modified == modified

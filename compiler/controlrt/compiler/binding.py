@@ -8,6 +8,7 @@ it depends on is computed, and with it the earliest stage at which it can be kno
 | ``timestep`` | the timestep | once per schedule, all steps as one batch |
 | ``prompt`` | the prompt | once per prompt |
 | ``prompt_timestep`` | both (SDXL's added conditioning) | once per schedule and prompt |
+| ``image`` | the image prompt (IP-Adapter) | once per image prompt |
 | ``hint`` | the control picture | once per control picture |
 | ``step`` | anything else | every step |
 
@@ -31,7 +32,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from controlrt.compiler.passes.guidance_sharing import is_expansion, use_one_index
 from controlrt.runtime.manifest import Stage
 
-STAGES: tuple[Stage, ...] = ("timestep", "prompt", "prompt_timestep", "hint", "step")
+STAGES: tuple[Stage, ...] = ("timestep", "prompt", "prompt_timestep", "image", "hint", "step")
 LAYOUT = "layout"
 """What only the plan decides: which picture each row belongs to. Depending on it alone does not make a value late."""
 
@@ -40,12 +41,14 @@ _STAGE_OF: dict[frozenset[str], Stage] = {
     frozenset({"prompt"}): "prompt",
     frozenset({"prompt", "timestep"}): "prompt_timestep",
     frozenset({"prompt", "timestep", LAYOUT}): "prompt_timestep",
+    frozenset({"image"}): "image",
     frozenset({"hint"}): "hint",
 }
 _AXIS: dict[Stage, str] = {
     "timestep": "steps",
     "prompt": "prompts",
     "prompt_timestep": "entries",
+    "image": "prompts",
     "hint": "batch",
     "step": "batch",
 }
@@ -81,7 +84,8 @@ def cut(model: ir.Model, labels: Mapping[str, str], index: str = "rows") -> dict
 
     Args:
         model: opset 18 or later, in topological order.
-        labels: "timestep", "prompt" or "hint" by input name, LAYOUT for the index; other inputs belong to the step.
+        labels: "timestep", "prompt", "image" or "hint" by input name, LAYOUT for the index; other inputs belong to the
+            step.
         index: name of the input that expands pictures to rows.
     """
     model = model.clone()
@@ -227,7 +231,7 @@ class _Pack:
     def enter(self, graph: ir.Graph, rows: ir.Value | None) -> None:
         """Puts the joined value in place of the crossing ones in the step's graph."""
         leading = self.values[0].shape[0] if self.values[0].shape is not None else None
-        if self.stage in ("prompt", "prompt_timestep"):
+        if self.stage in ("prompt", "prompt_timestep", "image"):
             leading = ir.SymbolicDim("rows")
         source = ir.Value(name=self.name, shape=self._shape(leading), type=self.values[0].type)
         graph.inputs.append(source)

@@ -19,6 +19,7 @@ from controlrt.compiler.split import split_step
 from controlrt.compiler.standard_form import standard_form
 from controlrt.compiler.verify import Verifier
 from controlrt.runtime.errors import BuildError
+from controlrt.runtime.image_tokens import image_dimensions
 from controlrt.runtime.manifest import Cost, DType, Precision, Program, Stage, TensorSpec
 from controlrt.runtime.plan import PER_STEP_STAGES
 from controlrt.runtime.profile import ShapeProfile
@@ -30,6 +31,7 @@ LABELS = {
     "prompt_embeds": "prompt",
     "text_embeds": "prompt",
     "time_ids": "prompt",
+    "ip_embeds": "image",
     "hint": "hint",
     "rows": LAYOUT,
 }
@@ -221,7 +223,7 @@ def _describe(
     size = graph_size(model.graph)
     fixed = stage in ("encode", "step") and profile.batch.low == profile.batch.high
     batch = profile.batch.low if fixed else 1
-    dims = one_picture(profile) | {"batch": batch, "rows": 2 * batch}
+    dims = one_picture(profile) | image_dimensions(exported.inputs) | {"batch": batch, "rows": 2 * batch}
     program = msgspec.structs.replace(
         exported,
         name=name,
@@ -243,7 +245,8 @@ def _describe(
 
 def _precision_of(name: str, stage: Stage | None, precision: Precision) -> Precision:
     """What runs once per schedule, and in bfloat16 what runs once per prompt, stays in float32: it costs nothing."""
-    rare = stage in PER_STEP_STAGES or (precision == "bf16" and (stage == "prompt" or name.startswith("text_encoder")))
+    prompts = stage in ("prompt", "image") or name.startswith(("text_encoder", "ip_adapter"))
+    rare = stage in PER_STEP_STAGES or (precision == "bf16" and prompts)
     return "fp32" if rare else precision
 
 

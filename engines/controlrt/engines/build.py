@@ -34,6 +34,7 @@ from controlrt.runtime.commands import INTERRUPTED
 from controlrt.runtime.commands.lora_option import LoraOption
 from controlrt.runtime.errors import BuildError, BundleError, ControlRTError, ParameterError, UnknownNameError
 from controlrt.runtime.executors import open_executor
+from controlrt.runtime.image_tokens import image_dimensions
 from controlrt.runtime.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -59,6 +60,9 @@ class BuildOptions:
     model: str
     controlnets: Mapping[str, str]
     adapters: Mapping[str, str] = field(default_factory=dict)
+    ip_adapters: Mapping[str, str] = field(default_factory=dict)
+    image_encoder: str | None = None
+    """Of the IP-Adapters; the folder ``image_encoder`` beside each where not given."""
     profile: ShapeProfile
     output: Path
     backend: BackendName = "onnxruntime"
@@ -126,6 +130,8 @@ def build(options: BuildOptions, command: str) -> Built:
             options.controlnets,
             options.profile,
             adapters=options.adapters,
+            ip_adapters=options.ip_adapters,
+            image_encoder=options.image_encoder,
             loras=options.loras,
             config=options.config,
             prediction_type=options.prediction_type,
@@ -156,7 +162,7 @@ def _compile(
     (target / "programs").mkdir()
     compiled_to = target if backend.ships_onnx else target / COMPILED
     (compiled_to / "programs").mkdir(parents=True, exist_ok=True)
-    verifying = _verifier(options) if options.verify else contextlib.nullcontext()
+    verifying = _verifier(options, exported) if options.verify else contextlib.nullcontext()
     measured = options.verify or (options.measure and options.precision != "fp32")
     parts = len(exported.programs) + bool(options.fuse)
     with Progress("build", parts * (2 + measured) + 1) as progress:
@@ -199,6 +205,10 @@ def _compile(
                 msgspec.structs.replace(control, source={**options.controlnets, **options.adapters}[control.name])
                 for control in exported.controls
             ),
+            ip_adapters=tuple(
+                msgspec.structs.replace(adapter, source=options.ip_adapters[adapter.name])
+                for adapter in exported.ip_adapters
+            ),
             fusion=Fusion(part=FUSED, controls=options.fuse) if options.fuse else None,
             programs=tuple(programs),
             checks=tuple(checks),
@@ -239,7 +249,7 @@ def _measured(options: BuildOptions, built: Bundle, source: Path, exported: Mani
     programs: list[Program] = []
     passes = BACKENDS[options.backend].passes
     residuals_last = any(isinstance(each, ChannelsLastResiduals) for each in passes)
-    with Reference(_few_pictures(options.profile)) as reference, _measurable(options, built) as measurable:
+    with Reference(_few_pictures(exported)) as reference, _measurable(options, built) as measurable:
         for each in _sources(options, source, exported):
             part = each.program.name
             progress.start(f"measure {part}")
@@ -286,15 +296,17 @@ def _sources(options: BuildOptions, source: Path, exported: Manifest) -> Iterato
         yield fuse_programs(models["unet"], {control.name: models[control.part] for control in fused})
 
 
-def _verifier(options: BuildOptions) -> Verifier:
+def _verifier(options: BuildOptions, exported: Manifest) -> Verifier:
     """A failing pass is kept beside the bundle."""
-    return Verifier(_few_pictures(options.profile), options.output.parent / f"{options.output.name}-verify")
+    return Verifier(_few_pictures(exported), options.output.parent / f"{options.output.name}-verify")
 
 
-def _few_pictures(profile: ShapeProfile) -> dict[str, int]:
+def _few_pictures(exported: Manifest) -> dict[str, int]:
     """Sizes to check with: two guided pictures of the longest prompts, or the nearest number that the profile has."""
+    profile = exported.profile
+    images = image_dimensions(spec for program in exported.programs for spec in program.inputs)
     batch = min(max(2, profile.batch.low), profile.batch.high)
-    return one_picture(profile) | {"batch": batch, "rows": 2 * batch, "tokens": profile.tokens.high}
+    return one_picture(profile) | images | {"batch": batch, "rows": 2 * batch, "tokens": profile.tokens.high}
 
 
 def export_programs(
@@ -303,6 +315,8 @@ def export_programs(
     profile: ShapeProfile,
     *,
     adapters: Mapping[str, str] | None = None,
+    ip_adapters: Mapping[str, str] | None = None,
+    image_encoder: str | None = None,
     loras: Sequence[LoraOption] = (),
     config: str | None = None,
     prediction_type: str | None = None,
@@ -323,9 +337,12 @@ def export_programs(
             arguments += ["--controlnet", f"{name}={controlnet}"]
         for name, adapter in (adapters or {}).items():
             arguments += ["--adapter", f"{name}={adapter}"]
+        for name, adapter in (ip_adapters or {}).items():
+            arguments += ["--ip-adapter", f"{name}={adapter}"]
         for lora in loras:
             arguments += ["--lora", str(lora)]
-        for option, value in (("--config", config), ("--prediction-type", prediction_type)):
+        single = (("--image-encoder", image_encoder), ("--config", config), ("--prediction-type", prediction_type))
+        for option, value in single:
             if value is not None:
                 arguments += [option, value]
         command = [sys.executable, "-m", "controlrt.runtime.commands", "export", *arguments, "--report", str(report)]

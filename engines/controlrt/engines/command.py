@@ -18,6 +18,7 @@ from controlrt.engines.backends import BACKENDS, choose_backend
 from controlrt.engines.build import BuildOptions, build
 from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime.commands import guarded, named_values, run_command
+from controlrt.runtime.commands.ip_adapter_option import IP_ADAPTER_FORM, IP_ADAPTER_HELP, parse_ip_adapters
 from controlrt.runtime.commands.lora_option import LORA_FORM, LORA_HELP, LoraOption
 from controlrt.runtime.errors import UserError
 from controlrt.runtime.manifest import Precision
@@ -58,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=SOURCE",
         help="a T2I-Adapter and the name to call it by; may be repeated",
+    )
+    parser.add_argument("--ip-adapter", action="append", default=[], metavar=IP_ADAPTER_FORM, help=IP_ADAPTER_HELP)
+    parser.add_argument(
+        "--image-encoder",
+        metavar="SOURCE",
+        help="of the IP-Adapters, a folder or OWNER/NAME/FOLDER; image_encoder beside the adapter where not given",
     )
     parser.add_argument(
         "--backend", choices=sorted(BACKENDS), help="what runs the programs; the fastest one installed where not given"
@@ -118,6 +125,8 @@ def run(arguments: argparse.Namespace) -> int:
         model=model,
         controlnets=controlnets,
         adapters=named_values(arguments.adapter, "--adapter", "NAME=SOURCE"),
+        ip_adapters=parse_ip_adapters(arguments.ip_adapter),
+        image_encoder=arguments.image_encoder,
         profile=profile,
         output=output,
         backend=backend,

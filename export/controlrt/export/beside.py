@@ -19,6 +19,7 @@ from controlrt.export.programs import (
     ProgramSpec,
     adapter_program,
     controlnet_program,
+    ip_adapter_program,
     text_encoder_program,
     unet_program,
     vae_programs,
@@ -45,6 +46,7 @@ def load_checkpoint(options: ExportOptions, sources: Sources) -> Checkpoint:
         sources.controlnets,
         sources.loras,
         adapters=sources.adapters,
+        ip_adapters=sources.ip_adapters,
         config=sources.config,
         prediction_type=options.prediction_type,
     )
@@ -56,6 +58,7 @@ def program_specs(loaded: Checkpoint) -> list[ProgramSpec]:
         *(text_encoder_program(parts) for parts in loaded.text_encoders),
         *(controlnet_program(loaded, name, controlnet) for name, controlnet in loaded.controlnets.items()),
         *(adapter_program(loaded, name, adapter) for name, adapter in loaded.adapters.items()),
+        *(ip_adapter_program(parts) for parts in loaded.ip_adapters),
         unet_program(loaded),
         *vae_programs(loaded),
     ]

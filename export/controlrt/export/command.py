@@ -10,6 +10,7 @@ from pathlib import Path
 
 from controlrt.export.exporter import ExportOptions, export
 from controlrt.runtime.commands import INTERRUPTED, named_values
+from controlrt.runtime.commands.ip_adapter_option import IP_ADAPTER_FORM, IP_ADAPTER_HELP, parse_ip_adapters
 from controlrt.runtime.commands.lora_option import LORA_FORM, LORA_HELP, LoraOption
 from controlrt.runtime.profile import ShapeProfile
 
@@ -22,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="diffusers folder, .safetensors file or hub id")
     parser.add_argument("--controlnet", action="append", default=[], metavar="NAME=SOURCE", help="may be repeated")
     parser.add_argument("--adapter", action="append", default=[], metavar="NAME=SOURCE", help="a T2I-Adapter; likewise")
+    parser.add_argument("--ip-adapter", action="append", default=[], metavar=IP_ADAPTER_FORM, help=IP_ADAPTER_HELP)
+    parser.add_argument("--image-encoder", metavar="SOURCE", help="of the IP-Adapters, where it is not beside them")
     parser.add_argument("--lora", action="append", default=[], metavar=LORA_FORM, help=LORA_HELP)
     parser.add_argument("--config", help="for a single file: diffusers folder or hub id of the same architecture")
     parser.add_argument(
@@ -36,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
         model=arguments.model,
         controlnets=named_values(arguments.controlnet, "--controlnet", "NAME=SOURCE"),
         adapters=named_values(arguments.adapter, "--adapter", "NAME=SOURCE"),
+        ip_adapters=parse_ip_adapters(arguments.ip_adapter),
+        image_encoder=arguments.image_encoder,
         profile=ShapeProfile.parse(arguments.profile, arguments.batch, arguments.prompt_chunks),
         loras=tuple(map(LoraOption.parse, arguments.lora)),
         config=arguments.config,

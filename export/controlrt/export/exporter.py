@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from controlrt.export import checkpoint as checkpoints
-from controlrt.export.checkpoint import LoraSource
+from controlrt.export.checkpoint import IPAdapterSource, LoraSource
 from controlrt.runtime import bundle
 from controlrt.runtime.annotators import annotator_named_in
 from controlrt.runtime.commands.lora_option import LoraOption
@@ -24,6 +24,7 @@ from controlrt.runtime.manifest import (
     SCHEMA_VERSION,
     Control,
     Hint,
+    IPAdapter,
     Lora,
     Manifest,
     Model,
@@ -47,6 +48,9 @@ class ExportOptions:
     controlnets: Mapping[str, str]
     adapters: Mapping[str, str] = field(default_factory=dict)
     """T2I-Adapters; they share the names of the ControlNets, so each is called by one name."""
+    ip_adapters: Mapping[str, str] = field(default_factory=dict)
+    image_encoder: str | None = None
+    """Of the IP-Adapters; the folder ``image_encoder`` beside each where not given."""
     profile: ShapeProfile
     loras: tuple[LoraOption, ...] = ()
     """Merged into the model."""
@@ -59,12 +63,17 @@ class ExportOptions:
         twice = sorted(set(self.controlnets) & set(self.adapters))
         if twice:
             raise ParameterError("control name", twice[0], "given to one ControlNet or one adapter, not to both")
-        for name in (*self.controlnets, *self.adapters):
+        for name in (*self.controlnets, *self.adapters, *self.ip_adapters):
             try:
                 msgspec.convert(name, Name)
             except msgspec.ValidationError:
                 allowed = "letters, digits, '.', '_' and '-', starting with a letter or digit"
-                raise ParameterError("control name", name, allowed) from None
+                kind = "IP-Adapter name" if name in self.ip_adapters else "control name"
+                raise ParameterError(kind, name, allowed) from None
+        if self.image_encoder is not None and not self.ip_adapters:
+            raise ParameterError(
+                "--image-encoder", self.image_encoder, "given with --ip-adapter, whose pictures it reads"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +120,7 @@ class Sources:
     model: Path
     controlnets: Mapping[str, Path]
     adapters: Mapping[str, Path]
+    ip_adapters: tuple[IPAdapterSource, ...]
     loras: tuple[LoraSource, ...]
     config: Path | None
     digests: dict[str, str]
@@ -126,15 +136,30 @@ def resolve_sources(options: ExportOptions) -> Sources:
     model = checkpoints.resolve(options.model, "model")
     controlnets = {name: checkpoints.resolve(source, "ControlNet") for name, source in options.controlnets.items()}
     adapters = {name: checkpoints.resolve(source, "adapter") for name, source in options.adapters.items()}
+    ip_adapters = tuple(
+        checkpoints.resolve_ip_adapter(name, source, options.image_encoder)
+        for name, source in options.ip_adapters.items()
+    )
     config = None if options.config is None else checkpoints.resolve_config(options.config)
     loras = _resolve_loras(options.loras)
     digests = {"model": _digest(checkpoints.digest_files(model))}
     digests |= {f"controlnet.{name}": _digest(checkpoints.digest_files(path)) for name, path in controlnets.items()}
     digests |= {f"adapter.{name}": _digest(checkpoints.digest_files(path)) for name, path in adapters.items()}
+    for ip_adapter in ip_adapters:
+        digests[f"ip_adapter.{ip_adapter.name}"] = _digest(checkpoints.digest_files(ip_adapter.file))
+        digests[f"image_encoder.{ip_adapter.name}"] = _digest(checkpoints.digest_files(ip_adapter.image_encoder))
     digests |= {f"lora.{lora.name}": _digest(checkpoints.digest_lora(lora.path)) for lora in loras}
     if config is not None:
         digests["config"] = _digest(checkpoints.digest_configs(config))
-    return Sources(model=model, controlnets=controlnets, adapters=adapters, loras=loras, config=config, digests=digests)
+    return Sources(
+        model=model,
+        controlnets=controlnets,
+        adapters=adapters,
+        ip_adapters=ip_adapters,
+        loras=loras,
+        config=config,
+        digests=digests,
+    )
 
 
 def export_key(options: ExportOptions, sources: Sources, versions: Mapping[str, str]) -> str:
@@ -143,6 +168,7 @@ def export_key(options: ExportOptions, sources: Sources, versions: Mapping[str, 
         {
             "sources": sources.digests,
             "controls": [[name, annotator_named_in(name, source)] for name, source in _controls(options).items()],
+            "ip_adapters": [ip_adapter.name for ip_adapter in sources.ip_adapters],
             "loras": [[lora.name, lora.weight] for lora in sources.loras],
             "prediction_type": options.prediction_type,
             "profile": msgspec.to_builtins(options.profile),
@@ -177,7 +203,8 @@ def _export_into(directory: Path, options: ExportOptions, sources: Sources, key:
     )
     from controlrt.export.trace import export_program
 
-    with Progress("export", 4 + len(sources.controlnets) + len(sources.adapters)) as progress:
+    parts = len(sources.controlnets) + len(sources.adapters) + len(sources.ip_adapters)
+    with Progress("export", 4 + parts) as progress:
         progress.start("load checkpoint")
         loaded = load_checkpoint(options, sources)
         factor = loaded.vae_scale_factor
@@ -238,6 +265,17 @@ def _export_into(directory: Path, options: ExportOptions, sources: Sources, key:
             for parts in loaded.text_encoders
         ),
         controls=controls,
+        ip_adapters=tuple(
+            IPAdapter(
+                name=parts.name,
+                program=parts.program,
+                source=options.ip_adapters[parts.name],
+                side=parts.side,
+                tokens=parts.tokens,
+                layers=parts.layers,
+            )
+            for parts in loaded.ip_adapters
+        ),
         fusion=None,
         programs=tuple(programs),
         checks=(),

@@ -7,6 +7,8 @@ of the UNet program, so a step is program launches and nothing else.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
@@ -33,9 +35,11 @@ class UNetStep(nn.Module):
         timestep: Tensor,
         input_scale: Tensor,
         prompt_embeds: Tensor,
-        added: dict[str, Tensor],
+        added: dict[str, Any],
         residuals: list[Tensor],
         adapters: list[Tensor],
+        ip_embeds: list[Tensor],
+        ip_scale: list[Tensor],
         inpaint: list[Tensor],
         guidance: Tensor,
         conditional: Tensor,
@@ -58,6 +62,8 @@ class UNetStep(nn.Module):
             added: SDXL's ``text_embeds`` (rows, channels) and ``time_ids`` (rows, 6); empty otherwise.
             residuals: one per skip connection and one for the middle block, added where ControlNet adds them.
             adapters: what T2I-Adapters add inside the encoder, (batch, channels, ...) each; none without adapters.
+            ip_embeds: image prompts, (rows, images * tokens, channels) for each IP-Adapter.
+            ip_scale: how strongly each acts, (rows, cross-attentions).
             inpaint: for UNets of inpainting one (batch, 1 + channels, height/8, width/8), the mask and the latents of
                 the masked picture, which they see beside the latents; none otherwise.
             guidance: (batch, rows); the guided output is this matrix times the model's output.
@@ -73,6 +79,8 @@ class UNetStep(nn.Module):
             blend: (batch, 2); how much of each the known latents after this step are.
         """
         sample = torch.cat([latents * _per_picture(input_scale), *inpaint], dim=1).index_select(0, rows)
+        if ip_embeds:
+            added = {**added, "image_embeds": (ip_embeds, ip_scale)}  # the way to ImagePromptAttention
         output = self.unet(
             sample,
             timestep.index_select(0, rows),

@@ -11,7 +11,8 @@ import torch
 from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 
-from controlrt.export.checkpoint import Checkpoint, TextEncoderParts
+from controlrt.export.checkpoint import Checkpoint, IPAdapterParts, TextEncoderParts
+from controlrt.export.image_prompts import IPAdapterProgram
 from controlrt.export.modules import (
     AdapterProgram,
     ControlNetStep,
@@ -21,6 +22,7 @@ from controlrt.export.modules import (
     VaeEncoderProgram,
     residual_shapes,
 )
+from controlrt.runtime.image_tokens import image_dimension
 from controlrt.runtime.manifest import TensorSpec
 from controlrt.runtime.profile import SIDE_STEP
 from controlrt.runtime.samplers import COLUMNS, HISTORY
@@ -59,6 +61,18 @@ def unet_program(checkpoint: Checkpoint) -> ProgramSpec:
             _residual(f"residual_{i}_in", *shape, checkpoint) for i, shape in enumerate(residual_shapes(unet))
         ],
         "adapters": _adapter_features(checkpoint),
+        "ip_embeds": [
+            TensorSpec(
+                name=f"ip_embeds.{parts.name}",
+                dtype=FLOAT,
+                shape=("rows", image_dimension(number, parts.tokens), unet.config.cross_attention_dim),
+            )
+            for number, parts in enumerate(checkpoint.ip_adapters)
+        ],
+        "ip_scale": [
+            TensorSpec(name=f"ip_scale.{parts.name}", dtype=FLOAT, shape=("rows", parts.layers))
+            for parts in checkpoint.ip_adapters
+        ],
         "inpaint": _inpaint_channels(checkpoint),
         "guidance": TensorSpec(name="guidance", dtype=FLOAT, shape=("batch", "rows")),
         "conditional": TensorSpec(name="conditional", dtype=FLOAT, shape=("batch", "rows")),
@@ -115,6 +129,26 @@ def adapter_program(checkpoint: Checkpoint, name: str, adapter: T2IAdapter) -> P
         inputs={"hint": hint},
         outputs=outputs,
         example=_uniform_example,
+    )
+
+
+def ip_adapter_program(parts: IPAdapterParts) -> ProgramSpec:
+    """The image encoder of one IP-Adapter, and its projection to tokens."""
+
+    def example(spec: TensorSpec, shape: tuple[int, ...], _: Sizes, generator: torch.Generator) -> Tensor:
+        if spec.name == "seen":
+            return torch.arange(1, shape[0] + 1).remainder(2).float()
+        return torch.randn(shape, generator=generator)
+
+    return ProgramSpec(
+        name=parts.program,
+        module=IPAdapterProgram(parts.image_encoder, parts.projection, penultimate=parts.penultimate),
+        inputs={
+            "picture": TensorSpec(name="picture", dtype=FLOAT, shape=("batch", 3, parts.side, parts.side)),
+            "seen": TensorSpec(name="seen", dtype=FLOAT, shape=("batch",)),
+        },
+        outputs=(TensorSpec(name="ip_embeds", dtype=FLOAT, shape=("batch", parts.tokens, parts.channels)),),
+        example=example,
     )
 
 
@@ -253,6 +287,6 @@ def _step_example(spec: TensorSpec, shape: tuple[int, ...], sizes: Sizes, genera
         return (torch.rand(shape, generator=generator) * 999).round()
     if spec.name == "time_ids":
         return torch.rand(shape, generator=generator) * 1024
-    if spec.name in POSITIVE or spec.name.startswith("region_"):
+    if spec.name in POSITIVE or spec.name.startswith(("region_", "ip_scale.")):
         return torch.rand(shape, generator=generator)
     return torch.randn(shape, generator=generator)

@@ -9,7 +9,7 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from torch.utils import _pytree as pytree
 from controlrt.export.programs import ProgramSpec, Sizes
 from controlrt.runtime.errors import BuildError
 from controlrt.runtime.executors.onnxruntime import open_session
+from controlrt.runtime.image_tokens import image_dimensions, tokens_of_one
 from controlrt.runtime.manifest import Program, TensorSpec
-from controlrt.runtime.profile import MAX_BATCH, SIDE_STEP, ShapeProfile
+from controlrt.runtime.profile import MAX_BATCH, MAX_IMAGES, SIDE_STEP, ShapeProfile
 
 OPSET = 23
 """Attention and GroupNormalization are one node each from here on."""
@@ -52,7 +53,7 @@ def export_program(spec: ProgramSpec, profile: ShapeProfile, directory: Path) ->
     for side, extent in (("width", profile.widths), ("height", profile.heights)):
         if extent.low != extent.high:
             traced[side] = max(traced[side], 2 * SIDE_STEP)  # torch.export takes a size of one block for a constant
-    traced["extra"] = 2
+    traced["extra"] = traced["images"] = 2
     with _quiet() as log:
         try:
             program = torch.onnx.export(
@@ -63,7 +64,7 @@ def export_program(spec: ProgramSpec, profile: ShapeProfile, directory: Path) ->
                 opset_version=OPSET,
                 input_names=[tensor.name for tensor in flat],
                 output_names=[tensor.name for tensor in spec.outputs],
-                dynamic_shapes=pytree.tree_map(_dynamic_shapes(profile), spec.inputs),
+                dynamic_shapes=pytree.tree_map(_dynamic_shapes(profile, flat), spec.inputs),
                 optimize=True,
                 verbose=False,
             )
@@ -99,6 +100,7 @@ def _sizes(profile: ShapeProfile, *, batch: int, rows: int, largest: bool) -> Si
         "rows": rows,
         "tokens": profile.tokens.high if largest else profile.tokens.low,
         "extra": 3 if largest else 1,
+        "images": 3 if largest else 1,
         "width": width.high if largest else width.low,
         "height": height.high if largest else height.low,
     }
@@ -120,7 +122,7 @@ def _settled(tensor: TensorSpec, profile: ShapeProfile) -> TensorSpec:
     """The spec with every side, and the tokens, that the profile fixes as a number."""
     shape: list[int | str] = []
     for dim in tensor.shape:
-        if isinstance(dim, str) and dim not in COUNTS:
+        if isinstance(dim, str) and dim not in COUNTS and tokens_of_one(dim) is None:
             side, divisor = _side(dim)
             extent = _fixed(profile, side)
             shape.append(dim if extent is None else extent // divisor)
@@ -129,9 +131,11 @@ def _settled(tensor: TensorSpec, profile: ShapeProfile) -> TensorSpec:
     return TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=tuple(shape))
 
 
-def _dynamic_shapes(profile: ShapeProfile) -> Any:
+def _dynamic_shapes(profile: ShapeProfile, inputs: Iterable[TensorSpec]) -> Any:
     """A function from a spec to torch.export's description of what varies."""
     dims: dict[str, Any] = {"batch": Dim("batch", min=1, max=MAX_BATCH), "rows": Dim("rows", min=1, max=TRACED_ROWS)}
+    for number, (name, one) in enumerate(image_dimensions(inputs).items()):
+        dims[name] = Dim(f"image_tokens_{number}", min=one, max=one * MAX_IMAGES)
     dims["extra"] = Dim("extra", min=1, max=MAX_EXTRA)
     if profile.tokens.low != profile.tokens.high:
         dims["tokens"] = Dim("tokens", min=profile.tokens.low, max=profile.tokens.high)
@@ -158,6 +162,8 @@ def _example(spec: ProgramSpec, sizes: Sizes, seed: int) -> dict[str, Any]:
                 shape.append(dim)
             elif dim in COUNTS:
                 shape.append(sizes[dim])
+            elif (one := tokens_of_one(dim)) is not None:
+                shape.append(one * sizes["images"])
             else:
                 side, divisor = _side(dim)
                 shape.append(sizes[side] // divisor)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.executors import Executor
-from controlrt.runtime.manifest import Program, Stage
+from controlrt.runtime.image_prompts import ImagePrompt
+from controlrt.runtime.manifest import IPAdapter, Program, Stage
 from controlrt.runtime.plan import Plan, adapter_buffer, stage_buffer
 from controlrt.runtime.prompts import Conditioning, Encoding, PromptEncoder
 
@@ -49,6 +50,8 @@ class Conditioner:
         timesteps: NDArray[np.float32],
         hints: Mapping[str, NDArray[np.float32]],
         adapters: Mapping[str, NDArray[np.float32]],
+        image_prompts: Sequence[ImagePrompt] = (),
+        unconditional: int = 0,
         size: tuple[int, int],
     ) -> None:
         """Writes the outputs of every earlier stage of the plan's parts.
@@ -60,6 +63,8 @@ class Conditioner:
             timesteps: (steps,).
             hints: (batch, channels, height, width) by control name.
             adapters: (features,) by adapter name, the weight of each of its features.
+            image_prompts: one for each of the bundle's IP-Adapters.
+            unconditional: how many of the rows, the first ones, are shown no picture.
             size: width and height of the pictures.
         """
         keys = {prompt: (prompt, encoding, len(self.prompts.embeddings)) for prompt in prompts}
@@ -72,6 +77,7 @@ class Conditioner:
                     buffers[stage_buffer(name, part)][row] = value[0]
                 for name, value in self._prompt_timestep(part, keys[prompt], embeds[prompt], timesteps, size).items():
                     buffers[stage_buffer(name, part)][:, row] = value
+            self._fill_image_prompts(part, buffers, image_prompts, unconditional)
             self._fill_hints(part, buffers, hints)
         self._fill_adapters(plan, buffers, hints, adapters)
 
@@ -102,6 +108,48 @@ class Conditioner:
             }
 
         return self._stage(part, "prompt_timestep", (*key, timesteps.tobytes(), size), inputs)
+
+    def _fill_image_prompts(
+        self, part: str, buffers: Mapping[str, NDArray[Any]], image_prompts: Sequence[ImagePrompt], unconditional: int
+    ) -> None:
+        """Keys and values of the pictures; zeros, which add nothing to the attention, where there are none at all."""
+        program = self._manifest.stage(part, "image")
+        if program is None:
+            return
+        shown = any(prompt.digests for prompt in image_prompts)
+        for spec in program.outputs if not shown else ():
+            buffers[stage_buffer(spec.name, part)][...] = 0
+        for rows, seen in ((slice(unconditional), False), (slice(unconditional, None), True)) if shown else ():
+            for name, value in self._image(part, image_prompts, seen).items():
+                buffers[stage_buffer(name, part)][rows] = value
+
+    def _image(self, part: str, image_prompts: Sequence[ImagePrompt], seen: bool) -> Arrays:
+        """(1, ...). Where the pictures are not ``seen``, what guidance leads away from stands in for each."""
+        key = tuple(prompt.digests if seen else len(prompt.digests) for prompt in image_prompts)
+
+        def inputs() -> Arrays:
+            return {f"ip_embeds.{prompt.adapter.name}": self._image_embeds(prompt, seen) for prompt in image_prompts}
+
+        return self._stage(part, "image", key, inputs)
+
+    def _image_embeds(self, prompt: ImagePrompt, seen: bool) -> NDArray[np.float32]:
+        """The tokens of an IP-Adapter's pictures, one after the other: (1, images * tokens, channels)."""
+        adapter = prompt.adapter
+        if not prompt.digests:
+            (spec,) = self._manifest.program(adapter.program).outputs
+            return np.zeros((1, *(int(extent) for extent in spec.shape[1:])), np.float32)
+        keys = prompt.digests if seen else (None,) * len(prompt.digests)
+        pictures = zip(keys, prompt.pictures, strict=True)
+        return np.concatenate([self._tokens(adapter, key, picture) for key, picture in pictures], axis=1)
+
+    def _tokens(self, adapter: IPAdapter, digest: bytes | None, picture: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The tokens of one picture, or where ``digest`` is None of its absence: (1, tokens, channels)."""
+        seen = np.full(1, digest is not None, np.float32)
+
+        def make() -> Arrays:
+            return self._executor.run(adapter.program, {"picture": picture[None] * seen, "seen": seen})
+
+        return self._kept.get((adapter.program, digest), make)["ip_embeds"]
 
     def _fill_hints(
         self, part: str, buffers: Mapping[str, NDArray[Any]], hints: Mapping[str, NDArray[np.float32]]

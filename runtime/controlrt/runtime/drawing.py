@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from controlrt.runtime.canvas import Source
 from controlrt.runtime.control import ControlUse
+from controlrt.runtime.image_prompts import ImagePrompt
 from controlrt.runtime.noise import Draws
 from controlrt.runtime.plan import Layout
 from controlrt.runtime.prompts import Encoding
@@ -24,6 +25,8 @@ class Drawing:
     table: SamplerTable
     uses: tuple[ControlUse, ...]
     """The controls, also those that never run."""
+    image_prompts: tuple[ImagePrompt, ...] = ()
+    """One for each of the bundle's IP-Adapters."""
     prompts: tuple[str | None, ...]
     """One per row of the model's batch; None is SDXL's empty embedding of zeros."""
     encoding: Encoding

@@ -46,6 +46,8 @@ def fill_buffers(buffers: MutableMapping[str, NDArray[Any]], drawing: Drawing, c
     for use in drawing.uses:
         values[f"conditioning_scale.{use.control.name}"] = use.conditioning_scale(layout.guided)
         _fill_regions(buffers, use)
+    for prompt in drawing.image_prompts:
+        values[f"ip_scale.{prompt.adapter.name}"] = prompt.row_scale(layout.guided)
     if layout.draws:
         for step in range(len(table)):
             buffers["noise"][step] = draws.randn(canvas.latents.shape) if table.draws[step] else 0

@@ -10,7 +10,7 @@ import msgspec
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.profile import ShapeProfile
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 MANIFEST_NAME = "manifest.json"
 
 DType = Literal["float32", "float16", "int64", "int32", "uint8"]
@@ -33,9 +33,9 @@ class TensorSpec(_Record, frozen=True, kw_only=True):
     shape: tuple[int | str, ...]
 
 
-Stage = Literal["timestep", "prompt", "prompt_timestep", "hint", "encode", "step"]
-"""When a program runs: once per schedule, per prompt, per both, per control picture, or every step. ``encode`` is what
-a UNet's step does before it needs the ControlNets, where the backend runs both at the same time."""
+Stage = Literal["timestep", "prompt", "prompt_timestep", "image", "hint", "encode", "step"]
+"""When a program runs: once per schedule, per prompt, per both, per image prompt, per control picture, or every step.
+``encode`` is what a UNet's step does before it needs the ControlNets, where the backend runs both at the same time."""
 
 
 class Cost(_Record, frozen=True, kw_only=True):
@@ -136,6 +136,21 @@ class Control(_Record, frozen=True, kw_only=True):
     """Whether its residuals are averaged over the picture, so that they say what and not where (shuffle)."""
 
 
+class IPAdapter(_Record, frozen=True, kw_only=True):
+    """One IP-Adapter: pictures as prompts (Ye et al. 2023, arXiv 2308.06721)."""
+
+    name: Name
+    program: str
+    """Its image encoder and the projection to tokens, which depend on the picture alone."""
+    source: str
+    side: int
+    """Of the square picture that its image encoder sees, in pixels."""
+    tokens: int
+    """Of one picture."""
+    layers: int
+    """The UNet's cross-attentions; each has a scale."""
+
+
 class Fusion(_Record, frozen=True, kw_only=True):
     """ControlNets and the UNet in one program, for the steps at which exactly these are on."""
 
@@ -209,6 +224,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     model: Model
     text_encoders: tuple[TextEncoder, ...]
     controls: tuple[Control, ...]
+    ip_adapters: tuple[IPAdapter, ...] = ()
     fusion: Fusion | None
     """None unless built with --fuse."""
     programs: tuple[Program, ...]

@@ -34,6 +34,7 @@ from controlrt.runtime.errors import ControlRTError, DeviceMemoryError, Paramete
 from controlrt.runtime.executors import AfterStep, BoundPlan, open_executor
 from controlrt.runtime.filling import fill_buffers
 from controlrt.runtime.fitting import Resize
+from controlrt.runtime.image_prompts import ImagePrompts, ImageScale, resolve_image_prompts
 from controlrt.runtime.noise import Draws
 from controlrt.runtime.pictures import Picture, to_pil
 from controlrt.runtime.plan import Layout, Plan, StepLayout, plan_denoising
@@ -44,6 +45,8 @@ from controlrt.runtime.scales import GuessMode, LayerWeights, is_number
 
 StepCallback = Callable[["ControlNetPipeline", int, float, dict[str, NDArray[np.float32]]], Mapping[str, Any] | None]
 DEFAULT_STEPS = 50
+ON_FIRST_USE = ("vae_encoder", "adapter.", "ip_adapter.")
+"""How the parts begin that are opened when a call first needs them."""
 _KEPT_PLANS = 4
 
 
@@ -114,7 +117,7 @@ class ControlNetPipeline:
         fused = manifest.fusion.controls if manifest.fusion else ()
         rare = {"unet", *(control.part for control in manifest.controls if control.name in fused)} if fused else set()
         for program in manifest.programs:
-            if program.name != "vae_encoder" and program.part not in rare and not program.part.startswith("adapter."):
+            if program.part not in rare and not program.part.startswith(ON_FIRST_USE):
                 pipeline._executor.load(program.name)
         return pipeline
 
@@ -122,6 +125,11 @@ class ControlNetPipeline:
     def controls(self) -> tuple[str, ...]:
         """Names of the bundle's ControlNets and T2I-Adapters."""
         return tuple(control.name for control in self.bundle.manifest.controls)
+
+    @property
+    def ip_adapters(self) -> tuple[str, ...]:
+        """Names of the bundle's IP-Adapters."""
+        return tuple(adapter.name for adapter in self.bundle.manifest.ip_adapters)
 
     def load_textual_inversion(self, file: str | Path, token: str) -> None:
         """Lets ``token`` in prompts stand for what a ``.safetensors`` file of a textual inversion learned.
@@ -161,6 +169,8 @@ class ControlNetPipeline:
         prompt: str | Sequence[str],
         image: Pictures | Mapping[str, Pictures] | None = None,
         *,
+        ip_adapter_image: ImagePrompts | None = None,
+        ip_adapter_scale: ImageScale = 1.0,
         negative_prompt: str | Sequence[str] | None = None,
         prompt_syntax: Syntax = "plain",
         clip_skip: int | None = None,
@@ -199,6 +209,10 @@ class ControlNetPipeline:
             prompt: one prompt or a list.
             image: control pictures by control name; a bare picture where the bundle has one control; None for no
                 control. A list gives one picture per prompt. PIL, uint8 or float arrays (height, width[, channels]).
+            ip_adapter_image: pictures as prompts, where the bundle has IP-Adapters: a picture or several that the only
+                one is shown at once; a list of that for each adapter, or a mapping by name. None draws without.
+            ip_adapter_scale: how strongly they act, 0 to 10; one for all adapters, a list with one for each, or a
+                mapping by name. Each may be a curve, as a control's, or an array (steps, pictures, cross-attentions).
             negative_prompt: what to steer away from, one or one per prompt.
             prompt_syntax: "plain", or "webui" for weights in brackets as the web UI has them; see docs/prompts.md.
             clip_skip: how many of the text encoders' last layers are left out.
@@ -250,6 +264,8 @@ class ControlNetPipeline:
         drawing = self.prepare(
             prompt,
             image,
+            ip_adapter_image=ip_adapter_image,
+            ip_adapter_scale=ip_adapter_scale,
             negative_prompt=negative_prompt,
             prompt_syntax=prompt_syntax,
             clip_skip=clip_skip,
@@ -312,6 +328,8 @@ class ControlNetPipeline:
         prompt: str | Sequence[str],
         image: Pictures | Mapping[str, Pictures] | None = None,
         *,
+        ip_adapter_image: ImagePrompts | None = None,
+        ip_adapter_scale: ImageScale = 1.0,
         negative_prompt: str | Sequence[str] | None = None,
         prompt_syntax: Syntax = "plain",
         clip_skip: int | None = None,
@@ -403,6 +421,9 @@ class ControlNetPipeline:
             images_per_prompt=num_images_per_prompt,
             resize=resize,
         )
+        image_prompts = resolve_image_prompts(
+            manifest.ip_adapters, ip_adapter_image, ip_adapter_scale, steps=len(table), batch=batch
+        )
         negatives = self._negatives(negative_prompt, len(prompts))
         if prompt_syntax not in SYNTAXES:
             raise UnknownNameError("prompt syntax", str(prompt_syntax), SYNTAXES)
@@ -420,6 +441,7 @@ class ControlNetPipeline:
             height=height,
             batch=batch,
             tokens=CHUNK_TOKENS * encoding.chunks,
+            images=tuple(max(1, len(prompt.digests)) for prompt in image_prompts),
             draws=draws_later,
             steps=tuple(
                 StepLayout(
@@ -437,6 +459,7 @@ class ControlNetPipeline:
             layout=layout,
             table=table,
             uses=tuple(uses),
+            image_prompts=tuple(image_prompts),
             prompts=(*unconditional, *conditional) if layout.guided else tuple(conditional),
             encoding=encoding,
             guidance_scale=guidance_scale,
@@ -468,6 +491,8 @@ class ControlNetPipeline:
                 for use in drawing.uses
                 if use.control.kind == "adapter"
             },
+            image_prompts=drawing.image_prompts,
+            unconditional=layout.batch if layout.guided else 0,
             size=(layout.width, layout.height),
         )
         conditioned = time.perf_counter()

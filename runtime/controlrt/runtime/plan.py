@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from controlrt.runtime.errors import BundleError
+from controlrt.runtime.image_tokens import image_dimension
 from controlrt.runtime.manifest import Manifest, Program, Stage, TensorSpec
 from controlrt.runtime.profile import CHUNK_TOKENS
 
@@ -38,6 +39,8 @@ class Layout:
     batch: int
     tokens: int = CHUNK_TOKENS
     """Of each prompt: 77 for each of its chunks."""
+    images: tuple[int, ...] = ()
+    """Pictures that each IP-Adapter is shown, in the order of the bundle; 1 where it is shown none."""
     draws: bool
     """Whether the sampler draws noise; without, one zero buffer serves every step."""
     steps: tuple[StepLayout, ...]
@@ -96,7 +99,7 @@ class Plan:
         return tuple(name for name in self.buffers if name not in made and not name.startswith("residual_"))
 
 
-PER_STEP = ("input_scale", "guidance", "update", "clip", "conditioning_scale", "blend")
+PER_STEP = ("input_scale", "guidance", "update", "clip", "conditioning_scale", "ip_scale", "blend")
 """Inputs that are tables over steps; noise is one too where the sampler draws it."""
 PER_STEP_STAGES: tuple[Stage, ...] = ("timestep", "prompt_timestep")
 """Stages whose outputs are tables over steps."""
@@ -155,6 +158,10 @@ class _Planner:
         for power in range(7):
             self.dimensions[f"height/{2**power}"] = layout.height // 2**power
             self.dimensions[f"width/{2**power}"] = layout.width // 2**power
+        self.dimensions |= {
+            image_dimension(number, adapter.tokens): images * adapter.tokens
+            for number, (adapter, images) in enumerate(zip(manifest.ip_adapters, layout.images, strict=True))
+        }
         self.early = {
             (program.part, output.name): program.stage
             for program in manifest.programs

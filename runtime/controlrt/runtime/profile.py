@@ -15,6 +15,8 @@ MAX_BATCH = 63
 CHUNK_TOKENS = 77
 """What a CLIP text encoder reads at once, start and end token included."""
 MAX_PROMPT_CHUNKS = 16
+MAX_IMAGES = 8
+"""Pictures that one IP-Adapter is shown at once."""
 
 _PATTERN = re.compile(r"(\d+)(?:-(\d+))?x(\d+)(?:-(\d+))?", re.ASCII)
 

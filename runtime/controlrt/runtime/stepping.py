@@ -39,6 +39,7 @@ class Kind:
     width: int
     height: int
     tokens: int
+    images: tuple[int, ...]
     step: StepLayout
 
 
@@ -79,7 +80,7 @@ class Staged:
     def kind(self) -> Kind:
         """Of its next step."""
         layout = self.drawing.layout
-        return Kind(layout.width, layout.height, layout.tokens, layout.steps[self.step])
+        return Kind(layout.width, layout.height, layout.tokens, layout.images, layout.steps[self.step])
 
     @property
     def latents(self) -> NDArray[np.float32]:
@@ -186,7 +187,13 @@ class Stepper:
 
     def _bind(self, kind: Kind, batch: int) -> _StepPlan:
         layout = Layout(
-            width=kind.width, height=kind.height, tokens=kind.tokens, batch=batch, draws=True, steps=(kind.step,)
+            width=kind.width,
+            height=kind.height,
+            tokens=kind.tokens,
+            images=kind.images,
+            batch=batch,
+            draws=True,
+            steps=(kind.step,),
         )
         plan = plan_denoising(self._manifest, layout)
         views = [

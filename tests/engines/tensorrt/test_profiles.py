@@ -51,6 +51,15 @@ def test_ranges() -> None:
     }
 
 
+def test_image_prompts_are_tuned_for_one_picture() -> None:
+    step = program("step", image_0=("rows", "images_0*16", 64), image_1=("rows", "images_1*4", 64))
+    (found,) = optimization_profiles(step, ShapeProfile.parse("512x512", "1-2"))
+    assert found == {
+        "image_0": ((1, 16, 64), (2, 16, 64), (4, 128, 64)),
+        "image_1": ((1, 4, 64), (2, 4, 64), (4, 32, 64)),
+    }
+
+
 def test_every_size_has_its_own() -> None:
     found = optimization_profiles(STEP, ShapeProfile.parse("512x512,1024x768", "1-2"))
     assert [each["latents"] for each in found] == [

@@ -2,7 +2,7 @@
 
 Matches ``Attention`` (opset 23) in float32 on (rows, tokens, channels), as ``AttentionLayout`` leaves it, with as many
 heads of keys as of queries, no mask and nothing else that is asked of it, where the keys are many or their number is
-not known when the graph is built and is not that of a prompt's tokens.
+not known when the graph is built and is not that of a prompt's tokens, in words or in pictures.
 
 Gives ``com.microsoft.MultiHeadAttention``, which on the CPU walks over blocks of keys that fit the cache and keeps a
 running maximum and sum for the softmax (Dao et al. 2022, arXiv 2205.14135, algorithm 1).
@@ -26,6 +26,8 @@ So cross-attention stays as it is, and the VAE's one wide head does.
 from __future__ import annotations
 
 import onnx_ir as ir
+
+from controlrt.runtime.image_tokens import tokens_of_one
 
 DOMAIN = "com.microsoft"
 MIN_KEYS = 2048
@@ -80,7 +82,9 @@ class TiledAttention(ir.passes.InPlacePass):
         keys, channels = key[1], query[2]
         if not isinstance(channels, int) or not channels == key[2] == value[2] or channels > heads * MAX_WIDTH:
             return False
-        return keys >= self.min_keys if isinstance(keys, int) else keys.value not in SHORT
+        if isinstance(keys, int):
+            return keys >= self.min_keys
+        return keys.value not in SHORT and tokens_of_one(keys.value) is None
 
 
 def _is_plain(attention: ir.Node) -> bool:

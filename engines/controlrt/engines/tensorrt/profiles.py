@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from controlrt.engines.tensorrt.request import Shapes
 from controlrt.runtime.errors import BuildError
+from controlrt.runtime.image_tokens import image_dimensions
 from controlrt.runtime.manifest import Program, TensorSpec
 from controlrt.runtime.pipeline import DEFAULT_STEPS
-from controlrt.runtime.profile import Range, ShapeProfile, Size
+from controlrt.runtime.profile import MAX_IMAGES, Range, ShapeProfile, Size
 from controlrt.runtime.samplers import MAX_STEPS
 
 Extent = tuple[int, int, int]
@@ -65,6 +66,7 @@ def _extents(program: Program, size: Size, rows: Extent, profile: ShapeProfile) 
         "extra": (1, 1, MAX_EXTRA),
         "tokens": (profile.tokens.low, profile.tokens.low, profile.tokens.high),
     }
+    extents |= {name: (one, one, one * MAX_IMAGES) for name, one in image_dimensions(program.inputs).items()}
     for side, extent in (("width", size.width), ("height", size.height)):
         extents |= {f"{side}/{2**power}": _scaled(extent, 2**power) for power in range(7)}
         extents[side] = _scaled(extent, 1)

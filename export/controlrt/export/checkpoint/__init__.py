@@ -1,7 +1,7 @@
 """Checkpoints: finding, digesting and loading pipelines, ControlNets and LoRAs, whatever they are kept in."""
 
 from controlrt.export.checkpoint.loading import load, stored_scheduler_config
-from controlrt.export.checkpoint.parts import Checkpoint, LoraSource, TextEncoderParts
+from controlrt.export.checkpoint.parts import Checkpoint, IPAdapterParts, IPAdapterSource, LoraSource, TextEncoderParts
 from controlrt.export.checkpoint.sources import (
     UNTELLING_LORA_NAMES,
     digest_configs,
@@ -9,12 +9,15 @@ from controlrt.export.checkpoint.sources import (
     digest_lora,
     resolve,
     resolve_config,
+    resolve_ip_adapter,
     resolve_lora,
 )
 
 __all__ = [
     "UNTELLING_LORA_NAMES",
     "Checkpoint",
+    "IPAdapterParts",
+    "IPAdapterSource",
     "LoraSource",
     "TextEncoderParts",
     "digest_configs",
@@ -23,6 +26,7 @@ __all__ = [
     "load",
     "resolve",
     "resolve_config",
+    "resolve_ip_adapter",
     "resolve_lora",
     "stored_scheduler_config",
 ]

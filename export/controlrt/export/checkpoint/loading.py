@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from controlrt.export.checkpoint.adapter import load_adapter
 from controlrt.export.checkpoint.controlnet import load_controlnet
 from controlrt.export.checkpoint.folder import load_folder
-from controlrt.export.checkpoint.parts import Checkpoint, LoraSource, PipelineParts, TextEncoderParts
+from controlrt.export.checkpoint.parts import Checkpoint, IPAdapterSource, LoraSource, PipelineParts, TextEncoderParts
 from controlrt.export.checkpoint.quiet_loading import loading, prepared
 from controlrt.export.checkpoint.single_file import load_single_file
 from controlrt.runtime.errors import SourceError
@@ -22,6 +23,7 @@ def load(
     loras: Sequence[LoraSource] = (),
     *,
     adapters: Mapping[str, Path] | None = None,
+    ip_adapters: Sequence[IPAdapterSource] = (),
     config: Path | None = None,
     prediction_type: str | None = None,
 ) -> Checkpoint:
@@ -30,6 +32,7 @@ def load(
     Args:
         model: a diffusers folder or a single file.
         controlnets, adapters: by name.
+        ip_adapters: attached to the UNet.
         loras: merged in any order; their differences add up.
         config: for a single file, a diffusers folder that says what it leaves unsaid.
         prediction_type: for a single file, what the UNet predicts.
@@ -38,9 +41,9 @@ def load(
         SourceError: damaged weights, an architecture that is not Stable Diffusion 1.x, 2.x or XL, or a ControlNet,
             adapter or LoRA that was made for another architecture.
     """
-    from controlrt.export.checkpoint.lora import (
-        merge_loras,  # brings PyTorch, which finding a cached export does not need
-    )
+    # these bring PyTorch, which finding a cached export does not need
+    from controlrt.export.checkpoint.ip_adapter import attach_ip_adapters
+    from controlrt.export.checkpoint.lora import merge_loras
 
     if model.is_file():
         with loading(model):
@@ -60,10 +63,11 @@ def load(
         scheduler_config=stored_scheduler_config(pipeline.scheduler),
         controlnets={name: load_controlnet(name, path, unet) for name, path in controlnets.items()},
         adapters={name: load_adapter(name, path, unet) for name, path in (adapters or {}).items()},
+        ip_adapters=(),
         zero_empty_negative=pipeline.zero_empty_negative,
     )
     _refuse_unsupported(model, loaded)
-    return loaded
+    return replace(loaded, ip_adapters=attach_ip_adapters(unet, ip_adapters))
 
 
 def stored_scheduler_config(scheduler: Any) -> dict[str, Any]:

@@ -17,6 +17,43 @@ class LoraSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IPAdapterSource:
+    """A resolved IP-Adapter: its file, and the folder of the image encoder."""
+
+    name: str
+    file: Path
+    image_encoder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class IPAdapterParts:
+    """What of an IP-Adapter depends on the picture alone; the rest is in the UNet's cross-attentions."""
+
+    name: str
+    image_encoder: Any
+    projection: Any
+    """From what the image encoder gives to tokens."""
+    penultimate: bool
+    """Whether it projects the encoder's hidden states before the last layer; else its image embedding."""
+    tokens: int
+    """Of one picture."""
+    layers: int
+    """Cross-attentions that see it."""
+    channels: int
+    """Of a token."""
+
+    @property
+    def program(self) -> str:
+        """The name of its program."""
+        return f"ip_adapter.{self.name}"
+
+    @property
+    def side(self) -> int:
+        """Of the square picture that the image encoder sees."""
+        return int(self.image_encoder.config.image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PipelineParts:
     """The parts of a pipeline as a loader found them."""
 
@@ -60,6 +97,8 @@ class Checkpoint:
     scheduler_config: dict[str, Any]
     controlnets: dict[str, Any]
     adapters: dict[str, Any]
+    ip_adapters: tuple[IPAdapterParts, ...]
+    """Its UNet sees them."""
     zero_empty_negative: bool
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from controlrt.export.checkpoint.parts import IPAdapterSource
 from controlrt.runtime.errors import SourceError
 from controlrt.runtime.storage import sha256_file
 
@@ -22,6 +23,8 @@ LORA_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 """What diffusers and PEFT call the weights of a LoRA in a folder of its own."""
 UNTELLING_LORA_NAMES = tuple(name.removesuffix(".safetensors") for name in LORA_NAMES)
 ADAPTER_CONFIG = "adapter_config.json"
+IMAGE_ENCODER = "image_encoder"
+"""The folder beside an IP-Adapter that holds what reads its pictures."""
 
 
 def resolve(source: str, what: str) -> Path:
@@ -103,6 +106,53 @@ def resolve_lora(source: str) -> Path:
     if files:
         raise SourceError(f"LoRA {source} holds several files; name one of them: {', '.join(files)}")
     raise SourceError(f"LoRA {source} is a folder without a .safetensors file")
+
+
+def resolve_ip_adapter(name: str, source: str, image_encoder: str | None) -> IPAdapterSource:
+    """An IP-Adapter's file and the folder of its image encoder.
+
+    Args:
+        name: to call it by.
+        source: a file, a folder with one file in it, or a file on the hub.
+        image_encoder: a folder, or ``OWNER/NAME/FOLDER`` on the hub; ``image_encoder`` beside the file where None.
+
+    Raises:
+        SourceError: one that cannot be found, or a folder with several files.
+    """
+    path = resolve(source, "IP-Adapter")
+    beside = f"{source.rpartition('/')[0]}/{IMAGE_ENCODER}"
+    if path.is_dir():
+        names = sorted(file.name for file in path.iterdir() if file.suffix in SINGLE_FILE_SUFFIXES)
+        safe = [each for each in names if each.endswith(".safetensors")] or names
+        if len(safe) != 1:
+            found = f"several files; name one of them: {', '.join(safe)}" if safe else "no file of weights"
+            raise SourceError(f"IP-Adapter {source} holds {found}")
+        path = path / safe[0]
+    folder = path.parent / IMAGE_ENCODER
+    if image_encoder is not None:
+        folder = _resolve_folder(image_encoder, "image encoder")
+    elif not folder.is_dir() and not Path(source).expanduser().exists():
+        folder = _resolve_folder(beside, "image encoder")
+    if not (folder / "config.json").is_file():
+        mend = "name the folder of a CLIPVisionModelWithProjection with --image-encoder"
+        raise SourceError(f"IP-Adapter {name} needs an image encoder, and {folder} holds no config.json; {mend}")
+    return IPAdapterSource(name=name, file=path, image_encoder=folder.resolve())
+
+
+def _resolve_folder(source: str, what: str) -> Path:
+    """A folder: a path, or ``OWNER/NAME/FOLDER`` on the hub."""
+    from huggingface_hub import snapshot_download
+
+    path = Path(source).expanduser()
+    if path.exists() or source.startswith((".", "/", "~")) or source.count("/") < 1:
+        return path
+    owner, name, *inside = source.split("/", 2)
+    within = f"{inside[0]}/" if inside else ""
+    try:
+        files = [f"{within}config.json", f"{within}*.safetensors"]
+        return Path(snapshot_download(f"{owner}/{name}", allow_patterns=files)) / within
+    except Exception as error:  # the hub client raises many kinds
+        raise _not_on_the_hub(source, what, error) from error
 
 
 def digest_files(path: Path) -> dict[str, str]:

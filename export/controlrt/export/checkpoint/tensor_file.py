@@ -74,6 +74,9 @@ def _read_pickle(path: Path) -> TensorFile:
     tensors = content.get("state_dict", content)
     if not isinstance(tensors, dict):
         raise SourceError(f"{path} holds a {type(tensors).__name__} as state_dict, not tensors by name")
+    if not any(isinstance(value, torch.Tensor) for value in tensors.values()):  # grouped, as in an IP-Adapter's
+        groups = {name: group for name, group in tensors.items() if isinstance(group, dict)}
+        tensors = {f"{name}.{key}": value for name, group in groups.items() for key, value in group.items()}
     step = content.get("global_step")
     return TensorFile(
         path=path,

@@ -15,7 +15,7 @@ from controlrt.runtime import ControlNetPipeline
 from controlrt.runtime.manifest import Manifest
 from controlrt.runtime.pipeline import Timings
 
-TEXT_STAGES = ("prompt", "prompt_timestep")
+TEXT_STAGES = ("prompt", "prompt_timestep", "image")
 
 
 class BundleDrawer:

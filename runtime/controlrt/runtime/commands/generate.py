@@ -18,6 +18,7 @@ from tqdm import tqdm
 from controlrt.runtime.canvas import run_strength
 from controlrt.runtime.commands import named_values
 from controlrt.runtime.commands.control_option import DRAWING_FORM, parse_control
+from controlrt.runtime.commands.ip_adapter_option import IMAGE_FORM, parse_images
 from controlrt.runtime.errors import UnknownNameError, UserError
 from controlrt.runtime.fitting import EXTENSION_MODES, RESIZES, resize_named
 from controlrt.runtime.hires import hires_fix
@@ -49,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar=DRAWING_FORM,
         help="a control of the bundle and its picture; may be repeated",
+    )
+    parser.add_argument(
+        "--ip-adapter-image",
+        action="append",
+        default=[],
+        metavar=IMAGE_FORM,
+        help="a picture as a prompt, for a bundle with an IP-Adapter; may be repeated",
     )
     parser.add_argument("--init", type=Path, metavar="IMAGE", help="a picture to start from: picture to picture")
     parser.add_argument("--mask", type=Path, metavar="IMAGE", help="where it is drawn anew, white on black: inpainting")
@@ -117,6 +125,8 @@ def run(arguments: argparse.Namespace) -> int:
         images = {name: open_control(path) for name, path in sources.items()}
         regions = {name: open_picture(options["region"]) for name, _, options in controls if options["region"]}
         start, mask = (None if path is None else open_picture(path) for path in (arguments.init, arguments.mask))
+        prompts = parse_images(arguments.ip_adapter_image, pipeline.ip_adapters)
+        shown = {name: [open_picture(path) for path in paths] for name, paths in prompts.paths.items()}
         loaded = time.perf_counter()
         draw: Callable[..., PipelineOutput] = pipeline
         if first_size is not None:
@@ -132,6 +142,8 @@ def run(arguments: argparse.Namespace) -> int:
             output = draw(
                 arguments.prompt,
                 images or None,
+                ip_adapter_image=shown or None,
+                ip_adapter_scale=prompts.scales,
                 negative_prompt=arguments.negative_prompt,
                 prompt_syntax=arguments.prompt_syntax,
                 clip_skip=arguments.clip_skip,

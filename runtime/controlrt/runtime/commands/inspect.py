@@ -88,6 +88,8 @@ def _summarize(bundle: Bundle, tensors: bool) -> None:
         annotator = bundle.hint(control.name).annotator
         made = f"pictures by: controlrt annotate {annotator}" if annotator else "pictures of its own kind"
         print(f"  control    {control.name} ({control.layers} residuals; {made})")
+    for adapter in manifest.ip_adapters:
+        print(f"  ip-adapter {adapter.name} ({adapter.tokens} tokens a picture; {adapter.source})")
     profile = manifest.profile
     print(f"  profile    {profile}, batch {profile.batch}, prompt chunks {profile.prompt_chunks}")
     print(f"  backend    {manifest.backend}, {manifest.precision}")

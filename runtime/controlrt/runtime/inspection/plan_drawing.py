@@ -72,6 +72,7 @@ def fold(steps: Iterable[tuple[_Drawn, ...]]) -> Iterator[tuple[int, int, tuple[
 def _draw_early(work: Workload, manifest: Manifest) -> Iterator[str]:
     """The text encoders and the stages of every part that the plan calls, by when they run."""
     names = [encoder.program for encoder in manifest.text_encoders]
+    names += [adapter.program for adapter in manifest.ip_adapters]
     stages = (manifest.stage(part, stage) for stage in EARLY_STAGES for part in work.plan.parts)
     names += [program.name for program in stages if program is not None]
     by_time: dict[str, list[ProgramUse]] = {}

@@ -13,6 +13,7 @@ _STAGES: dict[Stage, str] = {
     "timestep": "once per schedule",
     "prompt": "once per prompt",
     "prompt_timestep": "once per prompt and schedule",
+    "image": "once per image prompt",
     "hint": "once per control picture",
     "encode": "every step, beside the ControlNets",
     "step": "every step",
@@ -44,6 +45,8 @@ def when(program: Program) -> str:
     """When ``program`` runs, in words."""
     if program.stage is not None:
         return _STAGES[program.stage]
+    if program.name.startswith("ip_adapter."):
+        return "once per image prompt"
     return _WHOLE.get(program.name, "not while drawing")
 
 

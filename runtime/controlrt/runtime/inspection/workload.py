@@ -15,8 +15,9 @@ from controlrt.runtime.plan import PER_STEP_STAGES, Layout, Plan, StepLayout, pl
 from controlrt.runtime.samplers import compile_sampler
 
 PROMPTS = 2
-"""Of a guided picture: its prompt and the negative one, which is the empty prompt where none is given."""
-EARLY_STAGES: tuple[Stage, ...] = ("timestep", "prompt", "prompt_timestep", "hint")
+"""Of a guided picture: its prompt and the negative one, which is the empty prompt where none is given; likewise its
+image prompt and none."""
+EARLY_STAGES: tuple[Stage, ...] = ("timestep", "prompt", "prompt_timestep", "image", "hint")
 """What runs before the loop, in order."""
 
 
@@ -82,6 +83,7 @@ def plan_picture(bundle: Bundle, steps: int, controls: Mapping[str, ControlWindo
     plan = plan_denoising(bundle.manifest, layout)
     launches = Counter(call.program for step in plan.steps for call in step)
     encoders = {encoder.program for encoder in bundle.manifest.text_encoders}
+    encoders |= {adapter.program for adapter in bundle.manifest.ip_adapters}
     uses = tuple(
         ProgramUse(
             program=program,
@@ -111,6 +113,7 @@ def _layout(bundle: Bundle, steps: int, controls: Mapping[str, ControlWindow] | 
         height=height,
         batch=bundle.manifest.profile.batch.low,
         tokens=bundle.manifest.profile.tokens.low,
+        images=(1,) * len(bundle.manifest.ip_adapters),
         draws=bool(table.draws.any()),
         steps=tuple(
             StepLayout(
@@ -133,4 +136,4 @@ def _calls(program: Program, plan: Plan, launches: Counter[str], encoders: Conta
         return 1 if program.name == "vae_decoder" else 0
     if program.part not in plan.parts:
         return 0
-    return PROMPTS if program.stage in ("prompt", "prompt_timestep") else 1
+    return PROMPTS if program.stage in ("prompt", "prompt_timestep", "image") else 1

@@ -29,7 +29,7 @@ ControlMode = str | int
 LayerWeights = Literal["soft"] | list[float]
 SERVERS_OWN = ("model", "timeout_ms", "response", "wait", "stream", "previews")
 """Fields that are no argument of a pipeline."""
-PICTURES = ("image", "init_image", "mask_image", "control_region")
+PICTURES = ("image", "ip_adapter_image", "init_image", "mask_image", "control_region")
 """Fields that hold pictures."""
 
 
@@ -62,6 +62,12 @@ class GenerateRequest(BaseModel):
     image: Picture | list[Picture] | dict[str, Picture | list[Picture]] | None = Field(
         None,
         description="control pictures by the name of their control; a bare picture where the model has one control",
+    )
+    ip_adapter_image: Picture | list[Picture | list[Picture]] | dict[str, Picture | list[Picture]] | None = Field(
+        None, description="pictures as prompts, for models with IP-Adapters: one, several at once, or by name"
+    )
+    ip_adapter_scale: float | list[Scale] | dict[str, Scale] = Field(
+        1.0, description="how strongly they act, 0 to 10; one number, a list with one for each adapter, or by name"
     )
     init_image: Picture | list[Picture] | None = Field(
         None, description="a picture to start from; one, or one per prompt"
