@@ -53,10 +53,10 @@ def test_a_whole_picture_with_torch_blocked(demo_bundle: Path) -> None:
 
 
 def test_import_is_quick() -> None:
-    """Under half a second; the best of five, since other processes may be using the machine."""
+    """Under half a second of this process's own time, since others may be using the machine; the best of five."""
     code = (
-        "import time; t = time.perf_counter(); from controlrt.runtime import ControlNetPipeline;"
-        "print(time.perf_counter() - t)"
+        "import time; t = time.process_time(); from controlrt.runtime import ControlNetPipeline;"
+        "print(time.process_time() - t)"
     )
     assert min(float(python(code)) for _ in range(5)) < 0.5
 
