@@ -25,10 +25,9 @@ from controlrt.runtime.control import (
     PerControl,
     PerControlScale,
     Pictures,
-    check_window,
-    in_window,
     resolve_controls,
 )
+from controlrt.runtime.control_use import check_window, in_window
 from controlrt.runtime.drawing import Drawing
 from controlrt.runtime.errors import ControlRTError, DeviceMemoryError, ParameterError, UnknownNameError
 from controlrt.runtime.executors import AfterStep, BoundPlan, open_executor
@@ -120,8 +119,8 @@ class ControlNetPipeline:
 
     @property
     def controls(self) -> tuple[str, ...]:
-        """Names of the bundle's ControlNets and T2I-Adapters."""
-        return tuple(control.name for control in self.bundle.manifest.controls)
+        """Names of the bundle's ControlNets and T2I-Adapters; of a ControlNet Union, NAME.TYPE for each of its types."""
+        return tuple(name for control in self.bundle.manifest.controls for name in control.names)
 
     def load_textual_inversion(self, file: str | Path, token: str) -> None:
         """Lets ``token`` in prompts stand for what a ``.safetensors`` file of a textual inversion learned.
@@ -197,8 +196,8 @@ class ControlNetPipeline:
 
         Args:
             prompt: one prompt or a list.
-            image: control pictures by control name; a bare picture where the bundle has one control; None for no
-                control. A list gives one picture per prompt. PIL, uint8 or float arrays (height, width[, channels]).
+            image: control pictures by control name, of a ControlNet Union by NAME.TYPE (``union.depth``); a bare picture
+                where the bundle has one control; None for no control. A list gives one picture per prompt. PIL, uint8 or float arrays (height, width[, channels]).
             negative_prompt: what to steer away from, one or one per prompt.
             prompt_syntax: "plain", or "webui" for weights in brackets as the web UI has them; see docs/prompts.md.
             clip_skip: how many of the text encoders' last layers are left out.
@@ -426,6 +425,11 @@ class ControlNetPipeline:
                     controls=tuple(use.control.name for use in nets if use.active(step)),
                     conditional=tuple(use.control.name for use in nets if use.active(step) and use.conditional),
                     adapters=tuple(use.control.name for use in adapters if use.active(step)),
+                    mixtures=tuple(
+                        (use.control.name, use.mixtures.index(use.mixture(step)))
+                        for use in nets
+                        if use.active(step) and len(use.mixtures) > 1
+                    ),
                     guided=guidance_scale > 1 and in_window(step, count, guidance_start, guidance_end),
                 )
                 for step in range(count)
@@ -462,12 +466,7 @@ class ControlNetPipeline:
             prompts=drawing.prompts,
             encoding=drawing.encoding,
             timesteps=drawing.table.timesteps.astype(np.float32),
-            hints={use.control.name: use.hint for use in drawing.uses},
-            adapters={
-                use.control.name: use.scale[0, 0].astype(np.float32)
-                for use in drawing.uses
-                if use.control.kind == "adapter"
-            },
+            uses=drawing.uses,
             size=(layout.width, layout.height),
         )
         conditioned = time.perf_counter()
