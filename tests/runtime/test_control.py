@@ -206,7 +206,12 @@ def test_windows_of_types() -> None:
         ({"union": HINT}, {}, UnknownNameError, "union.lineart.*union is a ControlNet Union: say what the picture"),
         ({"union.dept": HINT}, {}, UnknownNameError, "did you mean 'union.depth'"),
         (HINT, {}, PictureError, "union.canny"),
-        (BOTH, {"scale": {"union.canny": [1.0] * 4 + [0.5], "union.depth": 1.0}}, ParameterError, "one number for each"),
+        (
+            BOTH,
+            {"scale": {"union.canny": [1.0] * 4 + [0.5], "union.depth": 1.0}},
+            ParameterError,
+            "one number for each",
+        ),
         (BOTH, {"mode": ["balanced", "prompt"]}, ParameterError, "control_mode .* 'union.canny' and 'union.depth'"),
         (BOTH, {"weights": {"union.depth": "soft"}}, ParameterError, "control_layer_weights .* share"),
         (BOTH, {"region": {"union.depth": HINT}}, ParameterError, "control_region .* share"),

@@ -36,8 +36,8 @@ LABELS = {
     "hint_scale": "hint",
     "rows": LAYOUT,
 }
-"""What each input of a step stands for; the rest belongs to the step itself. The control types of a ControlNet Union are
-embedded beside the pooled prompt, so they go where that goes."""
+"""What each input of a step stands for; the rest belongs to the step itself. The control types of a ControlNet Union
+are embedded beside the pooled prompt, so they go where that goes."""
 UNET = "unet"
 FUSED = "fused"
 """The part that is the UNet and ControlNets in one."""

@@ -205,10 +205,7 @@ def _export_into(directory: Path, options: ExportOptions, sources: Sources, key:
     by_name = {program.name: program for program in programs}
     controls = _manifest_controls(options, loaded, by_name)
     for control in controls:
-        annotators = {name: annotator_named_in(name) for name in control.control_types} or {
-            control.name: annotator_named_in(control.name, control.source)
-        }
-        for name, annotator in zip(control.names, annotators.values(), strict=True):
+        for name, annotator in _annotators(control).items():
             hint = Hint(annotator=annotator, channels=control.channels)
             (directory / "hints" / f"{name}.json").write_bytes(msgspec.json.encode(hint) + b"\n")
     manifest = Manifest(
@@ -290,6 +287,14 @@ def _manifest_controls(
     if twice:
         raise ParameterError("control name", twice[0], "another one than those of a ControlNet Union's types")
     return (*controlnets, *adapters)
+
+
+def _annotators(control: Control) -> dict[str, str | None]:
+    """What makes the pictures that each name of a control stands for, where its words tell."""
+    if not control.control_types:
+        return {control.name: annotator_named_in(control.name, control.source)}
+    types = zip(control.names, control.control_types, strict=True)
+    return {name: annotator_named_in(own_type) for name, own_type in types}
 
 
 def _digest(value: object) -> str:

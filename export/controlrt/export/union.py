@@ -1,12 +1,12 @@
 """ControlNet Union (xinsir's ControlNet++): one ControlNet for several types of control pictures, as modules to trace.
 
 diffusers' ControlNetUnionModel is a ControlNet with two additions. The control types of a call are embedded beside the
-timestep, and each control picture goes through the hint encoder and a small transformer that reads the picture's mean,
-its type, and the mean of the latents. That transformer's attention takes the batch for its sequence (PyTorch's
-``MultiheadAttention`` does unless told ``batch_first``), so a token attends to itself in the other rows of the batch and
-never to another control picture nor to the latents. Rows of one picture have the same control pictures, so
-attention over them is what it is over one: the value. What is left depends on control picture and type alone, so
-all of it can run before the first step, and the step is an ordinary ControlNet's.
+timestep. And each control picture goes through the hint encoder and a small transformer, whose tokens are the features'
+mean and type of each control picture, and the mean of the latents. That transformer's attention takes the batch for
+its sequence (PyTorch's ``MultiheadAttention`` does unless told ``batch_first``), so a token attends to itself in the
+other rows of the batch and never to another control picture nor to the latents. Rows of one picture have the same
+control pictures, so attention over them is what it is over one: the value. What is left depends on control picture
+and type alone: all of it can run before the first step, and the step is an ordinary ControlNet's.
 """
 
 from __future__ import annotations

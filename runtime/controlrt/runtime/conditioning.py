@@ -125,9 +125,7 @@ class Conditioner:
                     total = reduce(np.add, (each[name][0] for each in features))
                     buffers[stage_buffer(name, part, number)][picture] = total
 
-    def _fill_adapters(
-        self, plan: Plan, buffers: Mapping[str, NDArray[Any]], uses: Mapping[str, ControlUse]
-    ) -> None:
+    def _fill_adapters(self, plan: Plan, buffers: Mapping[str, NDArray[Any]], uses: Mapping[str, ControlUse]) -> None:
         """The weighted sum of the features of every set of adapters that are on together (diffusers' MultiAdapter)."""
         features, weights = {}, {}
         for name in dict.fromkeys(name for names in plan.adapter_sets for name in names):
@@ -145,8 +143,8 @@ class Conditioner:
                     )
 
     def _hint_features(self, program: Program, uses: Mapping[str, ControlUse], place: int = 0) -> list[Arrays]:
-        """What a hint program makes of the control pictures at ``place`` of their controls: for each picture that is drawn
-        (1, ...) by output name."""
+        """What a hint program makes of the control pictures at ``place`` of their controls: for each picture that is
+        drawn (1, ...) by output name."""
         own = {}
         for spec in program.inputs:
             kind, _, name = spec.name.partition(".")

@@ -84,8 +84,8 @@ def resolve_controls(
     if not isinstance(image, Mapping):
         names = [name for control in known for name in control.names]
         if len(names) != 1:
-            listed = ", ".join(names) or "none"
-            raise PictureError(f"the bundle has controls {listed}; say which one: image={{NAME: picture}}")
+            shown = ", ".join(names) or "none"
+            raise PictureError(f"the bundle has controls {shown}; say which one: image={{NAME: picture}}")
         image = {names[0]: image}
     by_name = {name: control for control in known for name in control.names}
     for name in image:
@@ -165,8 +165,8 @@ class _Said:
 def _use(control: Control, said: Sequence[_Said]) -> ControlUse:
     """One use of all pictures of one control.
 
-    A picture by itself scales the residuals. Several of a ControlNet Union scale each its features, as in diffusers, and
-    share the residuals.
+    The scale of a picture by itself is that of the residuals. Several of a ControlNet Union share the residuals, and
+    each scale is that of a picture's features, as in diffusers.
 
     Raises:
         ParameterError: several that disagree on what acts on residuals, or a scale of one that is not one number.

@@ -119,7 +119,7 @@ class ControlNetPipeline:
 
     @property
     def controls(self) -> tuple[str, ...]:
-        """Names of the bundle's ControlNets and T2I-Adapters; of a ControlNet Union, NAME.TYPE for each of its types."""
+        """Names of the bundle's ControlNets and T2I-Adapters; of a ControlNet Union, NAME.TYPE for each type."""
         return tuple(name for control in self.bundle.manifest.controls for name in control.names)
 
     def load_textual_inversion(self, file: str | Path, token: str) -> None:
@@ -196,8 +196,9 @@ class ControlNetPipeline:
 
         Args:
             prompt: one prompt or a list.
-            image: control pictures by control name, of a ControlNet Union by NAME.TYPE (``union.depth``); a bare picture
-                where the bundle has one control; None for no control. A list gives one picture per prompt. PIL, uint8 or float arrays (height, width[, channels]).
+            image: control pictures by control name, for a ControlNet Union by NAME.TYPE, such as ``union.depth``; a
+                bare picture where the bundle has one control; None for no control. A list gives one picture per prompt.
+                PIL, uint8 or float arrays (height, width[, channels]).
             negative_prompt: what to steer away from, one or one per prompt.
             prompt_syntax: "plain", or "webui" for weights in brackets as the web UI has them; see docs/prompts.md.
             clip_skip: how many of the text encoders' last layers are left out.
