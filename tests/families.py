@@ -222,8 +222,16 @@ def sdxl(root: Path) -> Family:
 
 
 def union(root: Path) -> Family:
-    """Stable Diffusion XL with a ControlNet, a ControlNet Union of eight types, and one of another number of them."""
-    pipeline = _sdxl_pipeline()
+    """Stable Diffusion XL of two levels (4+1 residuals) with a ControlNet and two ControlNet Unions."""
+    pipeline = _sdxl_pipeline(
+        text_layers=2,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        transformer_layers_per_block=1,
+        attention_head_dim=(2, 4),
+    )
     family = _save("sdxl", root, pipeline, controls=CONTROLS[:1])
     unions = {}
     shared = set(inspect.signature(ControlNetUnionModel.__init__).parameters) & set(pipeline.unet.config)
@@ -243,31 +251,34 @@ def union(root: Path) -> Family:
     return replace(family, controlnets={**family.controlnets, **unions})
 
 
-def _sdxl_pipeline() -> StableDiffusionXLPipeline:
+def _sdxl_pipeline(text_layers: int = 3, **changes: Any) -> StableDiffusionXLPipeline:
     torch.manual_seed(0)
     tokenizer, tokenizer_2 = _tokenizer(), _tokenizer()
     tokenizer_2.pad_token = "!"
-    unet = UNet2DConditionModel(
-        sample_size=SIDE // 8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(32, 32, 64),
-        transformer_layers_per_block=(1, 1, 2),
-        norm_num_groups=8,
-        cross_attention_dim=80,
-        attention_head_dim=(2, 2, 4),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 48,
-    )
+    unet = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (32, 32, 64),
+        "transformer_layers_per_block": (1, 1, 2),
+        "attention_head_dim": (2, 2, 4),
+        **changes,
+    }
     return StableDiffusionXLPipeline(
         vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config(tokenizer, 32, "quick_gelu")),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer_2, 48, "gelu")),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, 32, "quick_gelu", text_layers)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer_2, 48, "gelu", text_layers)),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer_2,
-        unet=unet,
+        unet=UNet2DConditionModel(
+            sample_size=SIDE // 8,
+            norm_num_groups=8,
+            cross_attention_dim=80,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 48,
+            **unet,
+        ),
         scheduler=EulerDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="leading"),
         force_zeros_for_empty_prompt=True,
     )

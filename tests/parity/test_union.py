@@ -51,7 +51,7 @@ def named(names: Any, pictures: list[Any]) -> dict[str, Any]:
     return dict(zip(names, pictures, strict=True))
 
 
-@pytest.mark.parametrize("types", [ONE, TWO, THREE], ids=["one", "two", "three"])
+@pytest.mark.parametrize("types", [ONE, TWO], ids=["one", "two"])
 @pytest.mark.parametrize("scale", [1.0, 0.6])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 def test_same_picture(
@@ -71,11 +71,11 @@ def test_same_picture(
 
 def test_a_scale_for_each_type(compiled: ControlNetPipeline, family: Family) -> None:
     """Of types beside each other diffusers scales the features, not the residuals; one may be 0."""
-    pictures = hints(SIDE, 2)
-    for scales in ([0.4, 1.3], [0.7, 0.0]):
+    pictures = hints(SIDE, 3)
+    for scales in ([0.4, 1.3, 0.9], [0.7, 0.0, 0.0]):
         options = {"controlnet_conditioning_scale": scales}
-        latents = expected(reference(family, "union"), pictures, list(TWO.values()), **options)
-        assert relative(drawn(compiled, named(TWO, pictures), **options), latents) < LATENTS_BOUND
+        latents = expected(reference(family, "union"), pictures, list(THREE.values()), **options)
+        assert relative(drawn(compiled, named(THREE, pictures), **options), latents) < LATENTS_BOUND
 
 
 def test_another_type_is_another_picture_and_no_other_plan(compiled: ControlNetPipeline, family: Family) -> None:
