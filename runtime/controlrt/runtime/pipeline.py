@@ -427,9 +427,9 @@ class ControlNetPipeline:
                     conditional=tuple(use.control.name for use in nets if use.active(step) and use.conditional),
                     adapters=tuple(use.control.name for use in adapters if use.active(step)),
                     mixtures=tuple(
-                        (use.control.name, use.mixtures.index(use.mixture(step)))
+                        (use.control.name, number)
                         for use in nets
-                        if use.active(step) and len(use.mixtures) > 1
+                        if use.active(step) and (number := use.mixtures.index(use.mixture(step)))
                     ),
                     guided=guidance_scale > 1 and in_window(step, count, guidance_start, guidance_end),
                 )

@@ -26,8 +26,8 @@ class StepLayout:
     adapters: tuple[str, ...] = ()
     """The T2I-Adapters that are on, in the order of the bundle."""
     mixtures: tuple[tuple[str, int], ...] = ()
-    """ControlNets whose control pictures change from step to step, as those of a union with windows of their own: which
-    of their mixtures counts here."""
+    """ControlNets of which other control pictures count than at first, as of a union whose types have windows of their
+    own, and the number of their mixture."""
     guided: bool
     """Whether each picture takes two rows, unconditional then conditional, for classifier-free guidance."""
 
