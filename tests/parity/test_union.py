@@ -69,6 +69,16 @@ def test_same_picture(
     assert relative(found, drawn(compiled, None, **options)) > 0.01
 
 
+def test_what_depends_on_the_control_picture_alone_is_not_in_the_step(compiled: ControlNetPipeline) -> None:
+    """The transformer runs once per control picture, and a step is that of an ordinary ControlNet."""
+    stages = {program.name: program for program in compiled.bundle.manifest.programs}
+    reads = {name: {spec.name for spec in program.inputs} for name, program in stages.items()}
+    assert reads["controlnet.union.hint"] == {"hint", "hint_type", "hint_scale"}
+    assert "control_types" in reads["controlnet.union.prompt_timestep"]
+    assert reads["controlnet.union.step"] == reads["controlnet.first.step"]
+    assert stages["controlnet.union.step"].cost == stages["controlnet.first.step"].cost
+
+
 def test_a_scale_for_each_type(compiled: ControlNetPipeline, family: Family) -> None:
     """Of types beside each other diffusers scales the features, not the residuals; one may be 0."""
     pictures = hints(SIDE, 3)
