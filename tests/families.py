@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
+    ControlNetUnionModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     StableDiffusionControlNetPipeline,
@@ -29,6 +31,8 @@ from controlrt.export.checkpoint.lora_names import original_name
 CONTROLS = ("first", "second")
 SHUFFLE = "shuffle"
 """A control whose residuals are averaged over the picture; Stable Diffusion 1.5 has it."""
+UNIONS = {"union": 8, "other": 5}
+"""ControlNet Unions and how many control types they have."""
 SIDE = 128
 SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
@@ -213,35 +217,71 @@ def sd21(root: Path) -> Family:
 
 def sdxl(root: Path) -> Family:
     """Stable Diffusion XL: two text encoders, pooled text and size conditioning, three levels (9+1 residuals)."""
+    adapter = {"channels": (32, 32, 64, 64), "num_res_blocks": 1, "downscale_factor": 16}
+    return _save("sdxl", root, _sdxl_pipeline(), adapters={"depth": {**adapter, "adapter_type": "full_adapter_xl"}})
+
+
+def union(root: Path) -> Family:
+    """Stable Diffusion XL of two levels (4+1 residuals) with a ControlNet and two ControlNet Unions."""
+    pipeline = _sdxl_pipeline(
+        text_layers=2,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        transformer_layers_per_block=1,
+        attention_head_dim=(2, 4),
+    )
+    family = _save("sdxl", root, pipeline, controls=CONTROLS[:1])
+    unions = {}
+    shared = set(inspect.signature(ControlNetUnionModel.__init__).parameters) & set(pipeline.unet.config)
+    for seed, (name, types) in enumerate(UNIONS.items(), 21):
+        torch.manual_seed(seed)
+        controlnet = ControlNetUnionModel(
+            **{key: pipeline.unet.config[key] for key in shared},
+            conditioning_embedding_out_channels=(8, 8, 16, 16),
+            num_control_type=types,
+            num_trans_channel=32,
+            num_trans_head=4,
+            num_trans_layer=2,
+            num_proj_channel=32,
+        )
+        _fill_zeros(controlnet, std=0.2).save_pretrained(root / name)
+        unions[name] = root / name
+    return replace(family, controlnets={**family.controlnets, **unions})
+
+
+def _sdxl_pipeline(text_layers: int = 3, **changes: Any) -> StableDiffusionXLPipeline:
     torch.manual_seed(0)
     tokenizer, tokenizer_2 = _tokenizer(), _tokenizer()
     tokenizer_2.pad_token = "!"
-    unet = UNet2DConditionModel(
-        sample_size=SIDE // 8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(32, 32, 64),
-        transformer_layers_per_block=(1, 1, 2),
-        norm_num_groups=8,
-        cross_attention_dim=80,
-        attention_head_dim=(2, 2, 4),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 48,
-    )
-    pipeline = StableDiffusionXLPipeline(
+    unet = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (32, 32, 64),
+        "transformer_layers_per_block": (1, 1, 2),
+        "attention_head_dim": (2, 2, 4),
+        **changes,
+    }
+    return StableDiffusionXLPipeline(
         vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config(tokenizer, 32, "quick_gelu")),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer_2, 48, "gelu")),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, 32, "quick_gelu", text_layers)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer_2, 48, "gelu", text_layers)),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer_2,
-        unet=unet,
+        unet=UNet2DConditionModel(
+            sample_size=SIDE // 8,
+            norm_num_groups=8,
+            cross_attention_dim=80,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 48,
+            **unet,
+        ),
         scheduler=EulerDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="leading"),
         force_zeros_for_empty_prompt=True,
     )
-    adapter = {"channels": (32, 32, 64, 64), "num_res_blocks": 1, "downscale_factor": 16}
-    return _save("sdxl", root, pipeline, adapters={"depth": {**adapter, "adapter_type": "full_adapter_xl"}})
 
 
 def shallow(root: Path) -> Family:

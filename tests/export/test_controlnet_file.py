@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, ControlNetUnionModel, UNet2DConditionModel
 from original_layout import controlnet_tensors
 from safetensors.torch import save_file
 
@@ -54,6 +54,18 @@ def test_the_same_weights_as_the_folder(family: Family, tmp_path: Path, layout: 
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("family", ["union"], indirect=True, scope="module")
+def test_a_union(family: Family, tmp_path: Path) -> None:
+    union = ControlNetUnionModel.from_pretrained(family.controlnets["union"])
+    save_file(union.half().state_dict(), tmp_path / "promax.safetensors")
+    found = checkpoint.load(family.model, {"union": tmp_path / "promax.safetensors"}).controlnets["union"]
+    assert found.state_dict().keys() == union.state_dict().keys()
+    for name, value in found.state_dict().items():
+        assert torch.equal(value, union.state_dict()[name].float()), name
+    for key in ("num_control_type", "num_trans_layer", "num_trans_channel", "num_proj_channel", "block_out_channels"):
+        assert found.config[key] == union.config[key], key
+
+
 @one_family
 @pytest.mark.parametrize(
     ("change", "says"),
@@ -62,7 +74,7 @@ def test_the_same_weights_as_the_folder(family: Family, tmp_path: Path, layout: 
         (lambda t: t | {"difference": torch.zeros(0)}, "is a difference file"),
         (lambda _: {"adapter.body.0.resnets.0.block1.weight": torch.zeros(1)}, "is a T2I-Adapter"),
         (lambda _: {"body.0.in_conv.weight": torch.zeros(1)}, "is a T2I-Adapter"),
-        (lambda t: t | {"task_embedding": torch.zeros(1)}, "is a ControlNet-Union"),
+        (lambda t: t | {"task_embedding": torch.zeros(6, 32)}, "is a ControlNet Union without transformer_layes.0"),
         (lambda t: t | {"down_blocks.0.ctrl_to_base.0.weight": torch.zeros(1)}, "is a ControlNet-XS"),
         (lambda _: {"lora_unet_x.lora_down.weight": torch.zeros(1)}, "is a LoRA; merge it with --lora"),
         (lambda _: {"model.diffusion_model.out.2.bias": torch.zeros(1)}, "is a whole checkpoint; give it with --model"),

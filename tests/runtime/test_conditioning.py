@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from controlrt.runtime import ControlNetPipeline
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.conditioning import Conditioner, _Kept
+from controlrt.runtime.control_use import ControlHint, ControlUse
 from controlrt.runtime.manifest import (
     SCHEMA_VERSION,
     Control,
@@ -287,17 +288,21 @@ def planned(width: int, height: int, steps: int = 2, batch: int = 2) -> tuple[Pl
     return plan, {name: np.zeros(shape, dtype) for name, (shape, dtype) in plan.buffers.items()}
 
 
+def use_of(picture: NDArray[np.float32]) -> ControlUse:
+    hint = ControlHint(name="a", picture=picture, start=0.0, end=1.0)
+    scale = np.ones((2, 2, 1))
+    return ControlUse(control=manifest().controls[0], hints=(hint,), scale=scale, conditional=False, region=None)
+
+
 def fill(
     conditioner: Conditioner, width: int = 64, height: int = 64, level: float = 0.0, **changes: Any
 ) -> dict[str, NDArray[Any]]:
     plan, buffers = planned(width, height)
-    hints = np.full((2, 3, height, width), level, np.float32)
     arguments: dict[str, Any] = {
         "prompts": [None, None, "ab", "abc"],
         "encoding": Encoding(),
         "timesteps": np.array([900.0, 20.0], np.float32),
-        "hints": {"a": hints},
-        "adapters": {},
+        "uses": [use_of(np.full((2, 3, height, width), level, np.float32))],
         "size": (width, height),
     }
     conditioner.fill(plan, buffers, **{**arguments, **changes})
@@ -351,9 +356,9 @@ def test_hints_of_the_same_bytes_and_another_shape(conditioner: Conditioner) -> 
 
 def test_pictures_with_hints_of_their_own(conditioner: Conditioner, recorder: Recorder) -> None:
     hints = np.stack([np.full((3, 64, 64), level, np.float32) for level in (0.25, 0.5)])
-    found = fill(conditioner, hints={"a": hints})["hint_0.controlnet.a"]
+    found = fill(conditioner, uses=[use_of(hints)])["hint_0.controlnet.a"]
     np.testing.assert_array_equal(found[:, 0, 0, 0], [1.25, 1.5])
     recorder.calls.clear()
-    found = fill(conditioner, hints={"a": hints[::-1]})["hint_0.controlnet.a"]
+    found = fill(conditioner, uses=[use_of(hints[::-1])])["hint_0.controlnet.a"]
     np.testing.assert_array_equal(found[:, 0, 0, 0], [1.5, 1.25])
     assert recorder.calls == []

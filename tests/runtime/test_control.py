@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controlrt.runtime.control import ControlUse, Guidance, resolve_controls
+from controlrt.runtime.control import Guidance, resolve_controls
+from controlrt.runtime.control_use import ControlUse
 from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError
 from controlrt.runtime.manifest import Control
 
@@ -23,26 +24,26 @@ SOFT = 0.825 ** (12.0 - np.arange(13))
 SETTINGS = [field.name for field in dataclasses.fields(Guidance)]
 
 
-def resolve(image: Any, **changes: Any) -> list[ControlUse]:
+def resolve(image: Any, known: tuple[Control, ...] = KNOWN, **changes: Any) -> list[ControlUse]:
     guidance = Guidance(**{name: changes.pop(name) for name in SETTINGS if name in changes})
     sizes = {"steps": 5, "width": 64, "height": 64, "prompts": 1, "images_per_prompt": 1, "resize": None}
-    return resolve_controls(KNOWN, image, guidance, **{**sizes, **changes})
+    return resolve_controls(known, image, guidance, **{**sizes, **changes})
 
 
 def test_none_and_both() -> None:
     assert resolve(None) == []
     assert resolve({}) == []
     both = resolve({"mask": HINT, "canny": HINT}, scale=[0.5, 2], start={"canny": 0.1, "mask": 0.2})
-    found = [(use.control.name, use.scale.max(), use.scale.min(), use.start) for use in both]
+    found = [(use.control.name, use.scale.max(), use.scale.min(), use.hints[0].start) for use in both]
     assert found == [("canny", 2.0, 2.0, 0.1), ("mask", 0.5, 0.5, 0.2)]
 
 
 def test_hints_repeat_as_diffusers_repeats_them() -> None:
     white = np.full_like(HINT, 255)
     (use,) = resolve({"mask": [HINT, white]}, prompts=2, images_per_prompt=2)
-    assert use.hint[:, 0, 0, 0].tolist() == [0, 0, 1, 1]
+    assert use.hints[0].picture[:, 0, 0, 0].tolist() == [0, 0, 1, 1]
     (use,) = resolve({"mask": white}, prompts=2, images_per_prompt=3)
-    assert use.hint.shape == (6, 3, 64, 64)
+    assert use.hints[0].picture.shape == (6, 3, 64, 64)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (0.0, 0.5), (0.3, 1.0), (0.25, 0.75), (0.99, 1.0)])
@@ -149,3 +150,76 @@ def test_scales_over_steps_pictures_and_layers(scale: Any, expected: Any) -> Non
 def test_refusals(image: Any, changes: dict[str, Any], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         resolve(image, **changes)
+
+
+UNION = Control(
+    name="union",
+    kind="controlnet",
+    part="controlnet.union",
+    source="union",
+    layers=10,
+    control_types={"pose": 0, "depth": 1, "canny": 2, "lineart": 2},
+)
+BOTH = {"union.canny": HINT, "union.depth": HINT}
+
+
+def of_union(image: Any, **changes: Any) -> ControlUse:
+    (use,) = (use for use in resolve(image, known=(*KNOWN, UNION), **changes) if use.control is UNION)
+    return use
+
+
+def test_a_type_of_a_union() -> None:
+    """By itself it is a ControlNet like the others."""
+    use = of_union({"mask": HINT, "union.lineart": HINT}, scale={"mask": 1.0, "union": [0, 0.5, 0.5, 0.5, 0.5]})
+    assert use.control_types.tolist() == [0, 0, 1]
+    assert use.scale[:, 0, 0].tolist() == [0, 0.5, 0.5, 0.5, 0.5]
+    inputs = use.hint_inputs(0)
+    assert inputs["hint_type"].tolist() == [[0, 0, 1]]
+    assert inputs["hint_scale"].tolist() == [1]
+    assert inputs["hint"].shape == (1, 3, 64, 64)
+    assert use.mixtures == ((0,),)
+
+
+def test_types_of_a_union_together() -> None:
+    """Their scales are those of their features; residuals have the weights of the layers alone."""
+    use = of_union(BOTH, scale={"union.canny": 0.5, "union.depth": 0.7}, mode="prompt", prompts=2)
+    assert use.control_types.tolist() == [0, 1, 1]
+    assert [use.hint_inputs(place)["hint_scale"].tolist() for place in (0, 1)] == [[0.5] * 2, [np.float32(0.7)] * 2]
+    assert [use.hint_inputs(place)["hint_type"][1].tolist() for place in (0, 1)] == [[0, 0, 1], [0, 1, 0]]
+    np.testing.assert_allclose(use.scale, np.broadcast_to(0.825 ** (9.0 - np.arange(10)), (5, 2, 10)))
+    assert use.mixtures == ((0, 1),)
+
+
+def test_windows_of_types() -> None:
+    use = of_union(BOTH, start=[0.0, 0.4], end={"union.canny": 0.6, "union.depth": 0.8})
+    assert [use.mixture(step) for step in range(5)] == [(0,), (0,), (0, 1), (1,), ()]
+    assert [use.active(step) for step in range(5)] == [True, True, True, True, False]
+    assert use.mixtures == ((0,), (0, 1), (1,))
+    off = of_union(BOTH, scale=[1.0, 0.0])
+    assert off.mixtures == ((0,),)
+    assert off.control_types.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("image", "changes", "error", "says"),
+    [
+        ({"union": HINT}, {}, UnknownNameError, "union.lineart.*union is a ControlNet Union: say what the picture"),
+        ({"union.dept": HINT}, {}, UnknownNameError, "did you mean 'union.depth'"),
+        (HINT, {}, PictureError, "union.canny"),
+        (
+            BOTH,
+            {"scale": {"union.canny": [1.0] * 4 + [0.5], "union.depth": 1.0}},
+            ParameterError,
+            "one number for each",
+        ),
+        (BOTH, {"mode": ["balanced", "prompt"]}, ParameterError, "control_mode .* 'union.canny' and 'union.depth'"),
+        (BOTH, {"weights": {"union.depth": "soft"}}, ParameterError, "control_layer_weights .* share"),
+        (BOTH, {"region": {"union.depth": HINT}}, ParameterError, "control_region .* share"),
+        (BOTH, {"scale": {"union.canny": 1.0}}, ParameterError, "given for control 'union.depth' too"),
+        (BOTH, {"scale": {"mask": 1.0}}, UnknownNameError, "mask"),
+    ],
+)
+def test_refusals_of_a_union(image: Any, changes: dict[str, Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says) as caught:
+        resolve(image, known=(*KNOWN, UNION), **changes)
+    assert "\n" not in str(caught.value)

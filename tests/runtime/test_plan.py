@@ -157,6 +157,16 @@ def test_early_stages_are_buffers_of_their_part() -> None:
     assert not any(name.endswith("controlnet.b") for name in plan.buffers)
 
 
+def test_mixtures_of_control_pictures_have_buffers_of_their_own() -> None:
+    steps = [StepLayout(controls=("a", "b"), guided=True, mixtures=(("a", number),)) for number in (0, 1, 1)]
+    steps.append(StepLayout(controls=("a", "b"), guided=True))
+    plan = plan_denoising(manifest(), Layout(width=128, height=64, batch=2, draws=False, steps=tuple(steps)))
+    read = [[calls[place].inputs[HINT.name].buffer for calls in plan.steps] for place in (0, 1)]
+    first, second = (stage_buffer(HINT.name, "controlnet.a", number) for number in (0, 1))
+    assert read == [[first, second, second, first], [stage_buffer(HINT.name, "controlnet.b")] * 4]
+    assert plan.buffers[first] == plan.buffers[second] == ((2, 8, 8, 16), "float32")
+
+
 def test_a_closed_window_contains_no_call() -> None:
     plan = plan_denoising(manifest(), layout(("a", "b"), ("b",), ()))
     assert names(plan) == [["controlnet.a", "controlnet.b", "unet"], ["controlnet.b", "unet"], ["unet"]]

@@ -32,10 +32,14 @@ LABELS = {
     "text_embeds": "prompt",
     "time_ids": "prompt",
     "ip_embeds": "image",
+    "control_types": "prompt",
     "hint": "hint",
+    "hint_type": "hint",
+    "hint_scale": "hint",
     "rows": LAYOUT,
 }
-"""What each input of a step stands for; the rest belongs to the step itself."""
+"""What each input of a step stands for; the rest belongs to the step itself. The control types of a ControlNet Union
+are embedded beside the pooled prompt, so they go where that goes."""
 UNET = "unet"
 FUSED = "fused"
 """The part that is the UNet and ControlNets in one."""

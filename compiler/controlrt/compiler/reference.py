@@ -60,7 +60,7 @@ class Reference:
                 feeds[value.name] = np.zeros(shape, np.int64)
             elif kind == "timestep":
                 feeds[value.name] = rng.uniform(0, 999, shape).round().astype(np.float32)
-            elif kind in ("input_scale", "hint", "conditioning_scale", "ip_scale", "update", "clip"):
+            elif kind in ("input_scale", "hint", "hint_scale", "conditioning_scale", "ip_scale", "update", "clip"):
                 feeds[value.name] = rng.random(shape, np.float32)
             else:
                 feeds[value.name] = rng.standard_normal(shape, np.float32)

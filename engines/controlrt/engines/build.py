@@ -137,6 +137,7 @@ def build(options: BuildOptions, command: str) -> Built:
             prediction_type=options.prediction_type,
         )
         exported = read_manifest(source)
+        _refuse_fused_union(options, exported)
         folders = [*controlrt.compiler.__path__, *controlrt.engines.__path__]
         code = [sha256_tree(Path(folder), "*.py") for folder in folders]
         passes = [type(each).__name__ for each in backend.passes]
@@ -152,6 +153,13 @@ def build(options: BuildOptions, command: str) -> Built:
             manifest = _compile(options, backend, source, exported, key, command, partial)
             write_manifest(partial, manifest)
     return Built(bundle=Bundle(options.output, manifest), cached=False)
+
+
+def _refuse_fused_union(options: BuildOptions, exported: Manifest) -> None:
+    for control in exported.controls:
+        if control.control_types and control.name in options.fuse:
+            allowed = "a ControlNet of one type: how many pictures a ControlNet Union is given, a call decides"
+            raise ParameterError("--fuse", control.name, allowed)
 
 
 def _compile(

@@ -8,6 +8,7 @@ import importlib.metadata
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import msgspec
 
 from controlrt.export import checkpoint as checkpoints
 from controlrt.export.checkpoint import IPAdapterSource, LoraSource
+from controlrt.export.control_types import PROMAX, control_types
 from controlrt.runtime import bundle
 from controlrt.runtime.annotators import annotator_named_in
 from controlrt.runtime.commands.lora_option import LoraOption
@@ -169,6 +171,7 @@ def export_key(options: ExportOptions, sources: Sources, versions: Mapping[str, 
             "sources": sources.digests,
             "controls": [[name, annotator_named_in(name, source)] for name, source in _controls(options).items()],
             "ip_adapters": [ip_adapter.name for ip_adapter in sources.ip_adapters],
+            "control_types": [annotator_named_in(name) for names in PROMAX for name in names],
             "loras": [[lora.name, lora.weight] for lora in sources.loras],
             "prediction_type": options.prediction_type,
             "profile": msgspec.to_builtins(options.profile),
@@ -228,10 +231,10 @@ def _export_into(directory: Path, options: ExportOptions, sources: Sources, key:
     (directory / "hints").mkdir()
     by_name = {program.name: program for program in programs}
     controls = _manifest_controls(options, loaded, by_name)
-    for name, source in _controls(options).items():
-        channels = next(control.channels for control in controls if control.name == name)
-        hint = Hint(annotator=annotator_named_in(name, source), channels=channels)
-        (directory / "hints" / f"{name}.json").write_bytes(msgspec.json.encode(hint) + b"\n")
+    for control in controls:
+        for name, annotator in _annotators(control).items():
+            hint = Hint(annotator=annotator, channels=control.channels)
+            (directory / "hints" / f"{name}.json").write_bytes(msgspec.json.encode(hint) + b"\n")
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         key=key,
@@ -302,6 +305,7 @@ def _manifest_controls(
             layers=len(programs[f"controlnet.{name}"].outputs),
             channels=controlnet.config.conditioning_channels,
             global_pool=bool(controlnet.config.global_pool_conditions),
+            control_types=control_types(controlnet.config.get("num_control_type", 0)),
         )
         for name, controlnet in loaded.controlnets.items()
     ]
@@ -316,7 +320,19 @@ def _manifest_controls(
         )
         for name, adapter in loaded.adapters.items()
     ]
+    names = Counter(name for control in (*controlnets, *adapters) for name in control.names)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ParameterError("control name", twice[0], "another one than those of a ControlNet Union's types")
     return (*controlnets, *adapters)
+
+
+def _annotators(control: Control) -> dict[str, str | None]:
+    """What makes the pictures that each name of a control stands for, where its words tell."""
+    if not control.control_types:
+        return {control.name: annotator_named_in(control.name, control.source)}
+    types = zip(control.names, control.control_types, strict=True)
+    return {name: annotator_named_in(own_type) for name, own_type in types}
 
 
 def _digest(value: object) -> str:

@@ -122,6 +122,7 @@ class ControlNetStep(nn.Module):
         conditioning_scale: Tensor,
         regions: list[Tensor],
         residuals: list[Tensor],
+        class_labels: Tensor | None = None,
     ) -> list[Tensor]:
         """Residuals so far plus this ControlNet's, each times its row's and layer's scale and its picture's region.
 
@@ -131,6 +132,7 @@ class ControlNetStep(nn.Module):
             conditioning_scale: (rows, layers).
             regions: where it acts, (batch, 1, ...) for each size that residuals have, largest first.
             residuals: the sum so far, as many as layers.
+            class_labels: (rows, ...), for a model that has a class embedding.
         """
         sample = (latents * _per_picture(input_scale)).index_select(0, rows)
         down, middle = self.controlnet(
@@ -138,6 +140,7 @@ class ControlNetStep(nn.Module):
             timestep.index_select(0, rows),
             prompt_embeds,
             controlnet_cond=hint.index_select(0, rows),
+            class_labels=class_labels,
             added_cond_kwargs=added or None,
             return_dict=False,
         )

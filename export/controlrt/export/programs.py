@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import torch
-from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
+from diffusers import ControlNetModel, ControlNetUnionModel, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 
 from controlrt.export.checkpoint import Checkpoint, IPAdapterParts, TextEncoderParts
@@ -22,6 +22,7 @@ from controlrt.export.modules import (
     VaeEncoderProgram,
     residual_shapes,
 )
+from controlrt.export.union import ControlNetUnionStep
 from controlrt.runtime.image_tokens import image_dimension
 from controlrt.runtime.manifest import TensorSpec
 from controlrt.runtime.profile import SIDE_STEP
@@ -33,7 +34,7 @@ Sizes = dict[str, int]
 TIME_IDS = 6
 FLOAT, INT = "float32", "int64"
 POSITIVE = (
-    *("input_scale", "hint", "conditioning_scale", "guidance_rescale"),
+    *("input_scale", "hint", "hint_scale", "conditioning_scale", "guidance_rescale"),
     *("update", "clip", "mask", "blend"),
 )
 """Inputs of a step whose values lie around one half."""
@@ -92,7 +93,9 @@ def unet_program(checkpoint: Checkpoint) -> ProgramSpec:
     return ProgramSpec(name="unet", module=UNetStep(unet), inputs=inputs, outputs=outputs, example=_step_example)
 
 
-def controlnet_program(checkpoint: Checkpoint, name: str, controlnet: ControlNetModel) -> ProgramSpec:
+def controlnet_program(
+    checkpoint: Checkpoint, name: str, controlnet: ControlNetModel | ControlNetUnionModel
+) -> ProgramSpec:
     """One ControlNet step."""
     shapes = residual_shapes(checkpoint.unet)
     hint_shape = ("batch", controlnet.config.conditioning_channels, "height", "width")
@@ -107,9 +110,18 @@ def controlnet_program(checkpoint: Checkpoint, name: str, controlnet: ControlNet
         "residuals": [_residual(f"residual_{i}_in", *shape, checkpoint) for i, shape in enumerate(shapes)],
     }
     outputs = tuple(_residual(f"residual_{i}", *shape, checkpoint) for i, shape in enumerate(shapes))
+    module: nn.Module
+    if isinstance(controlnet, ControlNetUnionModel):
+        types = controlnet.config.num_control_type
+        inputs["hint_type"] = TensorSpec(name="hint_type", dtype=FLOAT, shape=("batch", types))
+        inputs["hint_scale"] = TensorSpec(name="hint_scale", dtype=FLOAT, shape=("batch",))
+        inputs["control_types"] = TensorSpec(name="control_types", dtype=FLOAT, shape=("rows", types))
+        module = ControlNetUnionStep(controlnet)
+    else:
+        module = ControlNetStep(controlnet)
     return ProgramSpec(
         name=f"controlnet.{name}",
-        module=ControlNetStep(controlnet),
+        module=module,
         inputs=inputs,
         outputs=outputs,
         example=_step_example,

@@ -163,7 +163,7 @@ def _checked(name: str, source: str, controls: dict[str, str]) -> tuple[str, str
 
 def _known_controls(name: str, controls: Mapping[str, str] | None, manifest: Manifest | None) -> tuple[str, ...]:
     if manifest is not None:
-        return tuple(control.name for control in manifest.controls)
+        return tuple(control.name for control in manifest.controls if not control.control_types)
     if controls is not None:
         return tuple(controls)
     return tuple(CONTROLNETS) if name == DEFAULT_MODEL else (CONTROL,)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.control_use import ControlUse
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.executors import Executor
 from controlrt.runtime.image_prompts import ImagePrompt
@@ -48,8 +49,7 @@ class Conditioner:
         prompts: Sequence[str | None],
         encoding: Encoding,
         timesteps: NDArray[np.float32],
-        hints: Mapping[str, NDArray[np.float32]],
-        adapters: Mapping[str, NDArray[np.float32]],
+        uses: Sequence[ControlUse],
         image_prompts: Sequence[ImagePrompt] = (),
         unconditional: int = 0,
         size: tuple[int, int],
@@ -61,25 +61,27 @@ class Conditioner:
             prompts: one per row; None is SDXL's empty embedding of zeros.
             encoding: how they are read.
             timesteps: (steps,).
-            hints: (batch, channels, height, width) by control name.
-            adapters: (features,) by adapter name, the weight of each of its features.
+            uses: the call's controls; of an adapter, the scale of each feature is that of the first step.
             image_prompts: one for each of the bundle's IP-Adapters.
             unconditional: how many of the rows, the first ones, are shown no picture.
             size: width and height of the pictures.
         """
         keys = {prompt: (prompt, encoding, len(self.prompts.embeddings)) for prompt in prompts}
         embeds = {prompt: self._embed(prompt, encoding, key) for prompt, key in keys.items()}
+        by_name = {use.control.name: use for use in uses}
+        types = {use.control.part: use.control_types for use in uses}
         for part in plan.parts:
             for name, table in self._timestep(part, timesteps).items():
                 buffers[stage_buffer(name, part)][...] = table[:, None]  # every picture of a step has its timestep
             for row, prompt in enumerate(prompts):
                 for name, value in self._prompt(part, keys[prompt], embeds[prompt]).items():
                     buffers[stage_buffer(name, part)][row] = value[0]
-                for name, value in self._prompt_timestep(part, keys[prompt], embeds[prompt], timesteps, size).items():
+                added = self._prompt_timestep(part, keys[prompt], embeds[prompt], timesteps, size, types.get(part))
+                for name, value in added.items():
                     buffers[stage_buffer(name, part)][:, row] = value
             self._fill_image_prompts(part, buffers, image_prompts, unconditional)
-            self._fill_hints(part, buffers, hints)
-        self._fill_adapters(plan, buffers, hints, adapters)
+            self._fill_hints(part, buffers, by_name)
+        self._fill_adapters(plan, buffers, by_name)
 
     def _embed(self, prompt: str | None, encoding: Encoding, key: PromptKey) -> Conditioning:
         """The prompt's embeddings, one row each."""
@@ -94,20 +96,27 @@ class Conditioner:
         return self._stage(part, "prompt", key, lambda: dict(embeds))
 
     def _prompt_timestep(
-        self, part: str, key: PromptKey, embeds: Conditioning, timesteps: NDArray[np.float32], size: tuple[int, int]
+        self,
+        part: str,
+        key: PromptKey,
+        embeds: Conditioning,
+        timesteps: NDArray[np.float32],
+        size: tuple[int, int],
+        control_types: NDArray[np.float32] | None,
     ) -> Arrays:
         """(steps, ...). SDXL's added conditioning: the pooled prompt, and original size, crop corner and target size
-        (Podell et al. 2023, arXiv 2307.01952, 2.2)."""
+        (Podell et al. 2023, arXiv 2307.01952, 2.2). A ControlNet Union's control types are part of it, (types,)."""
         width, height = size
+        types = np.zeros(0, np.float32) if control_types is None else control_types
 
         def inputs() -> Arrays:
             time_ids = np.array([[height, width, 0, 0, height, width]], np.float32)
-            rows = {**embeds, "time_ids": time_ids}
+            rows = {**embeds, "time_ids": time_ids, "control_types": types[None]}
             return {name: np.repeat(row, len(timesteps), axis=0) for name, row in rows.items()} | {
                 "timestep": timesteps
             }
 
-        return self._stage(part, "prompt_timestep", (*key, timesteps.tobytes(), size), inputs)
+        return self._stage(part, "prompt_timestep", (*key, timesteps.tobytes(), size, types.tobytes()), inputs)
 
     def _fill_image_prompts(
         self, part: str, buffers: Mapping[str, NDArray[Any]], image_prompts: Sequence[ImagePrompt], unconditional: int
@@ -151,30 +160,28 @@ class Conditioner:
 
         return self._kept.get((adapter.program, digest), make)["ip_embeds"]
 
-    def _fill_hints(
-        self, part: str, buffers: Mapping[str, NDArray[Any]], hints: Mapping[str, NDArray[np.float32]]
-    ) -> None:
+    def _fill_hints(self, part: str, buffers: Mapping[str, NDArray[Any]], uses: Mapping[str, ControlUse]) -> None:
+        """What the ControlNets of a part make of their control pictures: of each mixture of a union, the sum."""
         program = self._manifest.stage(part, "hint")
         if program is None or self._manifest.stage(part, "step") is None:
             return
-        for picture, features in enumerate(self._hint_features(program, hints)):
-            for name, value in features.items():
-                buffers[stage_buffer(name, part)][picture] = value[0]
+        mixtures = next((use.mixtures for use in uses.values() if use.control.part == part), ((0,),))
+        for number, mixture in enumerate(mixtures):
+            made = [self._hint_features(program, uses, place) for place in mixture]
+            for picture, features in enumerate(zip(*made, strict=True)):
+                for name in features[0]:
+                    total = reduce(np.add, (each[name][0] for each in features))
+                    buffers[stage_buffer(name, part, number)][picture] = total
 
-    def _fill_adapters(
-        self,
-        plan: Plan,
-        buffers: Mapping[str, NDArray[Any]],
-        hints: Mapping[str, NDArray[np.float32]],
-        weights: Mapping[str, NDArray[np.float32]],
-    ) -> None:
+    def _fill_adapters(self, plan: Plan, buffers: Mapping[str, NDArray[Any]], uses: Mapping[str, ControlUse]) -> None:
         """The weighted sum of the features of every set of adapters that are on together (diffusers' MultiAdapter)."""
-        features = {}
+        features, weights = {}, {}
         for name in dict.fromkeys(name for names in plan.adapter_sets for name in names):
             program = self._manifest.stage(f"adapter.{name}", "hint")
             if program is None:
                 raise BundleError(f"the bundle has no program of adapter {name}; build it again with build-engines")
-            features[name] = self._hint_features(program, hints)
+            features[name] = self._hint_features(program, uses)
+            weights[name] = uses[name].scale[0, 0].astype(np.float32)
         for names in plan.adapter_sets:
             for level in range(len(weights[names[0]])):
                 buffer = buffers[adapter_buffer(f"adapter_{level}", names)]
@@ -183,9 +190,13 @@ class Conditioner:
                         weights[name][level] * features[name][picture][f"feature_{level}"][0] for name in names
                     )
 
-    def _hint_features(self, program: Program, hints: Mapping[str, NDArray[np.float32]]) -> list[Arrays]:
-        """What a hint program makes of each picture's hints: (1, ...) by output name."""
-        own = {spec.name: hints[self._control(program.part, spec.name)] for spec in program.inputs}
+    def _hint_features(self, program: Program, uses: Mapping[str, ControlUse], place: int = 0) -> list[Arrays]:
+        """What a hint program makes of the control pictures at ``place`` of their controls: for each picture that is
+        drawn (1, ...) by output name."""
+        own = {}
+        for spec in program.inputs:
+            kind, _, name = spec.name.partition(".")
+            own[spec.name] = uses[name or self._control(program.part)].hint_inputs(place)[kind]
         found = []
         for row in zip(*own.values(), strict=True):
             pictures = dict(zip(own, row, strict=True))
@@ -193,10 +204,9 @@ class Conditioner:
             found.append(self._stage(program.part, "hint", digests, partial(_single, pictures)))
         return found
 
-    def _control(self, part: str, hint: str) -> str:
-        """The control that an input called ``hint`` or ``hint.NAME`` belongs to."""
-        _, _, name = hint.partition(".")
-        return name or next(control.name for control in self._manifest.controls if control.part == part)
+    def _control(self, part: str) -> str:
+        """The control that ``part`` is."""
+        return next(control.name for control in self._manifest.controls if control.part == part)
 
     def _stage(self, part: str, stage: Stage, key: tuple[Any, ...], inputs: Callable[[], Arrays]) -> Arrays:
         program = self._manifest.stage(part, stage)

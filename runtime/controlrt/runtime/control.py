@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from controlrt.runtime.control_use import ControlHint, ControlUse, check_window
 from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError
 from controlrt.runtime.fitting import Resize
 from controlrt.runtime.manifest import Control
@@ -42,48 +43,6 @@ class Guidance:
     weights: LayerWeights | Mapping[str, LayerWeights | None] | None = None
     region: Picture | Mapping[str, Picture] | None = None
     guess_mode: GuessMode = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ControlUse:
-    """One control in one call."""
-
-    control: Control
-    hint: NDArray[np.float32]
-    """(batch, channels, height, width), in [0, 1]; for inpainting -1 where the picture is drawn anew."""
-    scale: NDArray[np.float64]
-    """(steps, batch, layers)."""
-    start: float
-    end: float
-    conditional: bool
-    """Whether it acts on the conditional rows alone."""
-    region: NDArray[np.float32] | None
-    """Where it acts: (height, width), in [0, 1]; everywhere where None."""
-
-    def active(self, step: int) -> bool:
-        """Whether it runs at ``step``: diffusers' window rule, and not at all with scale 0."""
-        return bool(self.scale[step].any()) and in_window(step, len(self.scale), self.start, self.end)
-
-    def conditioning_scale(self, guided: bool) -> NDArray[np.float32]:
-        """Scale of each step, row and residual: (steps, rows, layers)."""
-        if not guided:
-            return self.scale.astype(np.float32)
-        unconditional = np.zeros_like(self.scale) if self.conditional else self.scale
-        return np.concatenate([unconditional, self.scale], axis=1).astype(np.float32)
-
-
-def in_window(step: int, steps: int, start: float, end: float) -> bool:
-    """Whether ``step`` of ``steps`` lies in a window given in fractions, by diffusers' rule."""
-    return not (step / steps < start or (step + 1) / steps > end)
-
-
-def check_window(kind: str, start: float, end: float) -> None:
-    """Raises ParameterError unless ``kind``, such as ``control_guidance``, has a window it can act in."""
-    for name, value in ((f"{kind}_start", start), (f"{kind}_end", end)):
-        if not 0 <= value <= 1:
-            raise ParameterError(name, value, "a fraction of the steps, from 0 to 1")
-    if start >= end:
-        raise ParameterError(f"{kind}_start", start, f"less than {kind}_end ({end})")
 
 
 def resolve_controls(
@@ -123,16 +82,20 @@ def resolve_controls(
                 raise ParameterError(parameter, value, "a finite number")
         return []
     if not isinstance(image, Mapping):
-        if len(known) != 1:
-            names = ", ".join(control.name for control in known) or "none"
-            raise PictureError(f"the bundle has controls {names}; say which one: image={{NAME: picture}}")
-        image = {known[0].name: image}
-    by_name = {control.name: control for control in known}
-    uses = []
-    for position, (name, pictures) in enumerate(image.items()):
+        names = [name for control in known for name in control.names]
+        if len(names) != 1:
+            shown = ", ".join(names) or "none"
+            raise PictureError(f"the bundle has controls {shown}; say which one: image={{NAME: picture}}")
+        image = {names[0]: image}
+    by_name = {name: control for control in known for name in control.names}
+    for name in image:
         if name not in by_name:
+            _refuse_untold_type(name, known)
             hint = "add it with: build-engines --controlnet NAME=SOURCE or --adapter NAME=SOURCE"
             raise UnknownNameError("control", name, by_name, hint)
+    networks = {name: by_name[name].name for name in image}
+    said: dict[str, list[_Said]] = {}
+    for name, pictures in image.items():
         control = by_name[name]
         listed = list(pictures) if isinstance(pictures, Sequence) else [pictures]
         if len(listed) not in (1, prompts):
@@ -141,7 +104,7 @@ def resolve_controls(
             )
         hints = np.stack([to_hint(picture, width, height, name, resize, control.channels) for picture in listed])
         repeats = images_per_prompt if len(listed) == prompts else prompts * images_per_prompt
-        picked = _Picked(guidance, tuple(image), position)
+        picked = _Picked(guidance, networks, name)
         start, end = picked.number("control_guidance_start", "start"), picked.number("control_guidance_end", "end")
         check_window("control_guidance", start, end)
         scale = over_steps(
@@ -154,24 +117,85 @@ def resolve_controls(
         if control.kind == "adapter" and (scale != scale[:1, :1]).any():
             wanted = f"one number for adapter {name!r}, whose features are summed before the first step"
             raise ParameterError("controlnet_conditioning_scale", "a curve or an array", wanted)
-        weights, conditional = mode_weights(control, guess, picked.mode())
+        mode, conditional = mode_weights(control, guess, picked.mode())
         region = picked.by_name("control_region", guidance.region)
         if region is not None and control.kind == "adapter":
             raise ParameterError("control_region", name, "left out for adapters")
-        uses.append(
-            ControlUse(
-                control=control,
-                hint=np.repeat(hints, repeats, axis=0),
-                scale=scale
-                * weights
-                * layer_weights(control, picked.by_name("control_layer_weights", guidance.weights)),
-                start=start,
-                end=end,
+        said.setdefault(control.name, []).append(
+            _Said(
+                hint=ControlHint(
+                    name=name,
+                    picture=np.repeat(hints, repeats, axis=0),
+                    start=start,
+                    end=end,
+                    control_type=control.control_types.get(name.removeprefix(f"{control.name}.")),
+                ),
+                scale=scale,
+                mode=mode,
                 conditional=conditional,
+                weights=layer_weights(control, picked.by_name("control_layer_weights", guidance.weights)),
                 region=None if region is None else to_mask(region, width, height, f"control_region of {name}", resize),
             )
         )
-    return sorted(uses, key=lambda use: list(by_name).index(use.control.name))  # one plan, whatever the order
+    return [_use(control, said[control.name]) for control in known if control.name in said]
+
+
+def _refuse_untold_type(name: str, known: Sequence[Control]) -> None:
+    """Raises UnknownNameError where ``name`` is a ControlNet Union's, without what its picture shows."""
+    for control in known:
+        if name == control.name and control.control_types:
+            hint = f"{name} is a ControlNet Union: say what the picture shows"
+            raise UnknownNameError("control", name, control.names, hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Said:
+    """What a call says of one control, or of one control picture of a ControlNet Union."""
+
+    hint: ControlHint
+    scale: NDArray[np.float64]
+    """(steps, batch, layers)."""
+    mode: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    """Of the layers, as ``mode`` is: (layers,)."""
+    conditional: bool
+    region: NDArray[np.float32] | None
+
+
+def _use(control: Control, said: Sequence[_Said]) -> ControlUse:
+    """One use of all pictures of one control.
+
+    The scale of a picture by itself is that of the residuals. Several of a ControlNet Union share the residuals, and
+    each scale is that of a picture's features, as in diffusers.
+
+    Raises:
+        ParameterError: several that disagree on what acts on residuals, or a scale of one that is not one number.
+    """
+    first, alone = said[0], len(said) == 1
+    names = " and ".join(repr(one.hint.name) for one in said)
+    shared = f"the same for {names}, which are one network and share its residuals"
+    for one in said[1:]:
+        if one.conditional != first.conditional or (one.mode != first.mode).any():
+            raise ParameterError("control_mode", "more than one", shared)
+        if (one.weights != first.weights).any():
+            raise ParameterError("control_layer_weights", "more than one", shared)
+        if not np.array_equal(_where(one.region), _where(first.region)):
+            raise ParameterError("control_region", "more than one", shared)
+    if not alone and any((one.scale != one.scale[0, 0, 0]).any() for one in said):
+        wanted = f"one number for each of {names}, whose features are summed before the first step"
+        raise ParameterError("controlnet_conditioning_scale", "a curve or an array", wanted)
+    weighed = np.broadcast_to(first.mode * first.weights, first.scale.shape)
+    return ControlUse(
+        control=control,
+        hints=tuple(one.hint if alone else replace(one.hint, scale=float(one.scale[0, 0, 0])) for one in said),
+        scale=first.scale * weighed if alone else weighed,
+        conditional=first.conditional,
+        region=first.region,
+    )
+
+
+def _where(region: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    return np.ones((), np.float32) if region is None else region
 
 
 @dataclass(frozen=True)
@@ -179,26 +203,24 @@ class _Picked:
     """What is said of one control: one value for all, a list in order, or a mapping by name."""
 
     guidance: Guidance
-    controls: tuple[str, ...]
-    position: int
-
-    @property
-    def name(self) -> str:
-        return self.controls[self.position]
+    networks: Mapping[str, str]
+    """Everything that the call names, in order, and which control each is of: the name of a ControlNet Union stands for
+    all of its pictures."""
+    name: str
 
     def value(self, parameter: str, field: str) -> Any:
         """The value of ``field``, whatever it is."""
         value = getattr(self.guidance, field)
         if isinstance(value, Mapping):
-            self._check_names(parameter, value)
-            if self.name not in value:
+            if self.name not in value and self.networks[self.name] not in value:
+                self._check_names(parameter, value)
                 raise ParameterError(parameter, dict(value), f"given for control {self.name!r} too")
-            return value[self.name]
+            return self.by_name(parameter, value)
         if isinstance(value, Sequence) and not isinstance(value, str):
-            if len(value) != len(self.controls):
-                allowed = f"one value or {len(self.controls)}, one for each control"
+            if len(value) != len(self.networks):
+                allowed = f"one value or {len(self.networks)}, one for each control"
                 raise ParameterError(parameter, list(value), allowed)
-            return value[self.position]
+            return value[list(self.networks).index(self.name)]
         return value
 
     def number(self, parameter: str, field: str) -> float:
@@ -217,9 +239,9 @@ class _Picked:
         if not isinstance(value, Mapping):
             return value
         self._check_names(parameter, value)
-        return value.get(self.name)
+        return value.get(self.name, value.get(self.networks[self.name]))
 
     def _check_names(self, parameter: str, value: Mapping[str, Any]) -> None:
         for key in value:
-            if key not in self.controls:
-                raise UnknownNameError(f"control in {parameter}", key, self.controls)
+            if key not in self.networks and key not in self.networks.values():
+                raise UnknownNameError(f"control in {parameter}", key, self.networks)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.canvas import Source
-from controlrt.runtime.control import ControlUse
+from controlrt.runtime.control_use import ControlUse
 from controlrt.runtime.image_prompts import ImagePrompt
 from controlrt.runtime.noise import Draws
 from controlrt.runtime.plan import Layout

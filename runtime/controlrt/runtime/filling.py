@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.canvas import Canvas
-from controlrt.runtime.control import ControlUse
+from controlrt.runtime.control_use import ControlUse
 from controlrt.runtime.drawing import Drawing
 from controlrt.runtime.interpolation import resize_bilinear
 from controlrt.runtime.plan import HALF, UNGUIDED

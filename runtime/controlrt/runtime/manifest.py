@@ -134,6 +134,13 @@ class Control(_Record, frozen=True, kw_only=True):
     """Of the control picture."""
     global_pool: bool = False
     """Whether its residuals are averaged over the picture, so that they say what and not where (shuffle)."""
+    control_types: dict[Name, int] = {}
+    """Of a ControlNet Union: the numbers of the types of control pictures that it knows, by name."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a call says to use it: its name, or for a ControlNet Union NAME.TYPE for each type."""
+        return tuple(f"{self.name}.{each}" for each in self.control_types) or (self.name,)
 
 
 class IPAdapter(_Record, frozen=True, kw_only=True):
@@ -159,7 +166,7 @@ class Fusion(_Record, frozen=True, kw_only=True):
 
 
 class Hint(_Record, frozen=True, kw_only=True):
-    """What a ControlNet expects to see: the contents of ``hints/NAME.json``."""
+    """What a control expects to see: the contents of ``hints/NAME.json``, NAME being what a call says."""
 
     annotator: str | None
     """What makes its control pictures (``controlrt annotate``); None where the names do not tell."""

@@ -25,10 +25,9 @@ from controlrt.runtime.control import (
     PerControl,
     PerControlScale,
     Pictures,
-    check_window,
-    in_window,
     resolve_controls,
 )
+from controlrt.runtime.control_use import check_window, in_window
 from controlrt.runtime.drawing import Drawing
 from controlrt.runtime.errors import ControlRTError, DeviceMemoryError, ParameterError, UnknownNameError
 from controlrt.runtime.executors import AfterStep, BoundPlan, open_executor
@@ -123,8 +122,8 @@ class ControlNetPipeline:
 
     @property
     def controls(self) -> tuple[str, ...]:
-        """Names of the bundle's ControlNets and T2I-Adapters."""
-        return tuple(control.name for control in self.bundle.manifest.controls)
+        """Names of the bundle's ControlNets and T2I-Adapters; of a ControlNet Union, NAME.TYPE for each type."""
+        return tuple(name for control in self.bundle.manifest.controls for name in control.names)
 
     @property
     def ip_adapters(self) -> tuple[str, ...]:
@@ -207,8 +206,9 @@ class ControlNetPipeline:
 
         Args:
             prompt: one prompt or a list.
-            image: control pictures by control name; a bare picture where the bundle has one control; None for no
-                control. A list gives one picture per prompt. PIL, uint8 or float arrays (height, width[, channels]).
+            image: control pictures by control name, for a ControlNet Union by NAME.TYPE, such as ``union.depth``; a
+                bare picture where the bundle has one control; None for no control. A list gives one picture per prompt.
+                PIL, uint8 or float arrays (height, width[, channels]).
             ip_adapter_image: pictures as prompts, where the bundle has IP-Adapters: a picture or several that the only
                 one is shown at once; a list of that for each adapter, or a mapping by name. None draws without.
             ip_adapter_scale: how strongly they act, 0 to 10; one for all adapters, a list with one for each, or a
@@ -448,6 +448,11 @@ class ControlNetPipeline:
                     controls=tuple(use.control.name for use in nets if use.active(step)),
                     conditional=tuple(use.control.name for use in nets if use.active(step) and use.conditional),
                     adapters=tuple(use.control.name for use in adapters if use.active(step)),
+                    mixtures=tuple(
+                        (use.control.name, number)
+                        for use in nets
+                        if use.active(step) and (number := use.mixtures.index(use.mixture(step)))
+                    ),
                     guided=guidance_scale > 1 and in_window(step, count, guidance_start, guidance_end),
                 )
                 for step in range(count)
@@ -485,12 +490,7 @@ class ControlNetPipeline:
             prompts=drawing.prompts,
             encoding=drawing.encoding,
             timesteps=drawing.table.timesteps.astype(np.float32),
-            hints={use.control.name: use.hint for use in drawing.uses},
-            adapters={
-                use.control.name: use.scale[0, 0].astype(np.float32)
-                for use in drawing.uses
-                if use.control.kind == "adapter"
-            },
+            uses=drawing.uses,
             image_prompts=drawing.image_prompts,
             unconditional=layout.batch if layout.guided else 0,
             size=(layout.width, layout.height),

@@ -26,6 +26,9 @@ class StepLayout:
     """Those of them that act on the conditional rows alone, as in guess mode; they are not run on the others."""
     adapters: tuple[str, ...] = ()
     """The T2I-Adapters that are on, in the order of the bundle."""
+    mixtures: tuple[tuple[str, int], ...] = ()
+    """ControlNets of which other control pictures count than at first, as of a union whose types have windows of their
+    own, and the number of their mixture."""
     guided: bool
     """Whether each picture takes two rows, unconditional then conditional, for classifier-free guidance."""
 
@@ -133,9 +136,9 @@ def plan_denoising(manifest: Manifest, layout: Layout) -> Plan:
     )
 
 
-def stage_buffer(name: str, part: str) -> str:
-    """The buffer that holds ``name``, an output of an earlier stage of ``part``."""
-    return f"{name}.{part}"
+def stage_buffer(name: str, part: str, mixture: int = 0) -> str:
+    """The buffer that holds ``name``, an output of an earlier stage of ``part``, of one mixture of control pictures."""
+    return f"{name}.{part}:{mixture}" if mixture else f"{name}.{part}"
 
 
 def adapter_buffer(name: str, adapters: Sequence[str]) -> str:
@@ -214,7 +217,8 @@ class _Planner:
         stage = self.early.get((program.part, spec.name))
         if stage is not None:
             tabled = stage in PER_STEP_STAGES
-            return self._view(stage_buffer(spec.name, program.part), spec, step, half, tabled=tabled)
+            mixture = dict(layout.mixtures).get(control, 0) if stage == "hint" else 0
+            return self._view(stage_buffer(spec.name, program.part, mixture), spec, step, half, tabled=tabled)
         if spec.name.startswith("residual_"):
             return self._view(f"{spec.name.removesuffix('_in')}.{read}", spec, step, half)
         if spec.name.startswith("adapter_"):

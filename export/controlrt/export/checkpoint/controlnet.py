@@ -15,21 +15,20 @@ from controlrt.export.checkpoint.single_file import fill
 from controlrt.export.checkpoint.tensor_file import TensorFile, read_tensor_file
 from controlrt.runtime.errors import SourceError
 
-SUPPORTED = "supported: ControlNetModel"
+CLASSES = ("ControlNetModel", "ControlNetUnionModel")
+SUPPORTED = f"supported: {' and '.join(CLASSES)}"
 FULL = f"take the full ControlNet; {SUPPORTED}"
 REFUSALS = (  # what else controls a UNet, by a pattern of its tensors' names
     (r"^lora_controlnet$", f"a Control-LoRA, a difference to the UNet's own encoder; {FULL}"),
     (r"^difference$", f"a difference file, to be added to another checkpoint first; {FULL}"),
     (r"^(adapter\.)?body\.\d", "a T2I-Adapter; give its diffusers folder with --adapter"),
-    (
-        r"^(task_embedding|control_add_embedding|control_type_proj|transformer_layes)",
-        f"a ControlNet-Union; {SUPPORTED}",
-    ),
     (r"(base_to_ctrl|ctrl_to_base|control_to_base|zero_convs_out|scale_list)", f"a ControlNet-XS; {SUPPORTED}"),
     (r"^(lora_unet_|lora_te|unet\.)", "a LoRA; merge it with --lora"),
     (r"^model\.diffusion_model\.", "a whole checkpoint; give it with --model"),
 )
 ORIGINAL = "control_model."
+UNION = "task_embedding"
+"""The tensor that only a ControlNet Union has: one row for each type of control picture."""
 ADDED_EMBEDDING = {"0": "linear_1", "2": "linear_2"}
 
 
@@ -39,16 +38,18 @@ def load_controlnet(name: str, path: Path, unet: Any) -> Any:
     Raises:
         SourceError: damaged or missing weights, another kind of control, or one for another architecture.
     """
-    from diffusers import ControlNetModel
+    import diffusers
 
     if path.is_file():
         return _load_file(name, path, unet)
     with loading(path):
         config = json.loads((path / "config.json").read_text())
-        if config.get("_class_name") != "ControlNetModel":
-            raise SourceError(f"ControlNet {name} ({path}) is a {config.get('_class_name')}; {SUPPORTED}")
+        kind = config.get("_class_name")
+        if kind not in CLASSES:
+            raise SourceError(f"ControlNet {name} ({path}) is a {kind}; {SUPPORTED}")
         _refuse_foreign(name, path, config, unet)
-        controlnet, info = ControlNetModel.from_pretrained(path, output_loading_info=True, **loading_options(path))
+        load = getattr(diffusers, kind).from_pretrained
+        controlnet, info = load(path, output_loading_info=True, **loading_options(path))
         refuse_incomplete(f"ControlNet {name} ({path})", info)
         return prepared(controlnet)
 
@@ -63,8 +64,9 @@ def _load_file(name: str, path: Path, unet: Any) -> Any:
     _refuse_others(what, file, tensors)
     if not {"time_embed.0.weight", "time_embedding.linear_1.weight"} & set(tensors):
         raise SourceError(f"{what} is no ControlNet: {len(tensors)} tensors such as {next(iter(tensors))}")
-    config = _config(path, tensors, unet)
-    controlnet = empty_model("ControlNetModel", config)
+    if UNION in tensors:
+        return _load_union(what, path, tensors, unet)
+    controlnet = empty_model("ControlNetModel", _config("ControlNetModel", path, tensors, unet))
     with loading(path):
         converted = convert_controlnet_checkpoint(tensors, controlnet.config)
         for theirs, ours in ADDED_EMBEDDING.items():  # of XL, which the conversion leaves out
@@ -77,11 +79,30 @@ def _load_file(name: str, path: Path, unet: Any) -> Any:
     return prepared(controlnet)
 
 
-def _config(path: Path, tensors: Mapping[str, Any], unet: Any) -> dict[str, Any]:
-    from diffusers import ControlNetModel
+def _load_union(what: str, path: Path, tensors: Mapping[str, Any], unet: Any) -> Any:
+    """A ControlNet Union, whose published files have diffusers' names."""
+    for name in ("transformer_layes.0.attn.in_proj_weight", "spatial_ch_projs.weight"):
+        if name not in tensors:
+            raise SourceError(f"{what} is a ControlNet Union without {name}; its tensors must have diffusers' names")
+    layers = {name.split(".")[1] for name in tensors if name.startswith("transformer_layes.")}
+    types, channels = tensors[UNION].shape
+    config = {
+        **_config("ControlNetUnionModel", path, tensors, unet),
+        "num_control_type": types,
+        "num_trans_channel": channels,
+        "num_trans_layer": len(layers),
+        "num_proj_channel": tensors["spatial_ch_projs.weight"].shape[0],
+    }
+    union = empty_model("ControlNetUnionModel", config)
+    fill(union, tensors, what, "a ControlNet Union of the model's architecture")
+    return prepared(union)
+
+
+def _config(kind: str, path: Path, tensors: Mapping[str, Any], unet: Any) -> dict[str, Any]:
+    import diffusers
 
     channels = _hint_channels(tensors)
-    shared = set(inspect.signature(ControlNetModel.__init__).parameters) & set(unet.config)
+    shared = set(inspect.signature(getattr(diffusers, kind).__init__).parameters) & set(unet.config)
     return {
         **{key: unet.config[key] for key in shared},
         "in_channels": _first(tensors, "conv_in.weight", "input_blocks.0.0.weight").shape[1],

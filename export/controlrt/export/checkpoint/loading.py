@@ -113,6 +113,7 @@ def _refuse_unsupported(path: Path, loaded: Checkpoint) -> None:
     for name, controlnet in loaded.controlnets.items():
         config = controlnet.config
         allowed.append((f"ControlNet {name}'s conditioning_channels", config.conditioning_channels, (1, 3)))
+        allowed.append((f"ControlNet {name}'s class_embed_type", config.class_embed_type, (None,)))
     for what, found, supported in allowed:
         if found not in supported:
             listed = " or ".join(str(value) for value in supported)

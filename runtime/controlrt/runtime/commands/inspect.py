@@ -85,9 +85,10 @@ def _summarize(bundle: Bundle, tensors: bool) -> None:
     for lora in manifest.model.loras:
         print(f"  lora       {lora.name} at {lora.weight:g} ({lora.source}, sha256 {lora.sha256[:12]})")
     for control in manifest.controls:
-        annotator = bundle.hint(control.name).annotator
-        made = f"pictures by: controlrt annotate {annotator}" if annotator else "pictures of its own kind"
-        print(f"  control    {control.name} ({control.layers} residuals; {made})")
+        for name in control.names:
+            annotator = bundle.hint(name).annotator
+            made = f"pictures by: controlrt annotate {annotator}" if annotator else "pictures of its own kind"
+            print(f"  control    {name} ({control.layers} residuals; {made})")
     for adapter in manifest.ip_adapters:
         print(f"  ip-adapter {adapter.name} ({adapter.tokens} tokens a picture; {adapter.source})")
     profile = manifest.profile

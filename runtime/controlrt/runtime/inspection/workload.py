@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.control import check_window, in_window
+from controlrt.runtime.control_use import check_window, in_window
 from controlrt.runtime.errors import BundleError, ParameterError, UnknownNameError
 from controlrt.runtime.manifest import Cost, Program, Stage
 from controlrt.runtime.plan import PER_STEP_STAGES, Layout, Plan, StepLayout, plan_denoising
@@ -98,15 +98,17 @@ def plan_picture(bundle: Bundle, steps: int, controls: Mapping[str, ControlWindo
 
 def _layout(bundle: Bundle, steps: int, controls: Mapping[str, ControlWindow] | None) -> Layout:
     """As the pipeline lays it out, with guidance at every step and the smallest batch there is."""
-    names = [control.name for control in bundle.manifest.controls]
-    windows = dict.fromkeys(names, ControlWindow()) if controls is None else controls
+    known = bundle.manifest.controls
+    names = {name: control.name for control in known for name in (*control.names, control.name)}
+    windows = {control.name: ControlWindow() for control in known} if controls is None else controls
     for name in windows:
         if name not in names:
             raise UnknownNameError("control", name, names, "add it with: build-engines --controlnet NAME=SOURCE")
     table = compile_sampler(None, json.loads(bundle.file("scheduler.json").read_text()), steps)
     count = len(table)
-    adapters = {control.name for control in bundle.manifest.controls if control.kind == "adapter"}
-    active = [[n for n in names if n in windows and windows[n].active(step, count)] for step in range(count)]
+    adapters = {control.name for control in known if control.kind == "adapter"}
+    on = [{names[name] for name, window in windows.items() if window.active(step, count)} for step in range(count)]
+    active = [[control.name for control in known if control.name in each] for each in on]
     width, height = bundle.manifest.profile.default_size
     return Layout(
         width=width,

@@ -117,7 +117,7 @@ class Engine:
     def start(self) -> None:
         """Draws a picture without control and one with each, so that programs are open and plans bound that first
         requests need; then takes requests."""
-        for control in (None, *self._pipeline.controls):
+        for control in (None, *(control.names[0] for control in self._bundle.manifest.controls)):
             warm = self._staged(self._pipeline.prepare("", **self._blank_call(control)))
             while not warm.done:
                 started = time.perf_counter()

@@ -206,7 +206,11 @@ def router(service: Service, settings: Settings, uncollected: MutableSet[Job], m
         return [
             BundleDescription(
                 name=name,
-                controls=[ControlDescription(name=each.name, kind=each.kind) for each in manifest.controls],
+                controls=[
+                    ControlDescription(name=each, kind=control.kind)
+                    for control in manifest.controls
+                    for each in control.names
+                ],
                 sizes=[str(size) for size in manifest.profile.sizes],
                 default_size="{}x{}".format(*manifest.profile.default_size),
                 backend=manifest.backend,
