@@ -32,7 +32,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> ExportOptions:
 
 def test_they_are_those_that_one_process_traces(options: ExportOptions, tmp_path: Path) -> None:
     sources = resolve_sources(options)
-    specs = program_specs(load_checkpoint(options, sources))
+    specs = program_specs(load_checkpoint(options, sources), options.profile)
     assert [spec.name for spec in specs][-3:] == ["unet", "vae_decoder", "vae_encoder"]
     few = [spec for spec in specs if spec.name in ("vae_decoder", "text_encoder")]
     (tmp_path / "beside").mkdir()
@@ -54,7 +54,7 @@ def test_one_that_is_killed_is_an_error(
 ) -> None:
     monkeypatch.setattr(beside, "_trace", _killed)
     sources = resolve_sources(options)
-    specs = program_specs(load_checkpoint(options, sources))[:1]
+    specs = program_specs(load_checkpoint(options, sources), options.profile)[:1]
     with (
         Progress("export", 2) as progress,
         pytest.raises(BuildError, match="a process that traces text_encoder was killed; was there enough memory"),
@@ -65,7 +65,7 @@ def test_one_that_is_killed_is_an_error(
 def test_an_interruption_ends_all(options: ExportOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beside, "_trace", _forever)
     sources = resolve_sources(options)
-    specs = program_specs(load_checkpoint(options, sources))[:2]
+    specs = program_specs(load_checkpoint(options, sources), options.profile)[:2]
     timer = threading.Timer(8, os.kill, (os.getpid(), signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background ignores it
     try:
@@ -85,7 +85,7 @@ def test_an_interruption_ends_all(options: ExportOptions, tmp_path: Path, monkey
 def test_processes_are_as_many_as_cores_and_memory_allow(
     options: ExportOptions, cores: int, copies: int, processes: int
 ) -> None:
-    specs = program_specs(load_checkpoint(options, resolve_sources(options)))
+    specs = program_specs(load_checkpoint(options, resolve_sources(options)), options.profile)
     checkpoint = sum(4 * beside._parameters(spec) for spec in specs)
     assert processes_for(specs, cores, copies * checkpoint) == processes
     assert beside.free_memory() > 2**20

@@ -88,6 +88,9 @@ class BuildOptions:
         allowed = BACKENDS[self.backend].precisions
         if self.precision not in allowed:
             raise ParameterError("--precision", self.precision, f"one of {', '.join(allowed)} with {self.backend}")
+        if self.profile.vae_tile is not None and BACKENDS[self.backend].device != "cpu":
+            allowed_here = f"left out with {self.backend}: on a GPU decoding is part of the captured run"
+            raise ParameterError("--vae-tile", self.profile.vae_tile, allowed_here)
         for name in self.fuse:
             if name not in self.controlnets:
                 raise UnknownNameError("control in --fuse", name, self.controlnets)
@@ -170,28 +173,28 @@ def _compile(
     (target / "programs").mkdir()
     compiled_to = target if backend.ships_onnx else target / COMPILED
     (compiled_to / "programs").mkdir(parents=True, exist_ok=True)
-    verifying = _verifier(options, exported) if options.verify else contextlib.nullcontext()
     measured = options.verify or (options.measure and options.precision != "fp32")
     parts = len(exported.programs) + bool(options.fuse)
     with Progress("build", parts * (2 + measured) + 1) as progress:
-        with WeightStore(compiled_to / "programs") as weights, verifying as verifier:
+        with WeightStore(compiled_to / "programs") as weights:
             for each in _sources(options, source, exported):
                 name = each.program.name
                 progress.start(f"compile {name}")
                 precision = _precision(name, options, exported)
-                for compiled in compile_program(
-                    each.program,
-                    each.model,
-                    exported.profile,
-                    backend.passes,
-                    verifier,
-                    precision,
-                    split=backend.device == "cuda",
-                ):
-                    weights.save(compiled.model, Path(compiled.program.file).name)
-                    programs.append(compiled.program)
-            if verifier is not None:
-                checks = verifier.checks
+                with _verifier(options, exported, name) if options.verify else contextlib.nullcontext() as verifier:
+                    for compiled in compile_program(
+                        each.program,
+                        each.model,
+                        exported.profile,
+                        backend.passes,
+                        verifier,
+                        precision,
+                        split=backend.device == "cuda",
+                    ):
+                        weights.save(compiled.model, Path(compiled.program.file).name)
+                        programs.append(compiled.program)
+                    if verifier is not None:
+                        checks += verifier.checks
         for file in exported.files:
             if not file.startswith("programs/"):
                 (target / file).parent.mkdir(parents=True, exist_ok=True)
@@ -257,12 +260,15 @@ def _measured(options: BuildOptions, built: Bundle, source: Path, exported: Mani
     programs: list[Program] = []
     passes = BACKENDS[options.backend].passes
     residuals_last = any(isinstance(each, ChannelsLastResiduals) for each in passes)
-    with Reference(_few_pictures(exported)) as reference, _measurable(options, built) as measurable:
+    with _measurable(options, built) as measurable:
         for each in _sources(options, source, exported):
             part = each.program.name
             progress.start(f"measure {part}")
             stages = [program for program in built.manifest.programs if program.part == part]
-            with open_executor(measurable) as executor:
+            with (
+                Reference(_few_pictures(exported, part)) as reference,
+                open_executor(measurable) as executor,
+            ):
                 loss = measure_loss(executor, stages, each.model, reference, residuals_last=residuals_last)
             if not math.isfinite(loss.max_relative_error):
                 exact = options.precision == "fp32"
@@ -304,14 +310,14 @@ def _sources(options: BuildOptions, source: Path, exported: Manifest) -> Iterato
         yield fuse_programs(models["unet"], {control.name: models[control.part] for control in fused})
 
 
-def _verifier(options: BuildOptions, exported: Manifest) -> Verifier:
+def _verifier(options: BuildOptions, exported: Manifest, part: str) -> Verifier:
     """A failing pass is kept beside the bundle."""
-    return Verifier(_few_pictures(exported), options.output.parent / f"{options.output.name}-verify")
+    return Verifier(_few_pictures(exported, part), options.output.parent / f"{options.output.name}-verify")
 
 
-def _few_pictures(exported: Manifest) -> dict[str, int]:
+def _few_pictures(exported: Manifest, part: str) -> dict[str, int]:
     """Sizes to check with: two guided pictures of the longest prompts, or the nearest number that the profile has."""
-    profile = exported.profile
+    profile = exported.profile.of(part)
     images = image_dimensions(spec for program in exported.programs for spec in program.inputs)
     batch = min(max(2, profile.batch.low), profile.batch.high)
     return one_picture(profile) | images | {"batch": batch, "rows": 2 * batch, "tokens": profile.tokens.high}
@@ -341,6 +347,8 @@ def export_programs(
         report = Path(directory) / "export.json"
         arguments = ["--profile", str(profile), "--batch", str(profile.batch), "--model", model]
         arguments += ["--prompt-chunks", str(profile.prompt_chunks)]
+        if profile.vae_tile is not None:
+            arguments += ["--vae-tile", str(profile.vae_tile)]
         for name, controlnet in controlnets.items():
             arguments += ["--controlnet", f"{name}={controlnet}"]
         for name, adapter in (adapters or {}).items():

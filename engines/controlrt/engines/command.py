@@ -37,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="chunks of 75 tokens that prompts may have, a number or a range such as 1-3; longer ones are cut",
     )
     parser.add_argument(
+        "--vae-tile",
+        type=int,
+        metavar="SIDE",
+        help="have the VAE take pictures up to this side, such as 512, and larger ones in tiles (generate "
+        "--vae-tiling), which need less memory",
+    )
+    parser.add_argument(
         "--model", help="diffusers folder, .safetensors file or hub id; the bundled demo model where not given"
     )
     parser.add_argument(
@@ -104,7 +111,7 @@ def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Builds and prints where the bundle is."""
-    profile = ShapeProfile.parse(arguments.profile, arguments.batch, arguments.prompt_chunks)
+    profile = ShapeProfile.parse(arguments.profile, arguments.batch, arguments.prompt_chunks, arguments.vae_tile)
     controlnets = named_values(arguments.controlnet, "--controlnet", "NAME=SOURCE")
     if arguments.model is None:
         from controlrt.demo import CONTROLNETS, MODEL_DIR
@@ -117,10 +124,11 @@ def run(arguments: argparse.Namespace) -> int:
         model, name = arguments.model, _bundle_name(arguments.model)
     several = "" if str(profile.batch) == "1" else f"-batch{profile.batch}"
     longer = "" if str(profile.prompt_chunks) == "1" else f"-chunks{profile.prompt_chunks}"
+    tiles = "" if profile.vae_tile is None else f"-tile{profile.vae_tile}"
     backend = choose_backend(arguments.backend)
     precision = arguments.precision or BACKENDS[backend].default_precision
     lower = "" if precision == "fp32" else f"-{precision}"
-    output = arguments.output or Path("bundles") / f"{name}-{profile}{several}{longer}{lower}".replace(",", "+")
+    output = arguments.output or Path("bundles") / f"{name}-{profile}{several}{longer}{tiles}{lower}".replace(",", "+")
     options = BuildOptions(
         model=model,
         controlnets=controlnets,

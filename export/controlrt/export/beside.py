@@ -27,6 +27,7 @@ from controlrt.export.programs import (
 from controlrt.export.trace import export_program
 from controlrt.runtime.errors import BuildError
 from controlrt.runtime.manifest import Program
+from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.progress import Progress
 
 CORES_PER_PROCESS = 4
@@ -52,7 +53,7 @@ def load_checkpoint(options: ExportOptions, sources: Sources) -> Checkpoint:
     )
 
 
-def program_specs(loaded: Checkpoint) -> list[ProgramSpec]:
+def program_specs(loaded: Checkpoint, profile: ShapeProfile) -> list[ProgramSpec]:
     """Everything that is traced of a checkpoint, in the order of the manifest."""
     return [
         *(text_encoder_program(parts) for parts in loaded.text_encoders),
@@ -60,7 +61,7 @@ def program_specs(loaded: Checkpoint) -> list[ProgramSpec]:
         *(adapter_program(loaded, name, adapter) for name, adapter in loaded.adapters.items()),
         *(ip_adapter_program(parts) for parts in loaded.ip_adapters),
         unet_program(loaded),
-        *vae_programs(loaded),
+        *vae_programs(loaded, tiles=profile.vae_tile is not None),
     ]
 
 
@@ -142,8 +143,9 @@ def _prepare(threads: int) -> None:
 
 
 def _trace(options: ExportOptions, sources: Sources, name: str, directory: Path) -> Program:
-    spec = next(spec for spec in program_specs(load_checkpoint(options, sources)) if spec.name == name)
-    return export_program(spec, options.profile, directory)
+    loaded = load_checkpoint(options, sources)
+    spec = next(spec for spec in program_specs(loaded, options.profile) if spec.name == name)
+    return export_program(spec, options.profile.of(name), directory)
 
 
 def _parameters(spec: ProgramSpec) -> int:

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="512x512", help="picture sizes, such as 512x512 or 512-768x512")
     parser.add_argument("--batch", default="1", help="pictures per call, such as 1 or 1-4")
     parser.add_argument("--prompt-chunks", default="1", help="chunks of 75 tokens a prompt may have, such as 1 or 1-3")
+    parser.add_argument("--vae-tile", type=int, metavar="SIDE", help="the largest picture that the VAE takes at once")
     parser.add_argument("--model", required=True, help="diffusers folder, .safetensors file or hub id")
     parser.add_argument("--controlnet", action="append", default=[], metavar="NAME=SOURCE", help="may be repeated")
     parser.add_argument("--adapter", action="append", default=[], metavar="NAME=SOURCE", help="a T2I-Adapter; likewise")
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         adapters=named_values(arguments.adapter, "--adapter", "NAME=SOURCE"),
         ip_adapters=parse_ip_adapters(arguments.ip_adapter),
         image_encoder=arguments.image_encoder,
-        profile=ShapeProfile.parse(arguments.profile, arguments.batch, arguments.prompt_chunks),
+        profile=ShapeProfile.parse(arguments.profile, arguments.batch, arguments.prompt_chunks, arguments.vae_tile),
         loras=tuple(map(LoraOption.parse, arguments.lora)),
         config=arguments.config,
         prediction_type=arguments.prediction_type,

@@ -211,7 +211,7 @@ def _export_into(directory: Path, options: ExportOptions, sources: Sources, key:
         progress.start("load checkpoint")
         loaded = load_checkpoint(options, sources)
         factor = loaded.vae_scale_factor
-        specs = program_specs(loaded)
+        specs = program_specs(loaded, options.profile)
         progress.total = 1 + len(specs)
         target = directory / "programs"
         target.mkdir()
@@ -222,7 +222,7 @@ def _export_into(directory: Path, options: ExportOptions, sources: Sources, key:
         else:
             for spec in specs:
                 progress.start(f"trace {spec.name}")
-                programs.append(export_program(spec, options.profile, target))
+                programs.append(export_program(spec, options.profile.of(spec.name), target))
     for parts in loaded.text_encoders:
         folder = directory / parts.name.replace("text_encoder", "tokenizer")
         folder.mkdir()

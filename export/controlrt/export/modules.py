@@ -209,17 +209,22 @@ class TextEncoderProgram(nn.Module):
 
 
 class VaeDecoderProgram(nn.Module):
-    """Latents to pictures in [0, 1], channels last."""
+    """Latents to pictures in [0, 1], channels last.
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    Args:
+        vae: diffusers' model.
+        clamp: leave nothing outside of that; tiles are blended before.
+    """
+
+    def __init__(self, vae: AutoencoderKL, *, clamp: bool = True) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae, self.clamp = vae, clamp
         self.shift = vae.config.shift_factor or 0.0
 
     def forward(self, latents: Tensor) -> Tensor:
         """(batch, channels, height/8, width/8) to (batch, height, width, 3)."""
-        picture = self.vae.decode(latents / self.vae.config.scaling_factor + self.shift, return_dict=False)[0]
-        return (picture / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        picture = self.vae.decode(latents / self.vae.config.scaling_factor + self.shift, return_dict=False)[0] / 2 + 0.5
+        return (picture.clamp(0, 1) if self.clamp else picture).permute(0, 2, 3, 1)
 
 
 class VaeEncoderProgram(nn.Module):

@@ -195,12 +195,12 @@ def text_encoder_program(parts: TextEncoderParts) -> ProgramSpec:
     )
 
 
-def vae_programs(checkpoint: Checkpoint) -> tuple[ProgramSpec, ProgramSpec]:
-    """The VAE's decoder and encoder."""
+def vae_programs(checkpoint: Checkpoint, *, tiles: bool = False) -> tuple[ProgramSpec, ProgramSpec]:
+    """The VAE's decoder and encoder; ``tiles`` are to be blended."""
     picture = TensorSpec(name="picture", dtype=FLOAT, shape=("batch", "height", "width", 3))
     decoder = ProgramSpec(
         name="vae_decoder",
-        module=VaeDecoderProgram(checkpoint.vae),
+        module=VaeDecoderProgram(checkpoint.vae, clamp=not tiles),
         inputs={"latents": _latents("latents", checkpoint)},
         outputs=(picture,),
         example=_normal_example,

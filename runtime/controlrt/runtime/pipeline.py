@@ -41,6 +41,7 @@ from controlrt.runtime.profile import CHUNK_TOKENS
 from controlrt.runtime.prompt_syntax import SYNTAXES, Syntax
 from controlrt.runtime.samplers import SamplerTable, SchedulerChoice, compile_sampler
 from controlrt.runtime.scales import GuessMode, LayerWeights, is_number
+from controlrt.runtime.vae import Vae, check_vae_tiling
 
 StepCallback = Callable[["ControlNetPipeline", int, float, dict[str, NDArray[np.float32]]], Mapping[str, Any] | None]
 DEFAULT_STEPS = 50
@@ -91,6 +92,7 @@ class ControlNetPipeline:
         self.bundle = bundle
         self._executor = open_executor(bundle, threads, device)
         self._conditioner = Conditioner(bundle, self._executor)
+        self._vae = Vae(bundle.manifest, self._executor)
         self._scheduler: dict[str, Any] = json.loads(bundle.file("scheduler.json").read_text())
         self._bound: OrderedDict[Layout, BoundPlan] = OrderedDict()
         self._lock = threading.Lock()
@@ -199,6 +201,7 @@ class ControlNetPipeline:
         latents: NDArray[np.float32] | None = None,
         scheduler: SchedulerChoice | None = None,
         resize: Resize | None = None,
+        vae_tiling: bool = False,
         callback_on_step_end: StepCallback | None = None,
         output_type: Literal["pil", "np", "latent"] = "pil",
     ) -> PipelineOutput:
@@ -252,6 +255,8 @@ class ControlNetPipeline:
                 mapping of scheduler options, ``_class_name`` among them; by default the checkpoint's.
             resize: how to fit control pictures of another size: "stretch", "crop", "pad", "fill", or a name or number
                 of the web UI's; refused by default.
+            vae_tiling: let a picture that is larger than the bundle's VAE takes go through it in tiles that overlap, as
+                diffusers' ``enable_vae_tiling`` has it (``build-engines --vae-tile``).
             callback_on_step_end: called as in diffusers with (pipeline, step, timestep, {"latents": array}); may return
                 a mapping with new "latents".
             output_type: "pil", "np" for (batch, height, width, 3) float32 in [0, 1], or "latent".
@@ -295,6 +300,7 @@ class ControlNetPipeline:
             latents=latents,
             scheduler=scheduler,
             resize=resize,
+            vae_tiling=vae_tiling,
         )
         with self._lock:
             started = time.perf_counter()
@@ -305,10 +311,15 @@ class ControlNetPipeline:
             self._drawing = threading.get_ident()
             try:
                 after_step = self._after_step(drawing.table, callback_on_step_end)
-                ran = bound.run(decode=output_type != "latent", after_step=after_step)
+                decodes, tiles = output_type != "latent", self._vae.tile is not None
+                ran = bound.run(decode=decodes and not tiles, after_step=after_step)
+                ran_at = time.perf_counter()
+                tiled = self._vae.decode(ran.latents) if decodes and tiles else None
+                decoded_at = time.perf_counter()
             finally:
                 self._drawing = None
-        images = ran.latents if ran.pictures is None else ran.pictures
+        pictures = ran.pictures if tiled is None else tiled
+        images = ran.latents if pictures is None else pictures
         seed = drawing.seed
         return PipelineOutput(
             images=to_pil(images) if output_type == "pil" else images,
@@ -319,7 +330,7 @@ class ControlNetPipeline:
                 noise=prepared - conditioned,
                 steps=ran.steps,
                 host=ran.host,
-                decode=ran.decode,
+                decode=ran.decode if tiled is None else decoded_at - ran_at,
             ),
         )
 
@@ -359,6 +370,7 @@ class ControlNetPipeline:
         latents: NDArray[np.float32] | None = None,
         scheduler: SchedulerChoice | None = None,
         resize: Resize | None = None,
+        vae_tiling: bool = False,
     ) -> Drawing:
         """Checks a call and lays it out; runs nothing. Arguments and errors are those of a call."""
         manifest = self.bundle.manifest
@@ -380,6 +392,7 @@ class ControlNetPipeline:
         height = default_height if height is None else height
         batch = len(prompts) * num_images_per_prompt
         manifest.profile.check(width, height, batch)
+        check_vae_tiling(manifest.profile, width, height, vae_tiling)
         source = read_source(
             init_image,
             mask_image,
@@ -501,7 +514,7 @@ class ControlNetPipeline:
             drawing.source,
             drawing.table,
             drawing.draws,
-            self._encode,
+            self._vae.encode,
             self._latent_shape(layout.batch, layout.width, layout.height),
             drawing.latents,
             pure_noise=drawing.pure_noise,
@@ -577,12 +590,7 @@ class ControlNetPipeline:
     def encode(self, picture: NDArray[np.float32]) -> NDArray[np.float32]:
         """The mean of the latents of a picture (1, height, width, 3) in [0, 1]: (1, channels, height/8, width/8)."""
         with self._lock:
-            return self._encode(picture)[0]
-
-    def _encode(self, picture: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and standard deviation of a picture's latents; the VAE's encoder opens on first use."""
-        encoded = self._executor.run("vae_encoder", {"picture": picture})
-        return encoded["mean"], encoded["std"]
+            return self._vae.encode(picture)[0]
 
     def _bind(self, layout: Layout) -> BoundPlan:
         """The bound plan of ``layout``; the last few are kept."""

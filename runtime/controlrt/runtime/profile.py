@@ -17,6 +17,8 @@ CHUNK_TOKENS = 77
 MAX_PROMPT_CHUNKS = 16
 MAX_IMAGES = 8
 """Pictures that one IP-Adapter is shown at once."""
+VAE_TILE_STEP = 256
+"""Tiles overlap by a quarter, so the rests at a picture's edges are multiples of 64 like every side."""
 
 _PATTERN = re.compile(r"(\d+)(?:-(\d+))?x(\d+)(?:-(\d+))?", re.ASCII)
 
@@ -51,19 +53,25 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch: Range = Range(1, 1)
     prompt_chunks: Range = Range(1, 1)
     """How many chunks of 75 tokens, each framed by a start and an end token, a prompt has."""
+    vae_tile: int | None = None
+    """The side of the largest picture that the VAE takes at once; larger ones go through it in tiles of this side."""
 
     @classmethod
-    def parse(cls, text: str, batch: str = "1", prompt_chunks: str = "1") -> ShapeProfile:
+    def parse(cls, text: str, batch: str = "1", prompt_chunks: str = "1", vae_tile: int | None = None) -> ShapeProfile:
         """Parses ``512x512``, ``768x512`` (width x height), ``512-1024x512`` or a comma-separated list.
 
         Raises:
             ProfileError: malformed, or a side that is not a multiple of 64 from 64 to 4096.
-            ParameterError: a batch or a number of prompt chunks outside its range.
+            ParameterError: a batch or a number of prompt chunks outside its range, or a tile of another side than a
+                multiple of 256.
         """
+        if vae_tile is not None and (vae_tile % VAE_TILE_STEP or not VAE_TILE_STEP <= vae_tile <= MAX_SIDE):
+            raise ParameterError("--vae-tile", vae_tile, f"a multiple of {VAE_TILE_STEP} up to {MAX_SIDE}")
         return cls(
             sizes=tuple(_parse_size(part.strip()) for part in text.split(",")),
             batch=_parse_range("batch", batch, MAX_BATCH),
             prompt_chunks=_parse_range("prompt_chunks", prompt_chunks, MAX_PROMPT_CHUNKS),
+            vae_tile=vae_tile,
         )
 
     def __str__(self) -> str:
@@ -88,6 +96,13 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def heights(self) -> Range:
         """The hull of all heights."""
         return Range(min(size.height.low for size in self.sizes), max(size.height.high for size in self.sizes))
+
+    def of(self, part: str) -> ShapeProfile:
+        """What ``part`` runs at: where there are tiles, the VAE at everything from one block to a whole tile."""
+        if self.vae_tile is None or not part.startswith("vae_"):
+            return self
+        sides = Range(SIDE_STEP, self.vae_tile)
+        return msgspec.structs.replace(self, sizes=(Size(width=sides, height=sides),))
 
     def check(self, width: int, height: int, batch: int) -> None:
         """Raises ProfileError or ParameterError unless the bundle serves this size and batch."""

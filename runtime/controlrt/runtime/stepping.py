@@ -21,10 +21,10 @@ from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.drawing import Drawing
 from controlrt.runtime.errors import DeviceMemoryError
 from controlrt.runtime.executors import BoundPlan, Executor
-from controlrt.runtime.executors.base import DECODER
 from controlrt.runtime.manifest import Manifest
 from controlrt.runtime.plan import HALF, UNGUIDED, Layout, StepLayout, plan_denoising
 from controlrt.runtime.samplers.table import HISTORY, OUTPUT_COLUMN
+from controlrt.runtime.vae import Vae
 
 _KEPT_PLANS = 16
 _OWN = ("rows", "guidance", "conditional", UNGUIDED)
@@ -133,6 +133,7 @@ class Stepper:
 
     def __init__(self, bundle: Bundle, executor: Executor) -> None:
         self._manifest, self._executor = bundle.manifest, executor
+        self._vae = Vae(bundle.manifest, executor)
         self._plans: OrderedDict[tuple[Kind, int], _StepPlan] = OrderedDict()
 
     def step(self, drawings: Sequence[Staged]) -> None:
@@ -161,7 +162,7 @@ class Stepper:
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
         """Pictures of final latents: (batch, height, width, 3) in [0, 1]."""
-        return np.concatenate([self._executor.run(DECODER, {"latents": row[None]})["picture"] for row in latents])
+        return self._vae.decode(latents)
 
     def close(self) -> None:
         """Releases the plans' memory; safe to call twice, and to go on after."""

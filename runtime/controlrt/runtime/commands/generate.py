@@ -72,6 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--first-size", metavar="WxH", help="draw at this size first, then from there at --size, changed by --strength"
     )
+    parser.add_argument(
+        "--vae-tiling",
+        action="store_true",
+        help="decode a picture that is larger than the VAE takes in tiles that overlap (build-engines --vae-tile)",
+    )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=7.5)
     parser.add_argument(
@@ -164,6 +169,7 @@ def run(arguments: argparse.Namespace) -> int:
                 num_images_per_prompt=arguments.images,
                 scheduler=arguments.scheduler,
                 resize=resize,
+                vae_tiling=arguments.vae_tiling,
                 callback_on_step_end=advance if watched else None,
                 controlnet_conditioning_scale=_per_control(controls, "scale"),
                 control_guidance_start=_per_control(controls, "start"),

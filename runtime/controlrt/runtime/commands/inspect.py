@@ -92,7 +92,8 @@ def _summarize(bundle: Bundle, tensors: bool) -> None:
     for adapter in manifest.ip_adapters:
         print(f"  ip-adapter {adapter.name} ({adapter.tokens} tokens a picture; {adapter.source})")
     profile = manifest.profile
-    print(f"  profile    {profile}, batch {profile.batch}, prompt chunks {profile.prompt_chunks}")
+    tiles = "" if profile.vae_tile is None else f", VAE in tiles of {profile.vae_tile}"
+    print(f"  profile    {profile}, batch {profile.batch}, prompt chunks {profile.prompt_chunks}{tiles}")
     print(f"  backend    {manifest.backend}, {manifest.precision}")
     if engines := describe_engines(manifest.programs):
         print(f"  engines    {engines}")

@@ -132,6 +132,7 @@ class Engine:
         width, height = self._bundle.manifest.profile.default_size
         blank = np.zeros((height, width, 3), np.uint8)
         call: dict[str, Any] = {"num_inference_steps": 2, "seed": 0, "num_images_per_prompt": self._least}
+        call["vae_tiling"] = self._bundle.manifest.profile.vae_tile is not None
         if control is not None:
             call["image"] = {control: blank}
         if self._pipeline.sees_mask:
