@@ -11,7 +11,7 @@ import torch
 from diffusers import ControlNetModel, ControlNetUnionModel, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 
-from controlrt.export.checkpoint import Checkpoint, IPAdapterParts, TextEncoderParts
+from controlrt.export.checkpoint import Checkpoint, IPAdapterParts, TextEncoderParts, feature_places
 from controlrt.export.image_prompts import IPAdapterProgram
 from controlrt.export.modules import (
     AdapterProgram,
@@ -25,7 +25,6 @@ from controlrt.export.modules import (
 from controlrt.export.union import ControlNetUnionStep
 from controlrt.runtime.image_tokens import image_dimension
 from controlrt.runtime.manifest import TensorSpec
-from controlrt.runtime.profile import SIDE_STEP
 from controlrt.runtime.samplers import COLUMNS, HISTORY
 
 Sizes = dict[str, int]
@@ -246,21 +245,10 @@ def _adapter_features(checkpoint: Checkpoint) -> list[TensorSpec]:
     """What the UNet takes from adapters, by level; nothing where the checkpoint has none."""
     if not checkpoint.adapters:
         return []
-    adapter = next(iter(checkpoint.adapters.values()))
-    with torch.no_grad():  # the sizes of its features are nowhere in its config
-        side = SIDE_STEP * 2
-        features = adapter(torch.zeros(1, adapter.config.in_channels, side, side))
+    places = feature_places(next(iter(checkpoint.adapters.values())), checkpoint.vae_scale_factor)
     return [
-        TensorSpec(
-            name=f"adapter_{level}",
-            dtype=FLOAT,
-            shape=(
-                "batch",
-                feature.shape[1],
-                *_sides(side // feature.shape[2] // checkpoint.vae_scale_factor, checkpoint),
-            ),
-        )
-        for level, feature in enumerate(features)
+        TensorSpec(name=f"adapter_{level}", dtype=FLOAT, shape=("batch", channels, *_sides(downscale, checkpoint)))
+        for level, (channels, downscale) in enumerate(places)
     ]
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: finding, digesting and loading pipelines, ControlNets and LoRAs, whatever they are kept in."""
 
+from controlrt.export.checkpoint.adapter import feature_places
 from controlrt.export.checkpoint.loading import load, stored_scheduler_config
 from controlrt.export.checkpoint.parts import Checkpoint, IPAdapterParts, IPAdapterSource, LoraSource, TextEncoderParts
 from controlrt.export.checkpoint.sources import (
@@ -23,6 +24,7 @@ __all__ = [
     "digest_configs",
     "digest_files",
     "digest_lora",
+    "feature_places",
     "load",
     "resolve",
     "resolve_config",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from controlrt.export.checkpoint.adapter import load_adapter
+from controlrt.export.checkpoint.adapter import feature_places, load_adapter
 from controlrt.export.checkpoint.controlnet import load_controlnet
 from controlrt.export.checkpoint.folder import load_folder
 from controlrt.export.checkpoint.parts import Checkpoint, IPAdapterSource, LoraSource, PipelineParts, TextEncoderParts
@@ -56,13 +56,14 @@ def load(
     unet, vae = prepared(pipeline.unet), prepared(pipeline.vae)
     encoders = {f"text_encoder{'_2' * index}": prepared(one) for index, one in enumerate(pipeline.text_encoders)}
     merge_loras({"unet": unet, **encoders}, loras)
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
     loaded = Checkpoint(
         unet=unet,
         vae=vae,
         text_encoders=_text_encoders(pipeline, encoders),
         scheduler_config=stored_scheduler_config(pipeline.scheduler),
         controlnets={name: load_controlnet(name, path, unet) for name, path in controlnets.items()},
-        adapters={name: load_adapter(name, path, unet) for name, path in (adapters or {}).items()},
+        adapters={name: load_adapter(name, path, unet, scale) for name, path in (adapters or {}).items()},
         ip_adapters=(),
         zero_empty_negative=pipeline.zero_empty_negative,
     )
@@ -114,6 +115,11 @@ def _refuse_unsupported(path: Path, loaded: Checkpoint) -> None:
         config = controlnet.config
         allowed.append((f"ControlNet {name}'s conditioning_channels", config.conditioning_channels, (1, 3)))
         allowed.append((f"ControlNet {name}'s class_embed_type", config.class_embed_type, (None,)))
+    levels = [len(feature_places(adapter, loaded.vae_scale_factor)) for adapter in loaded.adapters.values()]
+    allowed += [  # features are summed
+        (f"adapter {name}'s number of features", found, (levels[0],))
+        for name, found in zip(loaded.adapters, levels, strict=True)
+    ]
     for what, found, supported in allowed:
         if found not in supported:
             listed = " or ".join(str(value) for value in supported)
