@@ -56,20 +56,39 @@ def test_clip_skip_xl(compiled: ControlNetPipeline, family: Family, clip_skip: i
 
 
 @on["sd15"]
-def test_clip_skip_draws_as_diffusers(compiled: ControlNetPipeline, family: Family) -> None:
+@pytest.mark.parametrize(("syntax", "of_the_negative"), [("plain", None), ("webui", 2)])
+def test_clip_skip_draws_as_diffusers(
+    compiled: ControlNetPipeline, family: Family, syntax: str, of_the_negative: int | None
+) -> None:
+    """diffusers leaves layers out for the prompt alone; the web UI, which has no pipeline here, for both."""
     (hint,) = hints(SIDE, 1)
     shared = {"num_inference_steps": 3, "output_type": "latent"}
     reference = family.reference("first")
+    if of_the_negative is None:
+        _, negative = reference.encode_prompt("", "cpu", 1, True, "a moon")
+    else:
+        negative = skipping(reference, "a moon", of_the_negative)
     expected = reference(
         prompt_embeds=skipping(reference, PROMPT, 2),
-        negative_prompt_embeds=skipping(reference, "", 2),
+        negative_prompt_embeds=negative,
         image=hint,
         generator=torch.Generator("cpu").manual_seed(7),
         **shared,
     ).images.numpy()
-    found = compiled(PROMPT, {"first": hint}, seed=7, clip_skip=2, **shared).images
+    options = {"negative_prompt": "a moon", "prompt_syntax": syntax, "seed": 7, **shared}
+    found = compiled(PROMPT, {"first": hint}, clip_skip=2, **options).images
     assert relative(found, expected) < 1e-3
-    assert relative(compiled(PROMPT, {"first": hint}, seed=7, **shared).images, found) > 1e-3
+    assert relative(compiled(PROMPT, {"first": hint}, **options).images, found) > 1e-3
+
+
+@on["sdxl"]
+def test_clip_skip_of_the_prompt_alone_xl(compiled: ControlNetPipeline, family: Family) -> None:
+    _, expected, _, pooled = family.reference().encode_prompt(
+        PROMPT, device="cpu", negative_prompt="a moon", clip_skip=1
+    )
+    found = embeds(compiled, "a moon", **vars(Encoding(clip_skip=1).of_negatives))
+    assert relative(found["prompt_embeds"], expected.numpy()) < BOUND
+    assert relative(found["text_embeds"], pooled.numpy()) < BOUND
 
 
 @on["sd15"]

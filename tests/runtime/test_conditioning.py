@@ -299,8 +299,7 @@ def fill(
 ) -> dict[str, NDArray[Any]]:
     plan, buffers = planned(width, height)
     arguments: dict[str, Any] = {
-        "prompts": [None, None, "ab", "abc"],
-        "encoding": Encoding(),
+        "prompts": [(text, Encoding()) for text in (None, None, "ab", "abc")],
         "timesteps": np.array([900.0, 20.0], np.float32),
         "uses": [use_of(np.full((2, 3, height, width), level, np.float32))],
         "size": (width, height),

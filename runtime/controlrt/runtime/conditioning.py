@@ -23,7 +23,7 @@ from controlrt.runtime.executors import Executor
 from controlrt.runtime.image_prompts import ImagePrompt
 from controlrt.runtime.manifest import IPAdapter, Program, Stage
 from controlrt.runtime.plan import Plan, adapter_buffer, stage_buffer
-from controlrt.runtime.prompts import Conditioning, Encoding, PromptEncoder
+from controlrt.runtime.prompts import Conditioning, Encoding, Prompt, PromptEncoder
 
 KEPT_BYTES = 256 * 2**20
 """How much is kept: some twenty prompts of Stable Diffusion 1.5 with one ControlNet."""
@@ -46,8 +46,7 @@ class Conditioner:
         plan: Plan,
         buffers: Mapping[str, NDArray[Any]],
         *,
-        prompts: Sequence[str | None],
-        encoding: Encoding,
+        prompts: Sequence[Prompt],
         timesteps: NDArray[np.float32],
         uses: Sequence[ControlUse],
         image_prompts: Sequence[ImagePrompt] = (),
@@ -58,16 +57,15 @@ class Conditioner:
 
         Args:
             plan, buffers: what reads them.
-            prompts: one per row; None is SDXL's empty embedding of zeros.
-            encoding: how they are read.
+            prompts: one per row, and how it is read; None is SDXL's empty embedding of zeros.
             timesteps: (steps,).
             uses: the call's controls; of an adapter, the scale of each feature is that of the first step.
             image_prompts: one for each of the bundle's IP-Adapters.
             unconditional: how many of the rows, the first ones, are shown no picture.
             size: width and height of the pictures.
         """
-        keys = {prompt: (prompt, encoding, len(self.prompts.embeddings)) for prompt in prompts}
-        embeds = {prompt: self._embed(prompt, encoding, key) for prompt, key in keys.items()}
+        keys = {prompt: (*prompt, len(self.prompts.embeddings)) for prompt in prompts}
+        embeds = {prompt: self._embed(key) for prompt, key in keys.items()}
         by_name = {use.control.name: use for use in uses}
         types = {use.control.part: use.control_types for use in uses}
         for part in plan.parts:
@@ -83,8 +81,9 @@ class Conditioner:
             self._fill_hints(part, buffers, by_name)
         self._fill_adapters(plan, buffers, by_name)
 
-    def _embed(self, prompt: str | None, encoding: Encoding, key: PromptKey) -> Conditioning:
+    def _embed(self, key: PromptKey) -> Conditioning:
         """The prompt's embeddings, one row each."""
+        prompt, encoding, _ = key
         return self._kept.get(("embeds", *key), lambda: self.prompts.encode(prompt, encoding))
 
     def _timestep(self, part: str, timesteps: NDArray[np.float32]) -> Arrays:

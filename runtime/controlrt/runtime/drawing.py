@@ -13,7 +13,7 @@ from controlrt.runtime.control_use import ControlUse
 from controlrt.runtime.image_prompts import ImagePrompt
 from controlrt.runtime.noise import Draws
 from controlrt.runtime.plan import Layout
-from controlrt.runtime.prompts import Encoding
+from controlrt.runtime.prompts import Prompt
 from controlrt.runtime.samplers import SamplerTable
 
 
@@ -27,9 +27,8 @@ class Drawing:
     """The controls, also those that never run."""
     image_prompts: tuple[ImagePrompt, ...] = ()
     """One for each of the bundle's IP-Adapters."""
-    prompts: tuple[str | None, ...]
-    """One per row of the model's batch; None is SDXL's empty embedding of zeros."""
-    encoding: Encoding
+    prompts: tuple[Prompt, ...]
+    """One per row of the model's batch."""
     guidance_scale: float
     guidance_rescale: float
     source: Source | None

@@ -39,6 +39,7 @@ from controlrt.runtime.pictures import Picture, to_pil
 from controlrt.runtime.plan import Layout, Plan, StepLayout, plan_denoising
 from controlrt.runtime.profile import CHUNK_TOKENS
 from controlrt.runtime.prompt_syntax import SYNTAXES, Syntax
+from controlrt.runtime.prompts import Prompt
 from controlrt.runtime.samplers import SamplerTable, SchedulerChoice, compile_sampler
 from controlrt.runtime.scales import GuessMode, LayerWeights, is_number
 from controlrt.runtime.vae import Vae, check_vae_tiling
@@ -218,7 +219,8 @@ class ControlNetPipeline:
                 mapping by name. Each may be a curve, as a control's, or an array (steps, pictures, cross-attentions).
             negative_prompt: what to steer away from, one or one per prompt.
             prompt_syntax: "plain", or "webui" for weights in brackets as the web UI has them; see docs/prompts.md.
-            clip_skip: how many of the text encoders' last layers are left out.
+            clip_skip: how many of the text encoders' last layers are left out; for the negative prompt in the web UI's
+                syntax alone, as it and diffusers have it.
             init_image: a picture to start from (picture to picture), one or one per prompt; or latents, an array of
                 four axes.
             mask_image: where that picture is drawn anew, white on black (inpainting), one or one per prompt.
@@ -471,15 +473,14 @@ class ControlNetPipeline:
                 for step in range(count)
             ),
         )
-        conditional: list[str | None] = [text for text in prompts for _ in range(num_images_per_prompt)]
-        unconditional = [text for text in negatives for _ in range(num_images_per_prompt)]
+        conditional: list[Prompt] = [(text, encoding) for text in prompts for _ in range(num_images_per_prompt)]
+        unconditional = [(text, encoding.of_negatives) for text in negatives for _ in range(num_images_per_prompt)]
         return Drawing(
             layout=layout,
             table=table,
             uses=tuple(uses),
             image_prompts=tuple(image_prompts),
             prompts=(*unconditional, *conditional) if layout.guided else tuple(conditional),
-            encoding=encoding,
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             source=source,
@@ -501,7 +502,6 @@ class ControlNetPipeline:
             plan,
             buffers,
             prompts=drawing.prompts,
-            encoding=drawing.encoding,
             timesteps=drawing.table.timesteps.astype(np.float32),
             uses=drawing.uses,
             image_prompts=drawing.image_prompts,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,15 @@ class Encoding:
     """How many of the text encoders' last layers are left out."""
     chunks: int = 1
     """How many chunks every prompt of the call has; shorter ones are filled up with empty prompts."""
+
+    @property
+    def of_negatives(self) -> Encoding:
+        """How negative prompts are read: as diffusers does, through all layers; as the web UI does, through as many."""
+        return self if self.syntax == "webui" else replace(self, clip_skip=0)
+
+
+Prompt = tuple[str | None, Encoding]
+"""A prompt, and how it is read; None is SDXL's empty embedding of zeros."""
 
 
 @dataclass
