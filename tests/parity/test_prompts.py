@@ -125,7 +125,7 @@ def test_files_that_are_no_learned_words(compiled: ControlNetPipeline, family: F
     (tmp_path / "damaged.safetensors").write_bytes(b"no")
     torch.save({"string_to_param": {"*": torch.zeros(1, 32)}}, tmp_path / "pickled.pt")
     for name, says in (
-        ("other.safetensors", r"vectors of \[48\] values, text_encoder takes 32"),
+        ("other.safetensors", "vectors of 48 values, text_encoder takes 32"),
         ("damaged.safetensors", "damaged"),
         ("pickled.pt", "pickled"),
         ("missing.safetensors", "does not exist"),
@@ -151,6 +151,28 @@ def test_learned_words_of_both_encoders(compiled: ControlNetPipeline, family: Fa
     found = embeds(compiled, "a <pair> moon")
     assert relative(found["prompt_embeds"], expected.numpy()) < BOUND
     assert relative(found["text_embeds"], pooled.numpy()) < BOUND
+
+
+@on["sdxl"]
+def test_learned_words_go_by_their_names(compiled: ControlNetPipeline, family: Family, tmp_path: Path) -> None:
+    del family
+    fits, other = torch.zeros(1, 32), torch.zeros(1, 48)
+    for tensors, says in (
+        ({"emb_params": fits}, "its tensors are emb_params; for this one it has clip_l and clip_g"),
+        ({"clip_l": fits}, "its tensors are clip_l; for this one"),
+        ({"clip_l": other, "clip_g": fits}, "vectors of 48 values, text_encoder takes 32"),
+    ):
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "wrong.safetensors")
+        with pytest.raises(SourceError, match=says):
+            compiled.load_textual_inversion(tmp_path / "wrong.safetensors", "<wrong>")
+
+
+@on["sd15"]
+def test_learned_words_of_xl_are_no_others(compiled: ControlNetPipeline, family: Family, tmp_path: Path) -> None:
+    del family
+    save_file({"clip_l": torch.zeros(1, 32), "clip_g": torch.zeros(1, 48)}, tmp_path / "xl.safetensors")
+    with pytest.raises(SourceError, match=r"clip_l, clip_g; for this one it has no clip_l or clip_g"):
+        compiled.load_textual_inversion(tmp_path / "xl.safetensors", "<xl>")
 
 
 @on["sd15"]

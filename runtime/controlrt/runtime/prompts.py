@@ -18,6 +18,9 @@ from controlrt.runtime.prompt_syntax import Syntax, parse_prompt
 from controlrt.runtime.textual_inversion import read_embedding
 from controlrt.runtime.tokenizer import Chunks, PromptTokenizer
 
+XL_NAMES = ("clip_l", "clip_g")
+"""What files for SDXL call the vectors of its two text encoders, in their order."""
+
 Array = NDArray[np.float32]
 Conditioning = dict[str, Array]
 
@@ -79,16 +82,21 @@ class PromptEncoder:
             ParameterError: a token that the vocabulary has already.
         """
         found = read_embedding(file)
+        for_xl = set(XL_NAMES) & set(found)
+        if bool(for_xl) != (len(self._encoders) > 1) or (for_xl and for_xl != set(XL_NAMES)):
+            wanted = " and ".join(XL_NAMES) if len(self._encoders) > 1 else f"no {' or '.join(XL_NAMES)}"
+            raise SourceError(
+                f"{file} was made for another model: its tensors are {', '.join(found)}; for this one it has {wanted}"
+            )
         chosen = []
-        for encoder in self._encoders:
-            fitting = [vectors for vectors in found.values() if vectors.shape[1] == encoder.width]
-            if not fitting:
-                widths = sorted({vectors.shape[1] for vectors in found.values()})
+        for encoder, name in zip(self._encoders, XL_NAMES, strict=False):
+            vectors = found[name] if for_xl else next(iter(found.values()))
+            if vectors.shape[1] != encoder.width:
                 raise SourceError(
-                    f"{file} was made for another model: it has vectors of {widths} values, "
+                    f"{file} was made for another model: it has vectors of {vectors.shape[1]} values, "
                     f"{encoder.about.program} takes {encoder.width}"
                 )
-            chosen.append(fitting[0])
+            chosen.append(vectors)
         for encoder, vectors in zip(self._encoders, chosen, strict=True):
             encoder.tokenizer.learn(token, sum(map(len, encoder.learned)), len(vectors))
             encoder.learned.append(vectors)
