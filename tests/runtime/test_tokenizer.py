@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.errors import ParameterError
+from controlrt.runtime.errors import ParameterError, SourceError
 from controlrt.runtime.prompt_syntax import Segment, parse_prompt
 from controlrt.runtime.tokenizer import Chunks, PromptTokenizer, PromptTruncatedWarning
 
@@ -58,6 +58,25 @@ def test_break_starts_a_chunk(tokenizer: PromptTokenizer) -> None:
         assert lengths(tokenizer(parse_prompt("red star BREAK blue", "webui"), 1)) == [2]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "left_out"),
+    [
+        ("red star BREAK (blue) moon", "blue moon"),
+        ("red star BREAK(blue) BREAK moon", "blue moon"),
+        ("(red star BREAK blue:1.2) moon", "blue moon"),
+    ],
+)
+def test_nothing_of_what_follows_the_last_chunk_is_read(tokenizer: PromptTokenizer, prompt: str, left_out: str) -> None:
+    with pytest.warns(PromptTruncatedWarning, match=f"2 are read; left out: '{left_out}'"):
+        assert lengths(tokenizer(parse_prompt(prompt, "webui"), 1)) == [2]
+
+
+def test_a_break_at_the_end_leaves_nothing_out(tokenizer: PromptTokenizer) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert lengths(tokenizer(parse_prompt("red star BREAK", "webui"), 1)) == [2]
+
+
 def test_weights_go_with_their_tokens(tokenizer: PromptTokenizer) -> None:
     chunks = tokenizer([Segment("red star", 1.5), Segment(" blue")])
     np.testing.assert_allclose(chunks.weights[0, :6], [1, 1.5, 1.5, 1, 1, 1])
@@ -73,6 +92,22 @@ def test_a_learned_word_is_its_vectors(tokenizer: PromptTokenizer, demo_bundle: 
     for taken in ("<one>", "red</w>", " "):
         with pytest.raises(ParameterError, match="token is"):
             tokenizer.learn(taken, 3, 1)
+
+
+@pytest.mark.parametrize(("vectors", "cut"), [(56, [41, 75]), (57, [60, 57]), (75, [60, 75])])
+def test_a_learned_word_of_many_vectors(tokenizer: PromptTokenizer, vectors: int, cut: list[int]) -> None:
+    """What follows the comma goes along where the next chunk has room for it and the word, else it stays."""
+    tokenizer.learn("<many>", 0, vectors)
+    prompt = "red " * 40 + "," + " blue" * 19 + " <many>"
+    assert lengths(tokenizer(parse_prompt(prompt, "plain"), 3)) == cut
+
+
+def test_a_learned_word_that_no_chunk_holds(tokenizer: PromptTokenizer) -> None:
+    with pytest.raises(SourceError, match=r"<more> has 76 learned vectors; .* 75 tokens"):
+        tokenizer.learn("<more>", 0, 76)
+    assert lengths(tokenizer(parse_prompt("red <more>", "plain"))) == lengths(
+        tokenizer(parse_prompt("red < more >", "plain"))
+    )
 
 
 def lengths(chunks: Chunks) -> list[int]:

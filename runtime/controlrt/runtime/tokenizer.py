@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from controlrt.runtime.errors import ParameterError
+from controlrt.runtime.errors import ParameterError, SourceError
 from controlrt.runtime.manifest import TextEncoder
 from controlrt.runtime.prompt_syntax import Segment
 
@@ -65,6 +65,7 @@ class PromptTokenizer:
         self._tokenizer.no_truncation()
         self._encoder = encoder
         self._comma = self._tokenizer.token_to_id(",</w>")
+        self._room = encoder.max_length - 2
         self._vectors: dict[int, list[int]] = {}
 
     def learn(self, token: str, first: int, count: int) -> None:
@@ -72,7 +73,12 @@ class PromptTokenizer:
 
         Raises:
             ParameterError: the vocabulary has the token already, or it is no token at all.
+            SourceError: more vectors than a chunk has room for.
         """
+        if count > self._room:
+            raise SourceError(
+                f"{token} has {count} learned vectors; a text encoder reads {self._room} tokens at a time"
+            )
         if not token.strip() or self._tokenizer.token_to_id(token) is not None:
             raise ParameterError("token", token, "a word that the vocabulary does not have, such as <my-style>")
         self._tokenizer.add_tokens([token])
@@ -83,36 +89,40 @@ class PromptTokenizer:
     def __call__(self, segments: Sequence[Segment], limit: int = 1, *, warn: bool = True) -> Chunks:
         """The chunks of a prompt, at least one and at most ``limit``.
 
-        A chunk that is full is cut after its last comma, if that is near, and the rest goes to the next one.
+        A chunk that is full is cut after its last comma, and the rest goes to the next one, if the comma is near and
+        the next one has room for the rest and what comes.
 
         Warns:
             PromptTruncatedWarning: the prompt does not fit; its tail is dropped, as in diffusers.
         """
-        room = self._encoder.max_length - 2
         chunks = [_Chunk()]
-        total, left_out = 0, ""
+        total, full, left_out = 0, False, ""
         for segment in segments:
-            if segment.starts_chunk and not left_out:
-                if len(chunks) == limit:
-                    left_out = segment.text
-                else:
-                    chunks.append(_Chunk())
+            if full:
+                left_out += f" {segment.text}" if segment.starts_chunk else segment.text
+            elif segment.starts_chunk and len(chunks) == limit:
+                full, left_out = True, segment.text
+            elif segment.starts_chunk:
+                chunks.append(_Chunk())
             encoding = self._tokenizer.encode(segment.text, add_special_tokens=False)
             for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True):
                 ids = self._vectors.get(token, [token])
                 total += len(ids)
                 chunk = chunks[-1]
-                if not left_out and len(chunk.ids) + len(ids) > room:
+                if not full and len(chunk.ids) + len(ids) > self._room:
                     if len(chunks) == limit:
-                        left_out = segment.text[start:].strip()
+                        full, left_out = True, segment.text[start:]
                     else:
-                        near = token != self._comma and chunk.comma >= 0 and len(chunk.ids) - chunk.comma <= BACKTRACK
+                        rest = len(chunk.ids) - chunk.comma - 1
+                        near = token != self._comma and chunk.comma >= 0 and rest < BACKTRACK
+                        near = near and rest + len(ids) <= self._room
                         chunks.append(chunk.cut(chunk.comma + 1 if near else len(chunk.ids)))
                         chunk = chunks[-1]
-                if not left_out:
+                if not full:
                     if token == self._comma:
                         chunk.comma = len(chunk.ids)
-                    chunk.add(ids[:room], segment.weight)
+                    chunk.add(ids, segment.weight)
+        left_out = left_out.strip()
         if left_out and warn:
             read = sum(len(chunk.ids) for chunk in chunks)
             warnings.warn(
