@@ -38,6 +38,17 @@ def test_none_and_both() -> None:
     assert found == [("canny", 2.0, 2.0, 0.1), ("mask", 0.5, 0.5, 0.2)]
 
 
+@pytest.mark.parametrize("mode", ["prompt", 2, ["balanced"], {"mask": "balanced"}])
+def test_a_mode_without_a_picture(mode: Any) -> None:
+    with pytest.raises(ParameterError, match=r"control_mode is .* no control picture \(image\) is given"):
+        resolve(None, mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["Balanced", 0, {}])
+def test_no_mode_without_a_picture(mode: Any) -> None:
+    assert resolve(None, mode=mode) == []
+
+
 def test_hints_repeat_as_diffusers_repeats_them() -> None:
     white = np.full_like(HINT, 255)
     (use,) = resolve({"mask": [HINT, white]}, prompts=2, images_per_prompt=2)

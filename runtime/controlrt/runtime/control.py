@@ -80,6 +80,9 @@ def resolve_controls(
         ):
             if isinstance(value, float) and not is_number(value):
                 raise ParameterError(parameter, value, "a finite number")
+        listed_modes = isinstance(guidance.mode, (Mapping, Sequence)) and not isinstance(guidance.mode, str)
+        if guidance.mode if listed_modes else control_mode(guidance.mode) != "balanced":
+            raise ParameterError("control_mode", guidance.mode, "left out where no control picture (image) is given")
         return []
     if not isinstance(image, Mapping):
         names = [name for control in known for name in control.names]
