@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, T2IAdapter, UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -85,6 +85,19 @@ def build_unet() -> UNet2DConditionModel:
     )
     start_as_identity(unet)
     return unet
+
+
+def build_adapter() -> T2IAdapter:
+    """For the UNet's two outer levels, where diffusers adds features: after the level's own downsampling.
+
+    Its convolutions start small, so that it changes little at first.
+    """
+    adapter = T2IAdapter(channels=[32, 64], num_res_blocks=2, downscale_factor=16, adapter_type="full_adapter")
+    for name, module in adapter.named_modules():
+        if name.endswith(("conv_in", "in_conv", "block2")):
+            module.weight.data *= 0.1
+            nn.init.zeros_(module.bias)
+    return adapter
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -22,7 +22,7 @@ import argparse
 import copy
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -186,15 +186,15 @@ def scene_at(size: int, index: int, seed: int) -> Scene:
     return sample_scene(np.random.default_rng([seed, 3, size, index]))
 
 
-def cache_latents(work: Path, vae: AutoencoderKL, size: int, device: torch.device, seed: int) -> Tensor:
-    """Scaled latents of the training scenes at one size: (n, 4, size/8, size/8), float16."""
+def cache_latents(work: Path, vae: AutoencoderKL, size: int, count: int, device: torch.device, seed: int) -> Tensor:
+    """Scaled latents of the first ``count`` training scenes at one size: (count, 4, size/8, size/8), float16."""
     path = work / f"latents-{size}.pt"
     if path.exists():
         return torch.load(path, weights_only=True)
     batch, parts = max(1, 16 * 128 * 128 // size**2), []
     with torch.no_grad():
-        for start in range(0, CACHED_SCENES[size], batch):
-            scenes = [scene_at(size, i, seed) for i in range(start, min(start + batch, CACHED_SCENES[size]))]
+        for start in range(0, count, batch):
+            scenes = [scene_at(size, i, seed) for i in range(start, min(start + batch, count))]
             means = vae.encode(to_tensor([scene.render(size) for scene in scenes], device)).latent_dist.mean
             parts.append((means * vae.config.scaling_factor).half().cpu())
     latents = torch.cat(parts)
@@ -209,10 +209,18 @@ class Batches:
     """Draws training batches along a climb of picture sizes, the same at every step for one seed."""
 
     def __init__(
-        self, climb: tuple[tuple[int, int, int], ...], work: Path, vae: AutoencoderKL, device: torch.device, seed: int
+        self,
+        climb: tuple[tuple[int, int, int], ...],
+        work: Path,
+        vae: AutoencoderKL,
+        device: torch.device,
+        seed: int,
+        *,
+        scenes: Mapping[int, int] = CACHED_SCENES,
+        exponent: float = 0.8,
     ):
-        self.climb, self.device, self.seed = climb, device, seed
-        self.latents = {size: cache_latents(work, vae, size, device, seed) for size, _, _ in climb}
+        self.climb, self.device, self.seed, self.exponent = climb, device, seed, exponent
+        self.latents = {size: cache_latents(work, vae, size, scenes[size], device, seed) for size, _, _ in climb}
         self.scheduler = build_scheduler()
 
     @property
@@ -232,12 +240,12 @@ class Batches:
         size, batch = self._stage(step)
         rng = np.random.default_rng([self.seed, 4, step])
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        rows = rng.integers(CACHED_SCENES[size], size=batch)
+        rows = rng.integers(len(self.latents[size]), size=batch)
         latents = self.latents[size][rows].float()
         noise = torch.randn(latents.shape, generator=generator)
-        # stratified, a little more weight on noisy timesteps, where layout is decided
+        # stratified, more weight on noisy timesteps, where layout is decided
         level = (np.arange(batch) + rng.random(batch)) / batch
-        timesteps = torch.from_numpy((1000 * level**0.8).astype(np.int64).clip(0, 999))
+        timesteps = torch.from_numpy((1000 * level**self.exponent).astype(np.int64).clip(0, 999))
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         target = self.scheduler.get_velocity(latents, noise, timesteps)
         scenes = [scene_at(size, int(row), self.seed) for row in rows]

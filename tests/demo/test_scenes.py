@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from controlrt.demo.scenes import HELD_OUT_SHAPES, PALETTE, TRAINED_SHAPES, sample_scene
+from controlrt.runtime.annotators.colours import colour_grid
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -38,5 +39,12 @@ def test_same_seed_same_scene_at_every_size() -> None:
 
 
 def test_unknown_control() -> None:
-    with pytest.raises(ValueError, match="canny, mask"):
+    with pytest.raises(ValueError, match="canny, color, mask"):
         sample_scene(np.random.default_rng(0)).control("depth", 64)
+
+
+def test_colour_grid_is_the_annotators() -> None:
+    scene = sample_scene(np.random.default_rng(4))
+    pixels = scene.render(512)
+    expected = colour_grid(pixels, resolution=512, cell=64)
+    np.testing.assert_array_equal(scene.control("color", 512), expected)

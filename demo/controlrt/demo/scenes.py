@@ -45,6 +45,7 @@ HELD_OUT_SHAPES = ("heart", "hexagon")
 """Shapes kept out of training, to see whether control follows outlines rather than names."""
 
 CANNY_THRESHOLDS = (100, 200)
+GRID = 8  # cells a side of a colour grid: of 64 pixels at 512x512, the annotator's default
 MARGIN = 0.05  # nothing is drawn closer to the border than this fraction of the side
 
 
@@ -145,13 +146,16 @@ class Scene:
         return np.round(coverage * colour + (1 - coverage) * background).astype(np.uint8)
 
     def control(self, name: str, size: int) -> np.ndarray:
-        """The control picture ``canny`` or ``mask``: (size, size, 3), uint8, 0 or 255."""
+        """The control picture ``canny``, ``mask`` (0 or 255) or ``color`` (a grid): (size, size, 3), uint8."""
+        if name == "color":  # the annotator t2ia_color_grid, of as many cells at every size
+            cells = cv2.resize(self.render(size), (GRID, GRID), interpolation=cv2.INTER_CUBIC)
+            return cv2.resize(cells, (size, size), interpolation=cv2.INTER_NEAREST)
         if name == "canny":
             plane = cv2.Canny(self.render(size), *CANNY_THRESHOLDS)
         elif name == "mask":
             plane = self.silhouette(size).astype(np.uint8) * 255
         else:
-            raise ValueError(f"unknown control {name!r}; known: canny, mask")
+            raise ValueError(f"unknown control {name!r}; known: canny, color, mask")
         return np.repeat(plane[..., None], 3, axis=2)
 
 
