@@ -123,6 +123,9 @@ class GenerateRequest(BaseModel):
     resize: str | int | None = Field(
         None, description="how pictures of another size are fitted: stretch, crop, pad or fill; refused where not given"
     )
+    vae_tiling: bool = Field(
+        False, description="decode in tiles where the model's VAE takes no whole picture of this size"
+    )
 
     model: str | None = Field(None, description="a bundle of GET /v1/bundles; the first where not given")
     timeout_ms: int | None = Field(
