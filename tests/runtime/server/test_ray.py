@@ -85,7 +85,8 @@ def test_every_accepted_request_is_drawn_though_a_replica_dies(
         assert state["status"] == "done", state
         return state["result"]
 
-    assert client.get("/readyz").json() == {"status": "ready"}
+    while client.get("/readyz").json() != {"status": "ready"}:
+        time.sleep(0.1)
     killed, kept = replicas()
     with ThreadPoolExecutor(8) as pool:
         waiting = {seed: pool.submit(waited, seed) for seed in (0, 1)}

@@ -58,6 +58,8 @@ _ROOM = 4
 """A replica takes so many times what the autoscaler aims at, so that its engine has a choice whom to draw next."""
 _CHECK_SECONDS = 2.0
 """Between health checks: how long a dead replica may go unnoticed."""
+_START_SECONDS = 0.2
+"""Between two looks at replicas that are starting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +296,7 @@ class Interfaces:
                     self._service.limits = self._limits(bundles, status.deployments)
             except Exception as error:  # the controller starts anew, say
                 log("no word from Ray Serve's controller", logging.WARNING, error=error)
-            await asyncio.sleep(_CHECK_SECONDS)
+            await asyncio.sleep(_START_SECONDS if self._service.condition == "starting" else _CHECK_SECONDS)
 
     def _limits(
         self, bundles: Mapping[str, Manifest], deployments: Mapping[str, DeploymentStatusOverview]
