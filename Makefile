@@ -7,7 +7,7 @@ RUNTIME_BIN := $(RUNTIME_VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 export CONTROLRT_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: demo test check parity train evaluate clean
+.PHONY: demo test check parity ray train evaluate clean
 .DELETE_ON_ERROR:
 
 # torch first and by itself, so that TORCH_INDEX can name where its CPU build lies
@@ -48,6 +48,11 @@ test: check $(RUNTIME_VENV)/.installed-tests
 # the comparisons with eager diffusers that take too long for every run
 parity: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/parity -m slow
+
+# replicas on a Ray of this machine; Ray is too large for every run
+ray: $(VENV)/.installed
+	$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.[ray]'
+	$(BIN)/python -m pytest tests/runtime/server/test_ray.py tests/runtime/server/test_ray_options.py
 
 train: $(VENV)/.installed
 	$(BIN)/python demo/train.py

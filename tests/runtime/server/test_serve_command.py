@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import importlib.util
 import io
 import json
 import os
@@ -51,6 +52,7 @@ def test_knows_which_addresses_others_reach(host: str, alone: bool) -> None:
         (["--max-steps", "0"], "max_steps is 0, but must be more than 0"),
         (["--port", "65536"], "port is 65536, but must be from 0 to 65535"),
         (["--port", "0"], "no-such-bundle"),
+        (["--max-replicas", "2"], "--max-replicas means nothing without --ray; leave it out"),
     ],
 )
 def test_says_what_is_wrong_in_a_line(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,6 +61,23 @@ def test_says_what_is_wrong_in_a_line(argv: list[str], says: str, capsys: pytest
     said = capsys.readouterr().err
     assert says in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--device", "1"], "--device means nothing with --ray, which gives each replica a GPU; leave it out"),
+        (["--port", "0"], "--port is 0, but Ray Serve must be told which; name one"),
+        (["--replicas", "2", "--max-replicas", "4"], "replicas is 2, but must be left out where max_replicas is given"),
+        ([], "no-such-bundle"),
+    ],
+)
+def test_says_what_is_wrong_with_ray(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("fastapi", reason="without the extra [serve] there is no server")
+    installed = importlib.util.find_spec("ray") is not None
+    assert command("no-such-bundle", "--ray", *argv) != 0
+    said = capsys.readouterr().err.splitlines()[-1]  # pytest shows warnings of Ray's too
+    assert (says if installed else "this needs ray: pip install 'controlrt[ray]'") in said
 
 
 def test_names_the_extra_that_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

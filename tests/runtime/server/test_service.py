@@ -157,7 +157,7 @@ def test_a_full_queue_says_when_it_will_be_drawn(serve: Any) -> None:
     """What a job took from its submission is what all that wait before the next one take."""
 
     async def test(service: LocalService) -> None:
-        service._job_seconds = 20.0
+        service._register.mean_seconds = 20.0
         held = [await service.submit(request("hold")) for _ in range(4)]
         held[0].cancel()
         with pytest.raises(CancelledError):

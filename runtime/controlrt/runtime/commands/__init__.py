@@ -26,6 +26,7 @@ EXTRAS = {
     **dict.fromkeys(("filelock", "msgspec", "numpy", "onnxruntime", "PIL", "tokenizers", "tqdm"), ""),
     "cv2": "[annotate]",
     **dict.fromkeys(("fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn"), "[serve]"),
+    "ray": "[ray]",
 }
 """What installs a package that is missing; the extra ``export`` has the others."""
 SUMMARIES = {

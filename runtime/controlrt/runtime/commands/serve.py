@@ -6,8 +6,10 @@ import argparse
 import asyncio
 import ipaddress
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+from controlrt.runtime.errors import UserError
 from controlrt.runtime.server.policies import POLICIES
 from controlrt.runtime.server.settings import Settings
 
@@ -39,26 +41,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     limits.add_argument("--timeout", type=float, default=given.timeout, help="seconds it may take (%(default)s)")
 
+    beyond = parser.add_argument_group("beyond one machine")
+    beyond.add_argument("--ray", action="store_true", help="draw with replicas on Ray Serve")
+    beyond.add_argument("--replicas", type=int, metavar="N", help="of each bundle, with --ray (1)")
+    beyond.add_argument("--min-replicas", type=int, metavar="N", help="of each bundle, with --max-replicas (1)")
+    beyond.add_argument("--max-replicas", type=int, metavar="N", help="as many as there are while requests wait")
+    beyond.add_argument("--gpus-per-replica", type=float, metavar="X", help="a fraction lets replicas share one (1)")
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until a signal says to end."""
+    settings = _settings(arguments)
+    if not settings.api_keys and not is_loopback(arguments.host):
+        print(f"warning: anybody who reaches {arguments.host} can draw; see --api-key-file", file=sys.stderr)
+    if arguments.ray:
+        _serve_on_ray(arguments, settings)
+        return 0
+    _refuse(arguments, _ONLY_WITH_RAY, "without --ray")
     try:
-        asyncio.run(_serve(arguments))
+        asyncio.run(_serve(arguments, settings))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     return 0
 
 
-async def _serve(arguments: argparse.Namespace) -> None:
-    from controlrt.runtime.server.app import build_app
-    from controlrt.runtime.server.log import configure_log
-    from controlrt.runtime.server.metrics import Metrics
+_ONLY_WITH_RAY = ("replicas", "min_replicas", "max_replicas", "gpus_per_replica")
+
+
+def _refuse(arguments: argparse.Namespace, names: Iterable[str], where: str) -> None:
+    """Refuses options that would mean nothing."""
+    for name in names:
+        if getattr(arguments, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} means nothing {where}; leave it out")
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
     from controlrt.runtime.server.security import read_api_keys
-    from controlrt.runtime.server.service import open_service
-    from controlrt.runtime.server.serving import open_socket, serve
 
     keys = read_api_keys(arguments.api_key_file) if arguments.api_key_file else ()
-    settings = Settings(
+    return Settings(
         max_body_bytes=arguments.max_body_bytes,
         max_pixels=arguments.max_pixels,
         max_steps=arguments.max_steps,
@@ -67,8 +88,35 @@ async def _serve(arguments: argparse.Namespace) -> None:
         timeout=arguments.timeout,
         api_keys=keys,
     )
-    if not keys and not is_loopback(arguments.host):
-        print(f"warning: anybody who reaches {arguments.host} can draw; see --api-key-file", file=sys.stderr)
+
+
+def _serve_on_ray(arguments: argparse.Namespace, settings: Settings) -> None:
+    from controlrt.runtime.server.ray import RayOptions, build, serve_on_ray
+
+    _refuse(arguments, ("device",), "with --ray, which gives each replica a GPU")
+    if arguments.port == 0:
+        raise UserError("--port is 0, but Ray Serve must be told which; name one")
+    options = RayOptions(
+        bundles=tuple(arguments.bundles),
+        replicas=arguments.replicas,
+        min_replicas=arguments.min_replicas,
+        max_replicas=arguments.max_replicas,
+        gpus=1.0 if arguments.gpus_per_replica is None else arguments.gpus_per_replica,
+        threads=arguments.threads,
+        queue=arguments.queue,
+        policy=arguments.policy,
+        batch=arguments.batch,
+    )
+    serve_on_ray(build(options, settings), arguments.host, arguments.port)
+
+
+async def _serve(arguments: argparse.Namespace, settings: Settings) -> None:
+    from controlrt.runtime.server.app import build_app
+    from controlrt.runtime.server.log import configure_log
+    from controlrt.runtime.server.metrics import Metrics
+    from controlrt.runtime.server.service import open_service
+    from controlrt.runtime.server.serving import open_socket, serve
+
     metrics = Metrics()
     with open_socket(arguments.host, arguments.port) as bound:
         async with open_service(

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import logging
 import multiprocessing
 import queue
-import secrets
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -23,7 +20,6 @@ from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import (
     CancelledError,
     ControlRTError,
-    DeadlineError,
     DrawingError,
     ParameterError,
     RequestError,
@@ -33,7 +29,7 @@ from controlrt.runtime.errors import (
 )
 from controlrt.runtime.manifest import Manifest
 from controlrt.runtime.server import worker
-from controlrt.runtime.server.jobs import FINISHED, Job, Progress, Request, Result
+from controlrt.runtime.server.jobs import Job, Request
 from controlrt.runtime.server.messages import (
     Accepted,
     Advanced,
@@ -50,12 +46,10 @@ from controlrt.runtime.server.messages import (
     Submit,
 )
 from controlrt.runtime.server.policies import Policy
+from controlrt.runtime.server.register import Register, error_of, hear, with_seed
 
 _log = logging.getLogger(__name__)
 
-_KEPT_JOBS = 1000
-"""Finished jobs that can still be asked for."""
-_KEPT_SECONDS = 600.0
 _RESTARTS = 3
 """How often in a row a worker may fail to start before the service gives it up."""
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -107,11 +101,11 @@ class _Worker:
         bundle: str,
         options: worker.WorkerOptions,
         observer: Observer,
-        finish: Callable[[Job], None],
+        register: Register,
         count: Callable[[str], None],
     ) -> None:
         self.bundle, self._options, self._observer = bundle, options, observer
-        self._finish, self._count = finish, count
+        self._register, self._count = register, count
         self.assigned: dict[str, _Assigned] = {}
         self.ready = asyncio.Event()
         self.failure: str | None = None
@@ -201,25 +195,19 @@ class _Worker:
     def _hear_of(self, assigned: _Assigned, message: Accepted | Refused | Advanced | Finished | Failed) -> None:
         job = assigned.job
         if isinstance(message, Accepted):
-            job.change(progress=Progress(step=0, steps=message.steps))
+            hear(job, message)
             if not assigned.accepted.done():
                 assigned.accepted.set_result(None)
-        elif isinstance(message, Refused):
-            self._end(assigned, "failed", RequestError(message.message, message.parameter))
         elif isinstance(message, Advanced):
-            progress = Progress(step=message.step, steps=job.progress.steps, previews=message.previews)
-            job.change(status="running", progress=progress)
+            hear(job, message)
         elif isinstance(message, Finished):
-            steps = job.progress.steps
-            job.change(progress=Progress(step=steps, steps=steps))
-            job.result = Result(pictures=message.pictures, seeds=message.seeds, seconds=message.seconds)
+            hear(job, message)
             self._end(assigned, "done", None)
-        elif message.reason == "engine":
+        elif isinstance(message, Failed) and message.reason == "engine":
             self._try_again(assigned, message.message)
-        elif message.reason == "deadline":
-            self._end(assigned, "failed", DeadlineError(message.message))
         else:
-            self._end(assigned, "cancelled", CancelledError(message.message))
+            cancelled = isinstance(message, Failed) and message.reason == "cancelled"
+            self._end(assigned, "cancelled" if cancelled else "failed", error_of(message))
 
     def _try_again(self, assigned: _Assigned, why: str) -> None:
         """Once more, in no company: its seed makes the same picture of it."""
@@ -243,8 +231,7 @@ class _Worker:
                 assigned.accepted.set_result(None)
             else:
                 assigned.accepted.set_exception(error)
-        assigned.job.change(status=status, error=error)
-        self._finish(assigned.job)
+        self._register.end(assigned.job, status, error)
         self._count(self.bundle)
 
     def _die(self) -> None:
@@ -299,15 +286,10 @@ class LocalService:
     ) -> None:
         self._manifests = {name: bundle.manifest for name, bundle in bundles.items()}
         self._queue_size, self._observer = queue_size, observer
-        self._jobs: dict[str, Job] = {}
-        self._finished: OrderedDict[str, float] = OrderedDict()
+        self._register = Register()
         self._draining = False
-        self._idle = asyncio.Event()
-        self._numbers = itertools.count(1)
-        self._job_seconds = 1.0
-        """From submission to picture, a running mean: by Little's law, as long as all that wait take to be drawn."""
         self.workers = {
-            name: [_Worker(name, options, observer, self._finish, self._count) for options in workers[name]]
+            name: [_Worker(name, options, observer, self._register, self._count) for options in workers[name]]
             for name in bundles
         }
 
@@ -350,21 +332,21 @@ class LocalService:
             raise UnavailableError(f"no worker draws with bundle {name}: see the server's log", "no_worker", 30)
         jobs = sum(len(each.assigned) for each in able)
         if jobs >= self._queue_size:
-            wait = max(1.0, self._job_seconds)
+            wait = max(1.0, self._register.mean_seconds)
             said = f"the queue of bundle {name} is full ({jobs} requests); try again in {wait:.0f} s"
             raise UnavailableError(said, "queue_full", wait)
         chosen = min(able, key=lambda each: len(each.assigned))
-        arguments = {"seed": secrets.randbits(32), **request.arguments}
-        if arguments["seed"] is None:
-            arguments["seed"] = secrets.randbits(32)
-        identity = f"{next(self._numbers):x}-{secrets.token_hex(8)}"
-        job = Job(id=identity, request=request, cancel=lambda: chosen.cancel(identity))
+        job = self._register.new(request, chosen.cancel)
         deadline = None if request.timeout is None else time.monotonic() + request.timeout
-        submit = Submit(id=identity, arguments=arguments, deadline=deadline, previews=request.previews, alone=False)
+        submit = Submit(
+            id=job.id,
+            arguments=with_seed(request.arguments),
+            deadline=deadline,
+            previews=request.previews,
+            alone=False,
+        )
         assigned = _Assigned(job, submit, asyncio.get_running_loop().create_future())
         chosen.submit(assigned)
-        self._jobs[identity] = job
-        self._idle.clear()
         try:
             await asyncio.shield(assigned.accepted)
         except asyncio.CancelledError:
@@ -372,21 +354,18 @@ class LocalService:
             assigned.accepted.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise
         except RequestError:
-            del self._jobs[identity]
-            self._finished.pop(identity, None)
+            self._register.forget(job)
             raise
         return job
 
     def job(self, name: str) -> Job | None:
         """See ``Service``."""
-        return self._jobs.get(name)
+        return self._register.get(name)
 
     async def drain(self) -> None:
         """Takes no more requests, and returns when all are finished."""
         self._draining = True
-        while any(each.assigned for group in self.workers.values() for each in group):
-            self._idle.clear()
-            await self._idle.wait()
+        await self._register.all_finished()
 
     async def close(self) -> None:
         """Ends the workers; jobs that are left fail."""
@@ -397,19 +376,21 @@ class LocalService:
         """Tells how many jobs of a bundle there are, whichever worker has them."""
         self._observer.queued(name, sum(len(each.assigned) for each in self.workers[name]))
 
-    def _finish(self, job: Job) -> None:
-        """A job is finished: old ones are forgotten."""
-        now = time.monotonic()
-        if job.status == "done":
-            self._job_seconds += 0.1 * (now - job.submitted - self._job_seconds)
-        self._finished[job.id] = now
-        while self._finished:
-            oldest, when = next(iter(self._finished.items()))
-            if len(self._finished) <= _KEPT_JOBS and now - when <= _KEPT_SECONDS:
-                break
-            del self._finished[oldest]
-            self._jobs.pop(oldest, None)
-        self._idle.set()
+
+def open_bundles(paths: Sequence[Path]) -> dict[str, Bundle]:
+    """The bundles of some directories, by the directories' names. Their files' hashes are left to who draws.
+
+    Raises:
+        BundleError: one is missing, damaged or of another schema version.
+        ParameterError: two bundles of one name.
+    """
+    opened: dict[str, Bundle] = {}
+    for path in paths:
+        name = path.resolve().name
+        if name in opened:
+            raise ParameterError("bundle", str(path), f"of another name than {opened[name].path}")
+        opened[name] = Bundle.open(path, verify=False)
+    return opened
 
 
 @contextlib.asynccontextmanager
@@ -438,12 +419,7 @@ async def open_service(
         ServiceError: a worker does not start.
         ParameterError: two bundles of one name.
     """
-    opened: dict[str, Bundle] = {}
-    for path in bundles:
-        name = path.resolve().name
-        if name in opened:
-            raise ParameterError("bundle", str(path), f"of another name than {opened[name].path}")
-        opened[name] = Bundle.open(path, verify=False)  # workers compare the hashes
+    opened = open_bundles(bundles)
     workers = {
         name: [
             worker.WorkerOptions(bundle=bundle.path, policy=policy, batch=batch, threads=threads, device=device)
@@ -459,4 +435,4 @@ async def open_service(
         await service.close()
 
 
-__all__ = ["FINISHED", "LocalService", "Observer", "Silent", "open_service"]
+__all__ = ["LocalService", "Observer", "Silent", "open_bundles", "open_service"]

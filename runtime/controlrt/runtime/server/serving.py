@@ -72,11 +72,9 @@ async def serve(app: FastAPI, service: Service, bound: socket.socket) -> None:
     loop, serving = asyncio.get_running_loop(), asyncio.current_task()
     draining: asyncio.Task[None] | None = None
 
-    async def drain() -> None:
-        awaited = [job for job in app.state.uncollected if job.status not in FINISHED]
+    async def drain_and_exit() -> None:
         try:
-            await service.drain()
-            await _collected(awaited, app.state.uncollected)
+            await drain(app, service)
         finally:
             server.should_exit = True
 
@@ -84,7 +82,7 @@ async def serve(app: FastAPI, service: Service, bound: socket.socket) -> None:
         nonlocal draining
         if draining is None:
             log("draining", signal=number.name)
-            draining = loop.create_task(drain())
+            draining = loop.create_task(drain_and_exit())
         elif number == signal.SIGINT and serving is not None:
             log("ending at once", signal=number.name)
             serving.cancel()
@@ -100,6 +98,13 @@ async def serve(app: FastAPI, service: Service, bound: socket.socket) -> None:
         for number in handled:
             loop.remove_signal_handler(number)
         bound.close()
+
+
+async def drain(app: FastAPI, service: Service) -> None:
+    """Takes no more requests; returns when all are finished, and those collected that were to be fetched later."""
+    awaited = [job for job in app.state.uncollected if job.status not in FINISHED]
+    await service.drain()
+    await _collected(awaited, app.state.uncollected)
 
 
 async def _collected(awaited: Collection[Job], uncollected: Collection[Job]) -> None:
