@@ -78,6 +78,8 @@ async def serve(app: FastAPI, service: Service, bound: socket.socket) -> None:
             await service.drain()
             await _collected(awaited, app.state.uncollected)
         finally:
+            for end in app.state.before_exit:
+                end()
             server.should_exit = True
 
     def hear(number: signal.Signals) -> None:
