@@ -25,6 +25,7 @@ INTERRUPTED = 130
 EXTRAS = {
     **dict.fromkeys(("filelock", "msgspec", "numpy", "onnxruntime", "PIL", "tokenizers", "tqdm"), ""),
     "cv2": "[annotate]",
+    "gradio": "[ui]",
     **dict.fromkeys(("fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn"), "[serve]"),
     "ray": "[ray]",
 }

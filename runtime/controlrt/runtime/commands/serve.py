@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import ipaddress
 import sys
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for every one (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one, and says which (%(default)s)")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="one key a line; every request must show one")
+    parser.add_argument("--ui", action="store_true", help="with a web page, to draw controls and pictures")
     drawing = parser.add_argument_group("drawing")
     drawing.add_argument("--queue", type=int, default=64, help="jobs of one bundle that may wait or run (%(default)s)")
     drawing.add_argument("--policy", choices=POLICIES, default="shortest", help="which job goes first (%(default)s)")
@@ -78,6 +80,8 @@ def _refuse(arguments: argparse.Namespace, names: Iterable[str], where: str) -> 
 def _settings(arguments: argparse.Namespace) -> Settings:
     from controlrt.runtime.server.security import read_api_keys
 
+    if arguments.ui:
+        importlib.import_module("controlrt.runtime.server.ui.mount")  # where it is not installed, nothing starts
     keys = read_api_keys(arguments.api_key_file) if arguments.api_key_file else ()
     return Settings(
         max_body_bytes=arguments.max_body_bytes,
@@ -131,8 +135,10 @@ async def _serve(arguments: argparse.Namespace, settings: Settings) -> None:
             configure_log()
             host, port = bound.getsockname()[:2]
             address = f"[{host}]" if ":" in host else host
-            print(f"{', '.join(service.bundles)} at http://{address}:{port}; what to ask: /docs", file=sys.stderr)
-            await serve(build_app(service, settings, metrics), service, bound)
+            app = build_app(service, settings, metrics, ui=arguments.ui)
+            shows = "what to ask: /docs" + ("; the page: /ui" if arguments.ui else "")
+            print(f"{', '.join(service.bundles)} at http://{address}:{port}; {shows}", file=sys.stderr)
+            await serve(app, service, bound)
 
 
 def is_loopback(host: str) -> bool:

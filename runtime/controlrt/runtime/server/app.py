@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import weakref
+from collections.abc import Callable
 
 from fastapi import FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +23,7 @@ from controlrt.runtime.server.jobs import Job, Service
 from controlrt.runtime.server.log import log
 from controlrt.runtime.server.metrics import CONTENT_TYPE, Metrics
 from controlrt.runtime.server.middleware import Gate, RequestRecord, note, request_id
+from controlrt.runtime.server.security import OPEN_PATHS
 from controlrt.runtime.server.settings import Settings
 
 _DESCRIPTION = """Draws controlled pictures from bundles of controlrt.
@@ -31,14 +33,16 @@ Every answer has an `X-Request-ID`, the client's own where it sends one. Every e
 """
 
 
-def build_app(service: Service, settings: Settings, metrics: Metrics | None = None) -> FastAPI:
+def build_app(service: Service, settings: Settings, metrics: Metrics | None = None, *, ui: bool = False) -> FastAPI:
     """The application of a server.
 
     Args:
         service: what draws; it is opened and closed by the caller.
         settings: the limits, and the keys.
         metrics: what the service records too; its own where None.
+        ui: with the web page, which needs the extra ``controlrt[ui]``.
 
+    ``app.state.before_exit`` is called when everything is answered, to end connections that are open all the time.
     ``app.state.uncollected`` is the set of jobs whose clients have yet to ask for what they made.
     """
     metrics = metrics or Metrics()
@@ -50,13 +54,20 @@ def build_app(service: Service, settings: Settings, metrics: Metrics | None = No
     )
     uncollected: weakref.WeakSet[Job] = weakref.WeakSet()
     app.state.uncollected = uncollected
+    app.state.before_exit = list[Callable[[], object]]()
     _add_errors(app, metrics)
     _add_probes(app, service, metrics)
     asks_for_keys = _documented_keys() if settings.api_keys else []
     app.include_router(native.router(service, settings, uncollected, metrics), dependencies=asks_for_keys)
     for interface in (openai, automatic1111):  # whose documents are their own
         app.include_router(interface.router(service, settings), include_in_schema=False)
-    app.add_middleware(Gate, settings=settings, metrics=metrics)
+    open_paths: tuple[str, ...] = OPEN_PATHS
+    if ui:
+        from controlrt.runtime.server.ui.mount import PATH, mount_page
+
+        mount_page(app, service, settings)
+        open_paths += ("/", PATH)  # the page asks for a key itself
+    app.add_middleware(Gate, settings=settings, metrics=metrics, open_paths=open_paths)
     app.add_middleware(RequestRecord, metrics=metrics)
     return app
 

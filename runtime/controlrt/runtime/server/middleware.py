@@ -89,8 +89,11 @@ class RequestRecord:
 class Gate:
     """Turns away requests without a key or with too large a body, before anything of them is read."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, metrics: Metrics, open_paths: tuple[str, ...] = OPEN_PATHS
+    ) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection, as ASGI says."""
@@ -100,7 +103,7 @@ class Gate:
         headers = Headers(scope=scope)
         keys, limit = self._settings.api_keys, self._settings.max_body_bytes
         refusal: HTTPException | None = None
-        if keys and scope["path"] not in OPEN_PATHS and not shows_key(headers, keys):
+        if keys and not self._is_open(scope["path"]) and not shows_key(headers, keys):
             says = "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY"
             refusal = HTTPException(401, says, {"WWW-Authenticate": "Bearer"})
         elif (length := headers.get("content-length", "")).isdecimal() and (len(length) > 18 or int(length) > limit):
@@ -122,6 +125,12 @@ class Gate:
             return message
 
         await self._app(scope, receive_within_limit, send)
+
+    def _is_open(self, path: str) -> bool:
+        """Whether a path, or what it lies under, answers without a key."""
+        return path in self._open_paths or path.startswith(
+            tuple(f"{each}/" for each in self._open_paths if each != "/")
+        )
 
 
 def _too_large(limit: int) -> HTTPException:

@@ -76,6 +76,8 @@ async def serve(app: FastAPI, service: Service, bound: socket.socket) -> None:
         try:
             await drain(app, service)
         finally:
+            for end in app.state.before_exit:
+                end()
             server.should_exit = True
 
     def hear(number: signal.Signals) -> None:
