@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,3 +93,11 @@ def test_anything_is_read_or_refused_by_name(text: str) -> None:
     read = "".join(each.text for each in found)
     assert set(read) <= set(text)
     assert sum(map(read.count, "ab")) == sum(map(text.count, "ab"))
+
+
+@pytest.mark.parametrize("text", [" " * 20_000, "a " * 10_000, " BREAK" * 3_000, "\n \t" * 5_000 + "BREAK"], ids=len)
+def test_no_prompt_takes_long(text: str) -> None:
+    """A server reads what anybody sends."""
+    started = time.process_time()
+    parse_prompt(text, "webui")
+    assert time.process_time() - started < 1

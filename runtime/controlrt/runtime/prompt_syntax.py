@@ -35,7 +35,7 @@ _LEXEMES = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"(?:(?<!\s)\s+)?\bBREAK\b\s*")
 _EDITED = re.compile(r":\s*(?:\d+\.?\d*|\.\d+)\s*\]")
 
 

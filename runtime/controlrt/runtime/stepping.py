@@ -155,6 +155,8 @@ class Stepper:
             )
         )
         ran = plan.bound.run(decode=False, history=True)
+        if not np.isfinite(ran.latents).all():  # one's infinities times the others' zeros would be theirs too
+            raise FloatingPointError("the latents are not finite: guidance, scales or prompt weights are too large")
         assert ran.history is not None
         for drawing in drawings:
             rows = slice(plan.placed[drawing.serial], plan.placed[drawing.serial] + drawing.batch)

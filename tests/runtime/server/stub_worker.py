@@ -59,7 +59,7 @@ def _answers(submit: Submit) -> list[Any]:
     if prompt == "poison" or (prompt == "fail once" and not submit.alone):
         return [accepted, Failed(id=name, reason="engine", message="a kernel failed")]
     if prompt == "kill" or (prompt == "kill once" and not submit.alone):
-        return [accepted, "die"]
+        return [accepted, Advanced(id=name, step=0, previews=()), "die"]
     picture = np.full((8, 8, 3), submit.arguments["seed"] % 256, np.uint8)
     steps = [Advanced(id=name, step=step, previews=(picture[:1, :1],)) for step in (1, 2)]
     seconds = {"queued": 0.0, "steps": 0.1, "decode": 0.0, "total": 0.1}

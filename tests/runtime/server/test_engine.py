@@ -13,7 +13,7 @@ import pytest
 
 from controlled_calls import PROMPT, square
 from controlrt.runtime import ControlNetPipeline
-from controlrt.runtime.errors import DeviceError
+from controlrt.runtime.errors import DeviceError, DeviceMemoryError
 from controlrt.runtime.server.engine import Engine
 from controlrt.runtime.server.messages import (
     Accepted,
@@ -78,7 +78,9 @@ def test_short_requests_overtake_and_share_steps(demo: ControlNetPipeline, share
         assert np.abs(alone - each.pictures[0]).max() <= 1  # the batch may round otherwise
         assert set(each.seconds) == {"queued", "steps", "decode", "total"}
         assert each.seeds == (call["seed"],)
-    previews = [each.previews[0] for each in heard if isinstance(each, Advanced) and each.id == "long"]
+    previews = [
+        each.previews[0] for each in heard if isinstance(each, Advanced) and each.id == "long" and each.previews
+    ]
     assert {each.shape for each in previews} == {(64, 64, 3)}
     picture = finished[1].pictures[0].reshape(64, 8, 64, 8, 3).mean(axis=(1, 3))
     likeness = [np.corrcoef(each.ravel(), picture.ravel())[0, 1] for each in previews]
@@ -111,6 +113,45 @@ def test_refusals_name_the_argument(shared: Running) -> None:
     said = [each for each in shared.until("steps", "control") if isinstance(each, Refused)]
     assert said[0].parameter == "num_inference_steps"
     assert "unknown control 'depth'" in said[1].message
+
+
+def test_whatever_arguments_do_they_are_refused(shared: Running) -> None:
+    """No request may end the engine."""
+    shared.submit("betas", scheduler={"_class_name": "EulerDiscreteScheduler", "trained_betas": ["x", "y"]})
+    shared.submit("unknown", no_such_argument=1)
+    said = [each for each in shared.until("betas", "unknown") if isinstance(each, Refused)]
+    assert {each.id for each in said} == {"betas", "unknown"}
+
+
+def test_infinities_stay_with_the_request_that_brings_them(demo: ControlNetPipeline, shared: Running) -> None:
+    """It fails beside another, and by itself again; the other is told apart, and drawn."""
+    shared.submit("huge", guidance_scale=1e39, num_inference_steps=3)
+    shared.submit("sane", num_inference_steps=3)
+    said = {each.id: each for each in shared.until("huge", "sane") if isinstance(each, Finished | Failed)}
+    assert isinstance(said["huge"], Failed)
+    assert "not finite" in said["huge"].message
+    if isinstance(said["sane"], Failed):  # it was in company: the service tries it again
+        shared.submit("sane again", num_inference_steps=3, alone=True)
+        said["sane"] = next(each for each in shared.until("sane again") if isinstance(each, Finished))
+    expected = np.asarray(demo(PROMPT, {"mask": square()}, num_inference_steps=3, seed=3).images[0], np.int16)
+    assert np.abs(expected - said["sane"].pictures[0]).max() <= 1
+
+
+def test_a_full_memory_fails_its_requests_alone(shared: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = shared.engine._stepper.step
+
+    def full(drawings: Any) -> None:
+        if any(each.drawing.seed == 666 for each in drawings):
+            raise DeviceMemoryError("GPU 0", 2**40, 2**30)
+        step(drawings)
+
+    monkeypatch.setattr(shared.engine._stepper, "step", full)
+    shared.submit("large", seed=666)
+    failed = shared.until("large")[-1]
+    assert isinstance(failed, Failed)
+    assert "out of memory" in failed.message
+    shared.submit("small")
+    assert any(isinstance(each, Finished) for each in shared.until("small"))
 
 
 def test_cancelled_and_late_requests_stop_at_a_step(shared: Running) -> None:

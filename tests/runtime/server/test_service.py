@@ -170,6 +170,36 @@ def test_a_full_queue_says_when_it_will_be_drawn(serve: Any) -> None:
     serve(test)
 
 
+def test_what_only_waits_as_its_worker_dies_is_not_to_blame(serve: Any) -> None:
+    async def test(service: LocalService) -> None:
+        held = await service.submit(request("hold"))
+        with pytest.raises(DrawingError):
+            await drawn(service, request("kill"))  # which takes two workers with it
+        assigned = service.workers["one"][0].assigned[held.id]
+        assert (assigned.tries, assigned.submit.alone, assigned.deaths) == (1, False, 2)
+
+    serve(test)
+
+
+def test_arguments_that_no_process_takes(serve: Any) -> None:
+    async def test(service: LocalService) -> None:
+        asked = Request(arguments={"prompt": "draw", "seed": 7, "controlnet_conditioning_scale": lambda done: done})
+        with pytest.raises(RequestError, match="cannot be handed to a worker"):
+            await service.submit(asked)
+        assert (await drawn(service, request("draw"))).seeds == (7,)
+
+    serve(test)
+
+
+def test_a_finished_job_keeps_no_pictures_of_its_request(serve: Any) -> None:
+    async def test(service: LocalService) -> None:
+        job = await service.submit(request("draw"))
+        await job.wait()
+        assert not job.request.arguments
+
+    serve(test)
+
+
 def test_jobs_spread_over_workers(serve: Any, notes: Notes) -> None:
     async def test(service: LocalService) -> None:
         for _ in range(4):

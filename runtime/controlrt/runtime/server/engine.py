@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.drawing import Drawing
-from controlrt.runtime.errors import DeviceError, ParameterError, UnknownNameError, UserError
+from controlrt.runtime.errors import DeviceError, DeviceMemoryError, ParameterError, UnknownNameError, UserError
 from controlrt.runtime.executors import open_executor
 from controlrt.runtime.pictures import to_pixels
 from controlrt.runtime.pipeline import ControlNetPipeline
@@ -40,8 +41,6 @@ _log = logging.getLogger(__name__)
 
 AHEAD = 8
 """How many requests are encoded before the device asks for them; each takes memory."""
-_HASTE = 0.8
-"""What part of a mean step a quick one may take."""
 _SMOOTHING = 0.1
 """Weight of the last step in the mean of what a step takes."""
 
@@ -108,6 +107,7 @@ class Engine:
         self._closing = False
         self._picture_seconds = 0.0
         """Of one step of one picture, a running mean."""
+        self._least_picture_seconds = math.inf
         self._colours: NDArray[np.float32] | None = None
         self._threads = [
             threading.Thread(target=self._guard, args=(work,), name=name, daemon=True)
@@ -123,6 +123,7 @@ class Engine:
                 started = time.perf_counter()
                 self._stepper.step([warm])
                 self._picture_seconds = (time.perf_counter() - started) / warm.batch
+                self._least_picture_seconds = min(self._least_picture_seconds, self._picture_seconds)
         self._stepper.decode(warm.latents[:1])
         for thread in self._threads:
             thread.start()
@@ -148,6 +149,11 @@ class Engine:
             if isinstance(error, UnknownNameError):
                 parameter = error.kind
             self._emit(Refused(id=submit.id, message=str(error), parameter=parameter))
+            return
+        except Exception as error:  # nothing has run: whatever it is, the arguments are at fault
+            _log.exception("checking request %s", submit.id)
+            said = f"the arguments cannot be read: {type(error).__name__}: {error}"
+            self._emit(Refused(id=submit.id, message=said, parameter=None))
             return
         task = Task(submit, drawing, time.monotonic())
         with self._changed:
@@ -203,9 +209,9 @@ class Engine:
                     staged.keep_predictions()
                     if self._colours is None:
                         self._colours = self._fit_colours()
-            except DeviceError:
-                raise
             except Exception as error:
+                if _is_lost(error):
+                    raise
                 _log.exception("encoding request %s", task.submit.id)
                 self._drop(task, Failed(id=task.submit.id, reason="engine", message=str(error)))
                 continue
@@ -226,6 +232,7 @@ class Engine:
                     len(unstarted) < AHEAD or all(self._rank(best, now) < self._rank(task, now) for task in unstarted)
                 ):
                     self._waiting.remove(best)
+                    self._emit(Advanced(id=best.submit.id, step=0, previews=()))
                     return best
                 self._changed.wait()
             return None
@@ -250,9 +257,9 @@ class Engine:
                 took = time.perf_counter() - started
                 for task in group:
                     self._advance(task)
-            except DeviceError:
-                raise
             except Exception as error:
+                if _is_lost(error):
+                    raise
                 _log.exception("step of requests %s", ", ".join(task.submit.id for task in group))
                 self._stepper.close()  # whatever the plans hold
                 for task in group:
@@ -260,6 +267,7 @@ class Engine:
                 continue
             pictures = sum(each.batch for each in staged)
             self._picture_seconds += _SMOOTHING * (took / pictures - self._picture_seconds)
+            self._least_picture_seconds = min(self._least_picture_seconds, took / pictures)
             self._emit(Stepped(pictures=pictures, seconds=took))
 
     def _next_group(self) -> list[Task]:
@@ -340,9 +348,9 @@ class Engine:
                 self._drop(task, Failed(id=name, reason="deadline", message=said))
 
     def _least_seconds(self, task: Task) -> float:
-        """What its steps take at least, with all of the device to itself: a request that cannot be done in its time is
+        """What its steps take at least, by the quickest step there was: a request that cannot be done in its time is
         dropped before it takes any from others."""
-        return _HASTE * task.remaining * self._picture_seconds
+        return task.remaining * self._least_picture_seconds
 
     def _drop(self, task: Task, last: Finished | Failed) -> None:
         """The last word on a task; there is none after it."""
@@ -363,3 +371,8 @@ def _kind(task: Task) -> object:
 def _single(task: Task) -> object:
     """Its layout, whatever number of pictures it is of."""
     return dataclasses.replace(task.drawing.layout, batch=1)
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether nothing of the device can be relied on any more; where its memory is full, others go on."""
+    return isinstance(error, DeviceError) and not isinstance(error, DeviceMemoryError)

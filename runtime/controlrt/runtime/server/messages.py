@@ -63,7 +63,7 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True)
 class Advanced:
-    """A step of a request is done."""
+    """A step of a request is done; before the first one, it has begun."""
 
     id: str
     step: int

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from http import HTTPMethod
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -72,7 +73,8 @@ class RequestRecord:
             status = CLIENT_CLOSED_REQUEST if status is None else status
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "unknown")
-            self._metrics.answered(scope["method"], route, status, seconds)
+            method = scope["method"] if scope["method"] in HTTPMethod.__members__ else "OTHER"
+            self._metrics.answered(method, route, status, seconds)
             client = scope.get("client")
             log(
                 "request",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import secrets
 import time
@@ -51,6 +52,7 @@ class Register:
 
     def end(self, job: Job, status: Status, error: ControlRTError | None) -> None:
         """The last change of a job; old ones are forgotten."""
+        job.request = dataclasses.replace(job.request, arguments={})  # its pictures may be large
         job.change(status=status, error=error)
         now = time.monotonic()
         if status == "done":

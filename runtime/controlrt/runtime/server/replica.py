@@ -86,7 +86,7 @@ class Replica:
                     return
         finally:
             del self._streams[submit.id]
-            self._engine.cancel(submit.id)
+            self._submitting.submit(self._engine.cancel, submit.id)  # after it was submitted
 
     def check_health(self) -> None:
         """Returns where the engine works.

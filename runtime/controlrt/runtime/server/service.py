@@ -50,6 +50,8 @@ from controlrt.runtime.server.register import Register, error_of, hear, with_see
 
 _log = logging.getLogger(__name__)
 
+_DEATHS = 5
+"""After how many deaths of its worker a job that only waited is taken to be to blame."""
 _RESTARTS = 3
 """How often in a row a worker may fail to start before the service gives it up."""
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -89,6 +91,10 @@ class _Assigned:
     submit: Submit
     accepted: asyncio.Future[None]
     tries: int = 1
+    begun: bool = False
+    """Whether the worker has more than queued it."""
+    deaths: int = 0
+    """Of workers that had it in their queue."""
     cancelled: bool = False
     """A worker that dies may not have heard of it."""
 
@@ -126,7 +132,7 @@ class _Worker:
         self._process.start()
         there.close()
         self._outgoing: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
-        for work, of in ((_send_all, self._outgoing), (self._receive_all, self._process)):
+        for work, of in ((self._send_all, self._outgoing), (self._receive_all, self._process)):
             threading.Thread(target=work, args=(here, of), daemon=True).start()
 
     @property
@@ -160,6 +166,19 @@ class _Worker:
             self._process.kill()
             await self._ended.wait()
 
+    def _send_all(self, connection: Connection, outgoing: queue.SimpleQueue[Outgoing | None]) -> None:
+        """A thread's work: messages to a process, which may be slow to take pictures."""
+        while (message := outgoing.get()) is not None:
+            try:
+                connection.send(message)
+            except OSError:  # it has ended; the receiving thread says so
+                return
+            except Exception as error:  # it cannot be pickled
+                _log.exception("a message to the worker of %s", self.bundle)
+                if isinstance(message, Submit):
+                    said = f"the arguments cannot be handed to a worker: {error}"
+                    self._told(self._hear, Refused(id=message.id, message=said, parameter=None))
+
     def _receive_all(self, connection: Connection, process: multiprocessing.process.BaseProcess) -> None:
         """A thread's work: what the process says, and that it has ended."""
         while True:
@@ -170,6 +189,7 @@ class _Worker:
             if not self._told(self._hear, message):
                 return
         process.join()
+        connection.close()
         self._told(self._die)
 
     def _told(self, call: Callable[..., None], *arguments: object) -> bool:
@@ -199,6 +219,7 @@ class _Worker:
             if not assigned.accepted.done():
                 assigned.accepted.set_result(None)
         elif isinstance(message, Advanced):
+            assigned.begun = True
             hear(job, message)
         elif isinstance(message, Finished):
             hear(job, message)
@@ -219,6 +240,7 @@ class _Worker:
             self._end(assigned, "failed", DrawingError(said))
             return
         assigned.tries += 1
+        assigned.begun = False
         assigned.submit = dataclasses.replace(assigned.submit, alone=True)
         self.send(assigned.submit)
 
@@ -253,17 +275,11 @@ class _Worker:
         self._options = dataclasses.replace(self._options, verify=False)  # that was done when the service started
         self._start()
         for assigned in list(self.assigned.values()):
-            self._try_again(assigned, "its worker has ended")
-
-
-def _send_all(connection: Connection, outgoing: queue.SimpleQueue[Outgoing | None]) -> None:
-    """A thread's work: messages to a process, which may be slow to take pictures."""
-    while (message := outgoing.get()) is not None:
-        try:
-            connection.send(message)
-        except OSError:  # it has ended; the receiving thread says so
-            break
-    connection.close()
+            assigned.deaths += 1
+            if assigned.begun or assigned.cancelled or assigned.deaths > _DEATHS:
+                self._try_again(assigned, "its worker has ended")
+            else:  # it only waited beside the one at which the worker died
+                self.send(assigned.submit)
 
 
 class LocalService:

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -21,11 +22,13 @@ pytest.importorskip("httpx")
 import httpx
 
 import sample_pictures
-from controlrt.runtime.errors import DrawingError, UnavailableError
+from controlrt.runtime.errors import DrawingError, RequestError, UnavailableError
 from controlrt.runtime.manifest import Lora, Manifest
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.server.app import build_app
+from controlrt.runtime.server.automatic1111.drawings import strip_networks
 from controlrt.runtime.server.automatic1111.samplers import find_sampling
+from controlrt.runtime.server.automatic1111.units import find_control
 from controlrt.runtime.server.settings import Settings
 from fake_service import FakeService, fake_manifest, fake_pictures
 
@@ -720,3 +723,18 @@ def test_detect(web: Client) -> None:
 )
 def test_what_detect_refuses(web: Client, body: dict[str, Any], named: str) -> None:
     assert named in web.post("/controlnet/detect", body, 422)["detail"]
+
+
+@pytest.mark.parametrize("text", ["<a:" * 30_000, "<lora:ink:" * 9_000, "<" * 90_000, "<a:b:c:" + ":" * 90_000])
+def test_no_prompt_takes_long(text: str) -> None:
+    """It is read in the event loop."""
+    started = time.process_time()
+    assert strip_networks(text, bundle(), "prompt") == text
+    assert time.process_time() - started < 0.5
+
+
+def test_no_model_name_takes_long() -> None:
+    started = time.process_time()
+    with pytest.raises(RequestError):
+        find_control(" " * 50_000 + "x" + " [" * 20_000, bundle("canny"), "model")
+    assert time.process_time() - started < 0.5

@@ -38,7 +38,7 @@ UPSCALERS: Mapping[str, Image.Resampling] = {
 """What enlarges the picture between the passes of hires fix. Those of the latents are not here."""
 SAME = ("", "None", "Use same checkpoint", "Use same sampler", "Use same scheduler")
 """What says that the second pass has the first one's."""
-_NETWORK = re.compile(r"<(?P<kind>[A-Za-z_]+):(?P<name>[^:>]*)(?::(?P<weight>[^:>]*))?[^>]*>")
+_NETWORK = re.compile(r"<(?P<kind>[A-Za-z_]+):(?P<name>[^:<>]*)(?::(?P<weight>[^:<>]*))?(?::[^<>]*)?>")
 
 
 @dataclass(frozen=True, kw_only=True)

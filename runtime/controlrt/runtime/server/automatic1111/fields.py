@@ -107,7 +107,7 @@ class Txt2Img(Call):
     enable_hr: bool = False
     denoising_strength: float = Field(0.75, ge=0, le=1)
     """Of the second pass."""
-    hr_scale: float = Field(2.0, gt=0)
+    hr_scale: float = Field(2.0, gt=0, le=16)
     hr_upscaler: str = ""
     hr_second_pass_steps: int = Field(0, ge=0)
     hr_resize_x: int = Field(0, ge=0)

@@ -264,7 +264,7 @@ def find_control(model: str, manifest: Manifest, where: str) -> Control:
     Raises:
         RequestError: none.
     """
-    wanted = re.sub(r"\s*\[[0-9a-fA-F]*\]$", "", model.strip()).lower()
+    wanted = re.sub(r"\[[0-9a-fA-F]*\]$", "", model.strip()).rstrip().lower()
     for control in manifest.controls:
         source = re.sub(r"\.(safetensors|pth|ckpt|bin)$", "", control.source.rstrip("/").rsplit("/", 1)[-1])
         if wanted in (control.name.lower(), source.lower()):

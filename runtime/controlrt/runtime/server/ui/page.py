@@ -255,6 +255,8 @@ class Page:
         editor = given[self.editor]
         annotator: str = given[self.annotator]
         width, height = parse_size(given[self.size])
+        profile = self.service.bundles[given[self.bundle]].profile
+        profile.check(width, height, profile.batch.low)
         return await asyncio.to_thread(
             control_picture,
             given[self.upload] if uploads else editor and editor["composite"],
