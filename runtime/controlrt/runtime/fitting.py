@@ -63,9 +63,10 @@ def fit(picture: Image.Image, width: int, height: int, resize: str | int) -> Ima
         return picture.resize(size, Image.Resampling.LANCZOS)
     if mode == "crop":
         return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-    if mode == "pad":
+    thin = round(min(width / picture.width, height / picture.height) * min(picture.size)) < 1
+    if mode == "pad" and not thin:  # Pillow before 13 makes nothing of what is thinner than a pixel
         return ImageOps.pad(picture, size, Image.Resampling.LANCZOS)
-    return _on(picture, size, border_colour(picture))
+    return _on(picture, size, 0 if mode == "pad" else border_colour(picture))
 
 
 def fit_masked(
