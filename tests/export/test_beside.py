@@ -67,9 +67,9 @@ def test_an_interruption_ends_all(options: ExportOptions, tmp_path: Path) -> Non
     """In a process of its own: what runs the tests takes interrupts for itself."""
     arguments = [options.model, options.controlnets["first"], str(tmp_path)]
     started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments], capture_output=True, text=True, timeout=300, check=False
-    )
+    command = [sys.executable, __file__, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.splitlines()[-1:] == ["interrupted, 0 left"], done.stderr
     assert time.monotonic() - started < 120
 
