@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME_VENV := build/runtime-venv
 RUNTIME_BIN := $(RUNTIME_VENV)/bin
+# a worker for each core, of up to four: each holds models and takes up to 3 GiB
+WORKERS := -n logical --maxprocesses 4 --dist loadfile
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 export CONTROLRT_CACHE ?= $(CURDIR)/.cache
 
@@ -42,8 +44,8 @@ check: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 test: check $(RUNTIME_VENV)/.installed-tests
-	$(BIN)/python -m pytest -n logical --dist loadfile
-	$(RUNTIME_BIN)/python -m pytest -n logical --dist loadfile tests/runtime
+	$(BIN)/python -m pytest $(WORKERS)
+	$(RUNTIME_BIN)/python -m pytest $(WORKERS) tests/runtime
 
 # the comparisons with eager diffusers that take too long for every run
 parity: $(VENV)/.installed

@@ -23,7 +23,8 @@ CAN_EXPORT = importlib.util.find_spec("torch") is not None
 
 def pytest_configure() -> None:
     worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker is not None:  # a core for each, which every library then takes for the whole machine
+    # a core for each worker, which every library then takes for the whole machine
+    if worker is not None and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
     if CAN_EXPORT:

@@ -82,7 +82,7 @@ def _interrupt_itself(model: str, controlnet: str, folder: str) -> None:
     sources = resolve_sources(options)
     specs = program_specs(load_checkpoint(options, sources), profile)[:2]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background ignores it
-    threading.Timer(8, os.kill, (os.getpid(), signal.SIGINT)).start()
+    threading.Thread(target=_interrupt_once_they_run, daemon=True).start()
     try:
         with Progress("export", 3) as progress:
             trace_beside(options, sources, specs, Path(folder), 2, progress)
@@ -101,6 +101,13 @@ def test_processes_are_as_many_as_cores_and_memory_allow(
     assert processes_for(specs, cores, copies * checkpoint) == processes
     assert beside.free_memory() > 2**20
     assert beside.usable_cores() >= 1
+
+
+def _interrupt_once_they_run() -> None:
+    while not beside.multiprocessing.active_children():
+        time.sleep(0.1)
+    time.sleep(5)  # until they are at it
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _killed(*_: object) -> None:

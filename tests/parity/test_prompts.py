@@ -161,6 +161,7 @@ def test_learned_words_go_by_their_names(compiled: ControlNetPipeline, family: F
         ({"emb_params": fits}, "its tensors are emb_params; for this one it has clip_l and clip_g"),
         ({"clip_l": fits}, "its tensors are clip_l; for this one"),
         ({"clip_l": other, "clip_g": fits}, "vectors of 48 values, text_encoder takes 32"),
+        ({"clip_l": fits, "clip_g": torch.zeros(80, 48)}, "1 and 80 vectors; both encoders take as many"),
     ):
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "wrong.safetensors")
         with pytest.raises(SourceError, match=says):

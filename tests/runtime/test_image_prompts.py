@@ -51,6 +51,13 @@ def test_who_sees_what(adapters: tuple[IPAdapter, ...], image: Any, shown: list[
         assert (prompt.scale == bool(pictures)).all()
 
 
+@pytest.mark.parametrize("scale", [0.5, [1.0], {"face": 9.0}, "nonsense", np.ones(3)])
+def test_a_scale_of_no_adapter(scale: Any) -> None:
+    with pytest.raises(ParameterError, match=r"ip_adapter_scale .* left out: the bundle has no IP-Adapter"):
+        resolve((), None, scale)
+    assert resolve((), None, 1) == []
+
+
 @pytest.mark.parametrize(
     ("scale", "expected"),
     [

@@ -14,6 +14,7 @@ from controlrt.runtime.errors import UnknownNameError, UserError
         (["./adapter.bin"], {"adapter": "./adapter.bin"}),
         (["models/plus"], {"plus": "models/plus"}),
         (["models/a=b.bin"], {"a=b": "models/a=b.bin"}),
+        (["models/face.pt.bin"], {"face.pt": "models/face.pt.bin"}),
     ],
 )
 def test_sources(texts: list[str], expected: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from typing import Any
 
@@ -37,6 +38,28 @@ def test_output_types(demo: ControlNetPipeline) -> None:
     np.testing.assert_array_equal(np.asarray(pil.images[0]), np.round(array[0] * 255).astype(np.uint8))
     assert len(pil.timings.steps) == 2
     assert pil.seed == 3
+
+
+def test_a_call_hands_all_of_its_arguments_to_prepare(
+    demo: ControlNetPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both declare them: names, kinds, types and defaults are the same."""
+    own = {"callback_on_step_end", "output_type"}
+    called = dict(inspect.signature(ControlNetPipeline.__call__).parameters)
+    prepared = dict(inspect.signature(ControlNetPipeline.prepare).parameters)
+    assert [each for name, each in called.items() if name not in own] == list(prepared.values())
+
+    seen: dict[str, Any] = {}
+
+    def prepare(prompt: Any, image: Any, **others: Any) -> Any:
+        seen.update(prompt=prompt, image=image, **others)
+        raise ControlRTError("seen")
+
+    monkeypatch.setattr(demo, "prepare", prepare)
+    arguments = {name: object() for name in prepared if name != "self"}
+    with pytest.raises(ControlRTError, match="seen"):
+        demo(**arguments)
+    assert seen == arguments
 
 
 def test_same_seed_same_picture_and_other_seed_another(demo: ControlNetPipeline) -> None:
@@ -101,6 +124,7 @@ def test_guidance_rescale_is_a_fraction(demo: ControlNetPipeline, rescale: Any) 
         ({"upscaler": "bicubic"}, "latent or lanczos"),
         ({"init_image": mask()}, "left out"),
         ({"width": 1024}, "512x512"),
+        ({"vae_tiling": True}, "vae_tiling"),
     ],
 )
 def test_hires_refuses_before_it_draws(demo: ControlNetPipeline, options: dict[str, Any], says: str) -> None:

@@ -128,6 +128,8 @@ class Conditioner:
         for spec in program.outputs if not shown else ():
             buffers[stage_buffer(spec.name, part)][...] = 0
         for rows, seen in ((slice(unconditional), False), (slice(unconditional, None), True)) if shown else ():
+            if not seen and not unconditional:
+                continue
             for name, value in self._image(part, image_prompts, seen).items():
                 buffers[stage_buffer(name, part)][rows] = value
 

@@ -11,6 +11,7 @@ from controlrt.runtime.control import Pictures
 from controlrt.runtime.errors import ParameterError
 from controlrt.runtime.interpolation import resize_bilinear
 from controlrt.runtime.pipeline import ControlNetPipeline, PipelineOutput
+from controlrt.runtime.vae import check_vae_tiling
 
 Upscaler = Literal["latent", "lanczos"]
 
@@ -52,6 +53,7 @@ def hires_fix(
     manifest = pipeline.bundle.manifest
     prompts = 1 if isinstance(prompt, str) else len(prompt)
     manifest.profile.check(width, height, prompts * options.get("num_images_per_prompt", 1))
+    check_vae_tiling(manifest.profile, width, height, options.get("vae_tiling", False))
     first = pipeline(
         prompt,
         image,

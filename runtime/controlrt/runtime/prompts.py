@@ -97,6 +97,9 @@ class PromptEncoder:
                     f"{encoder.about.program} takes {encoder.width}"
                 )
             chosen.append(vectors)
+        counts = [len(vectors) for vectors in chosen]
+        if len(set(counts)) > 1:
+            raise SourceError(f"{file} has {' and '.join(map(str, counts))} vectors; both encoders take as many")
         for encoder, vectors in zip(self._encoders, chosen, strict=True):
             encoder.tokenizer.learn(token, sum(map(len, encoder.learned)), len(vectors))
             encoder.learned.append(vectors)

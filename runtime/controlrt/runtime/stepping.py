@@ -172,14 +172,13 @@ class Stepper:
             self._plans.popitem()[1].bound.close()
 
     def _plan(self, kind: Kind, pictures: int) -> _StepPlan:
-        batch = max(pictures, self._manifest.profile.batch.low)
-        key = kind, batch
+        key = kind, pictures
         if key not in self._plans:
             while len(self._plans) >= _KEPT_PLANS:
                 self._plans.popitem(last=False)[1].bound.close()
             while True:
                 try:
-                    self._plans[key] = self._bind(kind, batch)
+                    self._plans[key] = self._bind(kind, pictures)
                     break
                 except DeviceMemoryError:
                     if not self._plans:

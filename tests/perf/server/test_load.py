@@ -32,9 +32,9 @@ def bodies(count: int, seconds: float) -> list[dict[str, Any]]:
 
 
 def test_an_open_loop_waits_for_nobody() -> None:
-    """Ten requests within 50 ms, none of which is answered before 300 ms."""
+    """Ten requests within 50 ms, none of which is answered before 2 s."""
     server, due = Server(), [0.005 * number for number in range(10)]
-    started, answers = asyncio.run(open_loop(server, bodies(10, 0.3), due))
+    started, answers = asyncio.run(open_loop(server, bodies(10, 2.0), due))
     assert server.most == 10
     assert [answer.status for answer in answers] == list(range(10))
     late = [answer.sent - started - moment for answer, moment in zip(answers, due, strict=True)]
@@ -51,7 +51,7 @@ def test_latency_counts_from_the_moment_that_was_due() -> None:
 
     started, answers = asyncio.run(blocked())
     assert answers[1].received - started - 0.05 > 0.2
-    assert answers[1].seconds < 0.2
+    assert answers[1].seconds < answers[1].received - started - 0.05 - 0.1  # from when it was sent
 
 
 @pytest.mark.parametrize("clients", [1, 3])

@@ -264,7 +264,7 @@ def test_a_cancelled_request_is_not_tried_again_by_the_client(api: Served) -> No
 
 
 def test_streams(api: Served) -> None:
-    api.service.step_seconds = 0.01
+    api.service.step_seconds = 0.1
     events = list(
         api.client.images.generate(
             prompt="a", stream=True, partial_images=2, extra_body={"num_inference_steps": 6, "seed": 7}
@@ -286,9 +286,9 @@ def test_a_stream_says_what_went_wrong(api: Served) -> None:
 
 
 def test_a_client_that_goes_away_cancels(api: Served) -> None:
-    api.service.step_seconds = 0.05
+    api.service.step_seconds = 0.1
     with pytest.raises(openai.APITimeoutError):
-        api.client.with_options(timeout=0.3).images.generate(prompt="a", extra_body={"num_inference_steps": 60})
+        api.client.with_options(timeout=2).images.generate(prompt="a", extra_body={"num_inference_steps": 60})
     (job,) = api.service.jobs.values()
     until = time.monotonic() + 5
     while job.status != "cancelled" and time.monotonic() < until:

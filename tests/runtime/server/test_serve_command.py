@@ -109,7 +109,8 @@ def test_a_picture_over_http_is_the_pipelines(demo_bundle: Path, demo: ControlNe
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     try:
-        address = server.stderr.readline().split()[2].rstrip(";")
+        said = next(line for line in server.stderr if " at http" in line)
+        address = said.split(" at ")[1].split(";")[0]
         for _ in range(100):
             try:
                 urllib.request.urlopen(f"{address}/readyz")

@@ -21,7 +21,7 @@ FULL = f"take the full ControlNet; {SUPPORTED}"
 REFUSALS = (  # what else controls a UNet, by a pattern of its tensors' names
     (r"^lora_controlnet$", f"a Control-LoRA, a difference to the UNet's own encoder; {FULL}"),
     (r"^difference$", f"a difference file, to be added to another checkpoint first; {FULL}"),
-    (r"^(adapter\.)?body\.\d", "a T2I-Adapter; give its diffusers folder with --adapter"),
+    (r"^(adapter\.)?body\.\d", "a T2I-Adapter; give it with --adapter"),
     (r"(base_to_ctrl|ctrl_to_base|control_to_base|zero_convs_out|scale_list)", f"a ControlNet-XS; {SUPPORTED}"),
     (r"^(lora_unet_|lora_te|unet\.)", "a LoRA; merge it with --lora"),
     (r"^model\.diffusion_model\.", "a whole checkpoint; give it with --model"),

@@ -120,6 +120,8 @@ def resolve_ip_adapter(name: str, source: str, image_encoder: str | None) -> IPA
         SourceError: one that cannot be found, or a folder with several files.
     """
     path = resolve(source, "IP-Adapter")
+    if (local := Path(source).expanduser()).exists():
+        path = local.absolute()  # not where a link leads: the image encoder lies beside the link
     beside = f"{source.rpartition('/')[0]}/{IMAGE_ENCODER}"
     if path.is_dir():
         names = sorted(file.name for file in path.iterdir() if file.suffix in SINGLE_FILE_SUFFIXES)

@@ -186,7 +186,7 @@ def _soak(part: Soak) -> Section:
         ("requests", f"{part.requests} by {part.clients} clients in {part.seconds:.0f} s"),
         ("lost", f"{len(part.lost)}, and {part.left_over} left over"),
         ("mixed up", f"{len(part.mixed_up)} of {part.compared} pictures; lowest PSNR {lowest}"),
-        ("memory", f"grew by {part.growth:.1%} over the second half"),
+        ("memory", part.memory()),
         *(("lost", line) for line in part.lost),
         *(("mixed up", line) for line in part.mixed_up),
     ]

@@ -109,9 +109,9 @@ def run(arguments: argparse.Namespace) -> int:
         for part in parts:
             found = _measure(part, arguments, site, manifest, report)
             report = msgspec.structs.replace(report, **{part: found}, complete=part == parts[-1])
+            print(f"\n{table(found)}", flush=True)
             if arguments.output is not None:
                 save(report, arguments.output)
-            print(f"\n{table(found)}", flush=True)
     print(f"\n{verdicts(report)}")
     missed = [target.name for target in report.targets() if not target.is_met]
     if missed:

@@ -109,8 +109,8 @@ def _soak(part: Soak) -> str:
     lowest = "none" if part.lowest_psnr_db is None else f"{part.lowest_psnr_db:.1f} dB"
     lines.append(
         f"{len(part.lost)} lost, {part.left_over} left over, {len(part.mixed_up)} of {part.compared} pictures mixed up "
-        f"(lowest PSNR {lowest}, between pictures at most {part.between_psnr_db:.1f} dB); memory grew by "
-        f"{part.growth:.1%} over the second half"
+        f"(lowest PSNR {lowest}, between pictures at most {part.between_psnr_db:.1f} dB); "
+        f"memory {part.memory()}"
     )
     return "\n".join([*lines, *part.lost[:_SHOWN], *part.mixed_up[:_SHOWN]])
 

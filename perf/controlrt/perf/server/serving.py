@@ -20,6 +20,8 @@ COMMAND = (sys.executable, "-m", "controlrt.runtime.commands", "serve")
 HOST = "127.0.0.1"
 _START_SECONDS = 300.0
 _END_SECONDS = 120.0
+_DRAIN_SECONDS = 600.0
+"""For what it has accepted: as long as it gives a request."""
 
 
 class Served:
@@ -70,9 +72,9 @@ class Served:
             ControlRTError: it does not end.
         """
         try:
-            return self._process.wait(_END_SECONDS)
+            return self._process.wait(_DRAIN_SECONDS)
         except subprocess.TimeoutExpired:
-            raise ControlRTError(f"the server did not end within {_END_SECONDS:.0f} s; see {self._log}") from None
+            raise ControlRTError(f"the server did not end within {_DRAIN_SECONDS:.0f} s; see {self._log}") from None
 
     def resident_bytes(self) -> int:
         """What it and its workers have resident (VmRSS), without pages of files, which they share and the system may

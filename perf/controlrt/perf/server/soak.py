@@ -81,12 +81,13 @@ def summarized(
     )
 
 
-def growth(sizes: Sequence[int]) -> float:
-    """Of samples over time, over their second half: the median of its last tenth over that of its first, less one."""
+def growth(sizes: Sequence[int]) -> float | None:
+    """Of samples over time, over their second half: the median of its last tenth over that of its first, less one; None
+    of none, or of zeros."""
     half = sizes[len(sizes) // 2 :]
     tenth = max(1, len(half) // 10)
     if not half or not statistics.median(half[:tenth]):
-        return 0.0
+        return None
     return statistics.median(half[-tenth:]) / statistics.median(half[:tenth]) - 1
 
 

@@ -67,8 +67,8 @@ async def _job(client: Client, expected: Expected, random: np.random.Generator) 
 async def _stream(client: Client, expected: Expected, random: np.random.Generator) -> Outcome:
     number, body = _pick(expected, random, stream=True, previews=True)
     answer = await client.generate(body)
-    events = read_events(answer.body.decode())
-    if answer.status != 200 or not events or events[-1][0] != "result":
+    events = read_events(answer.body.decode(errors="replace")) if answer.status == 200 else []
+    if not events or events[-1][0] != "result" or events[-1][1] is None:
         return _unexpected("stream", answer)
     return _compared("stream", events[-1][1], expected, number)
 
@@ -80,7 +80,9 @@ async def _cancel(client: Client, expected: Expected, random: np.random.Generato
         return _unexpected("cancel", accepted)
     await asyncio.sleep(random.uniform(0, _PATIENCE))
     url = accepted.fields()["url"]
-    await client.send("DELETE", url)
+    deleted = await client.send("DELETE", url)
+    if deleted.status != 200:
+        return _unexpected("cancel", deleted)
     state = await _finished_job(client, url)
     status = state.fields().get("status")
     if status == "cancelled":
@@ -159,10 +161,18 @@ def read_events(text: str) -> list[tuple[str, Any]]:
     """Server-sent events by name, with their data."""
     found = []
     for block in text.split("\n\n"):
-        lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
-        if "event" in lines:
-            found.append((lines["event"], json.loads(lines["data"])))
+        lines = dict(line.partition(": ")[::2] for line in block.splitlines() if not line.startswith(":"))
+        if "event" in lines and "data" in lines:
+            found.append((lines["event"], _read(lines["data"])))
     return found
+
+
+def _read(data: str) -> Any:
+    """What an event says; None where the connection broke within it."""
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
 
 
 def _pick(expected: Expected, random: np.random.Generator, **fields: Any) -> tuple[int, dict[str, Any]]:

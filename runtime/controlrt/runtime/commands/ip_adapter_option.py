@@ -24,8 +24,8 @@ def parse_ip_adapters(texts: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts:
         match = _NAMED.fullmatch(text)
-        name, source = match.groups() if match else (Path(text).name, text)
-        name = re.sub(r"\.(safetensors|bin|ckpt|pt|pth)$", "", name)
+        own_name = re.sub(r"\.(safetensors|bin|ckpt|pt|pth)$", "", Path(text).name)
+        name, source = match.groups() if match else (own_name, text)
         if not name:
             raise UserError(f"--ip-adapter {text!r} is not {IP_ADAPTER_FORM}")
         if name in found:

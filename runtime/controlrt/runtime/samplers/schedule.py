@@ -233,6 +233,8 @@ def beta_quantile(probability: NDArray[np.float64], shape: float) -> Array:
         x = np.minimum(y, 0.5**shape) ** (1 / shape)
         value = y * np.polynomial.polynomial.polyval(x, series)
         slope = (1 - x) ** (shape - 1) / shape  # d value / d y
-        y = np.clip(y - (value - target) / slope, 0, 0.5**shape)
+        before, y = y, np.clip(y - (value - target) / slope, 0, 0.5**shape)
+        if np.abs(y - before).max(initial=0.0) < 1e-15:
+            break
     x = y ** (1 / shape)
     return np.where(probability <= 0.5, x, 1 - x)

@@ -340,7 +340,7 @@ def running(application: Application, host: str, port: int) -> Iterator[Deployme
         try:
             handle = serve.run(application, name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
-            raise ServiceError(f"{error}; more is in /tmp/ray/session_latest/logs/serve") from None
+            raise ServiceError(f"{error}; Ray's log of Serve says more") from None
         yield handle
     finally:
         serve.delete(APPLICATION)

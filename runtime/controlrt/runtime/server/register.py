@@ -11,7 +11,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from controlrt.runtime.errors import CancelledError, ControlRTError, DeadlineError, DrawingError, RequestError
+from controlrt.runtime.errors import (
+    CancelledError,
+    ControlRTError,
+    DeadlineError,
+    DrawingError,
+    RequestError,
+    UnavailableError,
+)
 from controlrt.runtime.server.jobs import FINISHED, Job, Progress, Request, Result, Status
 from controlrt.runtime.server.messages import Accepted, Advanced, Failed, Finished, Refused
 
@@ -43,6 +50,18 @@ class Register:
     def get(self, name: str) -> Job | None:
         """A job, unless it is long finished."""
         return self._jobs.get(name)
+
+    async def accepted(self, job: Job, answer: asyncio.Future[None]) -> None:
+        """Waits for the answer: a job that is not accepted is forgotten, and one whose client leaves is cancelled."""
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # a client may be gone by then
+        try:
+            await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            job.cancel()
+            raise
+        except (RequestError, UnavailableError):
+            self.forget(job)
+            raise
 
     def forget(self, job: Job) -> None:
         """Whoever asked for it was told that it cannot be."""

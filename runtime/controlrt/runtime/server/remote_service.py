@@ -16,7 +16,6 @@ from controlrt.runtime.errors import (
     ControlRTError,
     DeadlineError,
     DrawingError,
-    RequestError,
     UnavailableError,
     UnknownNameError,
 )
@@ -118,19 +117,11 @@ class RemoteService:
             alone=False,
         )
         accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        accepted.add_done_callback(lambda done: done.cancelled() or done.exception())  # a client may be gone by then
         task = asyncio.create_task(self._draw(job, name, submit, accepted))
         tasks[job.id] = task
         task.add_done_callback(partial(self._end, job, name, accepted))
         self._observer.queued(name, len(tasks))
-        try:
-            await asyncio.shield(accepted)
-        except asyncio.CancelledError:
-            job.cancel()
-            raise
-        except (RequestError, UnavailableError):
-            self._register.forget(job)
-            raise
+        await self._register.accepted(job, accepted)
         return job
 
     def job(self, name: str) -> Job | None:

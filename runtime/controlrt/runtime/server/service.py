@@ -22,7 +22,6 @@ from controlrt.runtime.errors import (
     ControlRTError,
     DrawingError,
     ParameterError,
-    RequestError,
     ServiceError,
     UnavailableError,
     UnknownNameError,
@@ -363,15 +362,7 @@ class LocalService:
         )
         assigned = _Assigned(job, submit, asyncio.get_running_loop().create_future())
         chosen.submit(assigned)
-        try:
-            await asyncio.shield(assigned.accepted)
-        except asyncio.CancelledError:
-            job.cancel()
-            assigned.accepted.add_done_callback(lambda done: done.cancelled() or done.exception())
-            raise
-        except RequestError:
-            self._register.forget(job)
-            raise
+        await self._register.accepted(job, assigned.accepted)
         return job
 
     def job(self, name: str) -> Job | None:

@@ -110,6 +110,8 @@ class _Reading:
 
     def __init__(self, call: Call, options: Options, bundles: Mapping[str, Manifest], settings: Settings) -> None:
         self._call, self._settings, self._bundles = call, settings, bundles
+        self._reader = PictureReader(settings.max_pixels)
+        """Of all pictures that the request brings."""
         self._options = options.changed(call.override_settings, bundles)
         self._units = read_units(call.alwayson_scripts)
         self._sampling = find_sampling(call.sampler_name or call.sampler_index, call.scheduler, call.eta)
@@ -128,7 +130,7 @@ class _Reading:
         bundle = self._options.bundle
         self._check_size(bundle, call.width, call.height, "width")
         around = Around(width=call.width, height=call.height, max_pixels=self._settings.max_pixels)
-        controls = self._controls(bundle, around, "low" if call.enable_hr else None)
+        controls = self._controls(bundle, around, self._reader, "low" if call.enable_hr else None)
         first = self._arguments(bundle, self._sampling, call.prompt, call.negative_prompt, controls)
         second, extra = self._second(call) if call.enable_hr else (None, None)
         return self._drawing(first, controls, second=second, extra=extra)
@@ -147,9 +149,8 @@ class _Reading:
                 raise RequestError(str(ParameterError(name, value, known)), name)
         bundle = self._options.bundle
         self._check_size(bundle, call.width, call.height, "width")
-        reader = PictureReader(self._settings.max_pixels)
-        pictures = [reader.decode_text(each, "init_images") for each in call.init_images]
-        mask = reader.decode_text(call.mask, "mask") if call.mask else None
+        pictures = [self._reader.decode_text(each, "init_images") for each in call.init_images]
+        mask = self._reader.decode_text(call.mask, "mask") if call.mask else None
         blur = (call.mask_blur_x, call.mask_blur_y) if call.mask_blur is None else (call.mask_blur, call.mask_blur)
         masking = Masking(
             invert=bool(call.inpainting_mask_invert),
@@ -167,7 +168,7 @@ class _Reading:
             mask=None if mask is None else _unit_mask(mask, pictures[0], invert=masking.invert),
             crop=repaintings[0].crop,
         )
-        controls = self._controls(bundle, around)
+        controls = self._controls(bundle, around, self._reader)
         run = steps_from(call.denoising_strength, call.steps)
         start: dict[str, Any] = {
             "init_image": _one_or_all([each.picture for each in repaintings]),
@@ -210,7 +211,8 @@ class _Reading:
             error = ParameterError("denoising_strength", call.denoising_strength, allowed)
             raise RequestError(str(error), "denoising_strength")
         around = Around(width=width, height=height, max_pixels=self._settings.max_pixels)
-        controls = self._controls(bundle, around, "high")
+        again = PictureReader(self._settings.max_pixels)  # the same pictures
+        controls = self._controls(bundle, around, again, "high")
         arguments = {
             **self._arguments(
                 bundle,
@@ -244,8 +246,7 @@ class _Reading:
         except UserError as error:
             raise RequestError(f"{field}: {error}", field) from None
 
-    def _controls(self, bundle: str, around: Around, drawn: Pass | None = None) -> Controls:
-        reader = PictureReader(self._settings.max_pixels)
+    def _controls(self, bundle: str, around: Around, reader: PictureReader, drawn: Pass | None = None) -> Controls:
         return control_arguments(self._units, self._bundles[bundle], reader, around, drawn)
 
     def _arguments(
