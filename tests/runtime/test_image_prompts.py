@@ -55,7 +55,7 @@ def test_who_sees_what(adapters: tuple[IPAdapter, ...], image: Any, shown: list[
 def test_a_scale_of_no_adapter(scale: Any) -> None:
     with pytest.raises(ParameterError, match=r"ip_adapter_scale .* left out: the bundle has no IP-Adapter"):
         resolve((), None, scale)
-    assert resolve((), None, 1) == []
+    assert resolve((), None, 1) == resolve((), None, {}) == []
 
 
 @pytest.mark.parametrize(

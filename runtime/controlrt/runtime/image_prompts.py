@@ -63,7 +63,7 @@ def resolve_image_prompts(
         UnknownNameError: an adapter that the bundle does not have.
         ParameterError: a scale that is not a finite number from 0 to 10, or of a wrong shape.
     """
-    if not adapters and not (isinstance(scale, (int, float)) and scale == 1):
+    if not adapters and not (isinstance(scale, (int, float, Mapping)) and scale in (1, {})):
         raise ParameterError("ip_adapter_scale", scale, f"left out: the bundle has no IP-Adapter; {_ADD}")
     shown = _by_name(adapters, image)
     return [
