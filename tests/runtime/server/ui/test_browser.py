@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,13 +116,8 @@ def hosts(browser: Any) -> set[str]:
 
 def draw_square(browser: Any, editor: Any) -> None:
     """Clears the example and draws an outline with the mouse, around the middle half of the canvas."""
-
-    def cleared(browser: Any) -> bool:  # an editor that still loads its example shows it after the first click
-        browser.find_element("css selector", "#editor button[aria-label='Clear canvas']").click()
-        time.sleep(2)
-        return "nothing is drawn yet" in browser.find_element("css selector", ".message.wrong").text
-
-    wait_for(browser, cleared)
+    browser.find_element("css selector", "#editor button[aria-label='Clear canvas']").click()
+    wait_for(browser, lambda it: "nothing is drawn yet" in it.find_element("css selector", ".message.wrong").text)
     browser.find_element("css selector", "#editor button[aria-label='Brush']").click()
     side = 180
     moves = ActionChains(browser, duration=60).move_to_element_with_offset(editor, -side // 2, -side // 2)

@@ -213,7 +213,7 @@ class Page:
         for field in of_control:
             field.change(
                 self.on_control_picture,
-                of_control,
+                {self.bundle, *of_control},
                 [self.shown_control, self.control_error],
                 trigger_mode="always_last",
                 **_PRIVATE,
