@@ -1,0 +1,1 @@
+"""int8: which layers there are, what their inputs were seen to be, and the scales that follow from it."""

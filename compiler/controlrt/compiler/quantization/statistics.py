@@ -1,0 +1,167 @@
+"""What ``controlrt calibrate`` saw of the layers' inputs: a file that is looked at, kept and used again.
+
+One safetensors file; what is no array is JSON in its header.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from controlrt.runtime.errors import UserError
+from controlrt.runtime.storage import atomic_file
+
+BUCKETS = 10
+"""Intervals of 100 of the 1,000 timesteps that a model was trained on, the least noise first."""
+BINS = 1024
+"""Of a histogram of magnitudes, all as wide."""
+FORMAT = 1
+_HEADER = "controlrt"
+
+
+def bucket_of(timestep: float) -> int:
+    """Which interval of timesteps one is in."""
+    return min(max(int(timestep * BUCKETS / 1000), 0), BUCKETS - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStatistics:
+    """What the input of one layer was seen to be."""
+
+    channel_amax: NDArray[np.float32]
+    """(channels,): the largest magnitude of each, over everything; exact."""
+    bucket_amax: NDArray[np.float32]
+    """(BUCKETS,): the largest magnitude at timesteps of each interval, 0 where there were none; exact."""
+    histogram: NDArray[np.int64]
+    """(BUCKETS, BINS): how many of the values that were sampled have magnitudes in each bin."""
+    limit: float
+    """The upper end of the histogram's last bin; no sampled value is larger."""
+
+    @property
+    def amax(self) -> float:
+        """The largest magnitude of all."""
+        return float(self.channel_amax.max())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A call that no statistics are of: what float32 made of it, for what comes out in int8 to be held against."""
+
+    arguments: Mapping[str, Any]
+    """Of the call, all that is JSON: prompt, steps, seed, sampler..."""
+    hints: Mapping[str, NDArray[np.uint8]]
+    """Control pictures by control: (height, width, channels)."""
+    latents: NDArray[np.float32]
+    """(steps, batch, channels, height/8, width/8): after every step."""
+    pictures: NDArray[np.uint8]
+    """(batch, height, width, 3)."""
+
+
+class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where statistics come from."""
+
+    sources: dict[str, str]
+    """SHA-256 of each checkpoint's files, by source, as in a manifest."""
+    data: str
+    """The calibration set, as it was named."""
+    cases: int
+    steps: int
+    samplers: tuple[str, ...]
+    guidance_scales: tuple[float, ...]
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    seed: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Of every layer, by part (``unet``, ``controlnet.NAME``) and name."""
+
+    about: About
+    layers: Mapping[str, Mapping[str, LayerStatistics]]
+    unseen: tuple[Case, ...] = field(default=())
+
+    def save(self, file: Path) -> None:
+        """Writes all of it or nothing. The same statistics make the same bytes."""
+        arrays: dict[str, NDArray[Any]] = {}
+        limits: dict[str, dict[str, float]] = {}
+        for part, layers in sorted(self.layers.items()):
+            limits[part] = {}
+            for name, layer in sorted(layers.items()):
+                limits[part][name] = layer.limit
+                for kind in ("channel_amax", "bucket_amax", "histogram"):
+                    arrays[f"{part}/{name}/{kind}"] = getattr(layer, kind)
+        for number, case in enumerate(self.unseen):
+            arrays[f"unseen/{number}/latents"] = case.latents
+            arrays[f"unseen/{number}/pictures"] = case.pictures
+            arrays |= {f"unseen/{number}/hints/{control}": hint for control, hint in case.hints.items()}
+        header = {
+            "format": FORMAT,
+            "about": msgspec.to_builtins(self.about),
+            "limits": limits,
+            "unseen": [dict(case.arguments) for case in self.unseen],
+        }
+        text = msgspec.json.encode(header, order="sorted").decode()
+        with atomic_file(file) as partial:
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, {_HEADER: text})
+
+    @staticmethod
+    def load(file: Path) -> Statistics:
+        """Reads a file.
+
+        Raises:
+            UserError: it is not there, damaged, or no file of statistics.
+        """
+        from safetensors import safe_open
+
+        if not file.is_file():
+            raise UserError(f"there are no statistics at {file}; make them with: controlrt calibrate")
+        try:
+            with safe_open(file, "numpy") as opened:
+                header = (opened.metadata() or {}).get(_HEADER)
+            arrays = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} cannot be read as statistics ({error}); make it with: controlrt calibrate") from None
+        if header is None:
+            raise UserError(f"{file} holds no statistics of controlrt; make them with: controlrt calibrate")
+        found = msgspec.json.decode(header)
+        if found.get("format") != FORMAT:
+            raise UserError(f"{file} is of another version of controlrt; make it again with: controlrt calibrate")
+        return Statistics(
+            about=msgspec.convert(found["about"], About),
+            layers={
+                part: {
+                    name: LayerStatistics(
+                        limit=limit,
+                        **{
+                            kind: arrays[f"{part}/{name}/{kind}"]
+                            for kind in ("channel_amax", "bucket_amax", "histogram")
+                        },
+                    )
+                    for name, limit in layers.items()
+                }
+                for part, layers in found["limits"].items()
+            },
+            unseen=tuple(
+                Case(
+                    arguments=arguments,
+                    hints={
+                        key.removeprefix(f"unseen/{number}/hints/"): array
+                        for key, array in arrays.items()
+                        if key.startswith(f"unseen/{number}/hints/")
+                    },
+                    latents=arrays[f"unseen/{number}/latents"],
+                    pictures=arrays[f"unseen/{number}/pictures"],
+                )
+                for number, arguments in enumerate(found["unseen"])
+            ),
+        )
