@@ -15,6 +15,7 @@ from controlrt.compiler.binding import LAYOUT, cut
 from controlrt.compiler.flops import count_flops, graph_size
 from controlrt.compiler.fuse import fuse
 from controlrt.compiler.passes.half_precision import HalfPrecision
+from controlrt.compiler.passes.quantize import Quantize, has_int8
 from controlrt.compiler.split import split_step
 from controlrt.compiler.standard_form import standard_form
 from controlrt.compiler.verify import Verifier
@@ -77,6 +78,7 @@ def compile_program(
     verifier: Verifier | None = None,
     precision: Precision = "fp32",
     *,
+    quantize: Quantize | None = None,
     split: bool = False,
 ) -> list[ProgramGraph]:
     """Runs ``passes`` over an exported program and cuts it by binding times if its inputs have any.
@@ -90,7 +92,9 @@ def compile_program(
             its precision, after all others; one whose attribute ``reshapes_inputs`` is true is not verified by itself.
         verifier: compares the graph before and after every pass and the cut, in float32: in "fp16", passes that see
             the graph in its precision are run for it on the float32 graph as well.
-        precision: what the programs compute in. "bf16" leaves the graph as it is: the backend rounds.
+        precision: what the programs compute in. "bf16" leaves the graph as it is: the backend rounds. With int8 layers,
+            that of all else.
+        quantize: brings layers to int8; not verified, since it changes the result.
         split: have the UNet's encoder in a program of its own, to be run beside the ControlNets.
 
     Returns:
@@ -102,22 +106,24 @@ def compile_program(
     """
     split = split and exported.name == UNET
     typed = [each for each in passes if getattr(each, "typed", False)]
+    late = [each for each in passes if each not in typed and getattr(each, "float32_only", False)]
     for each in passes:
-        if each not in typed and (precision == "fp32" or not getattr(each, "float32_only", False)):
+        if each not in typed and each not in late:
             model = _apply(each, model, exported.name, verifier)
+    last = [*(late if precision == "fp32" else ()), *typed]
     labels = input_labels(model)
-    if verifier is not None or precision != "fp16":
+    if verifier is not None:
         full = model
-        for each in typed:
+        for each in last:
             full = _apply(each, full, exported.name, verifier)
-        if labels and verifier is not None:
+        if labels:
             verifier.check_cut(exported.name, full, _stages(full, labels, split=split))
     if precision == "fp16":
         model = _in_half(model, labels, exported.name)
-        for each in typed:
-            model = _apply(each, model, exported.name, None)
-    else:
-        model = full
+    if quantize is not None:
+        model = _apply(quantize, model, exported.name, None)
+    for each in last:
+        model = _apply(each, model, exported.name, None)
     if not labels:
         return [_describe(exported, model, exported.name, None, profile, precision)]
     return [
@@ -233,7 +239,7 @@ def _describe(
         name=name,
         part=exported.name,
         stage=stage,
-        precision=_precision_of(name, stage, precision),
+        precision="int8" if has_int8(model.graph) else _precision_of(name, stage, precision),
         file=f"programs/{name}.onnx",
         inputs=tuple(map(_spec, model.graph.inputs)),
         outputs=tuple(map(_spec, model.graph.outputs)),

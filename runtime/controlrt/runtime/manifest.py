@@ -10,13 +10,14 @@ import msgspec
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.profile import ShapeProfile
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 MANIFEST_NAME = "manifest.json"
 
 DType = Literal["float32", "float16", "int64", "int32", "uint8"]
 Backend = Literal["onnxruntime", "openvino", "cuda", "tensorrt", "tensorrt-rtx"]
-Precision = Literal["fp32", "fp16", "bf16"]
-"""What programs compute in. ``fp16`` is a matter of the graph, ``bf16`` of the backend that runs it."""
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+"""What programs compute in. ``fp16`` and ``int8`` are a matter of the graph, ``bf16`` of the backend that runs it; with
+``int8`` some layers are in int8 and the rest in what the backend takes by default."""
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 
@@ -209,6 +210,57 @@ class PassCheck(_Record, frozen=True, kw_only=True):
     """Largest difference, relative to the output's largest value."""
 
 
+class QuantizedLayer(_Record, frozen=True, kw_only=True):
+    """A layer that could be computed in int8."""
+
+    part: str
+    name: str
+    amax: float
+    """The largest magnitude that its input keeps in int8."""
+    kept: str | None
+    """Why it stays as it was; None where it is in int8."""
+
+
+class QuantizedBlock(_Record, frozen=True, kw_only=True):
+    """What int8 costs and gives in one block of layers, all others being as they were (``--quality-budget``)."""
+
+    part: str
+    name: str
+    latent_error: float
+    """Root mean square error of the final latents, relative to theirs."""
+    seconds_saved: float
+    """Of one run of the part's step; negative where int8 is slower."""
+    chosen: bool
+
+
+class Quality(_Record, frozen=True, kw_only=True):
+    """Pictures in int8 beside those that float32 drew in the calibration, of prompts and controls that it left out."""
+
+    pictures: int
+    latent_errors: tuple[float, ...]
+    """Root mean square error of the latents after each step, relative to theirs; the mean over the pictures."""
+    psnr_db: float
+    """The mean over the pictures."""
+    lowest_psnr_db: float
+    ssim: float
+    """The mean over the pictures (Wang et al. 2004)."""
+
+
+class Quantization(_Record, frozen=True, kw_only=True):
+    """How int8 was decided, and what it gives up (``--precision int8``)."""
+
+    statistics: Sha256
+    """Of the file of ``controlrt calibrate``."""
+    method: str
+    """How ``amax`` was found."""
+    budget: float | None
+    """Of the error of the final latents; None where layers were not measured."""
+    layers: tuple[QuantizedLayer, ...]
+    blocks: tuple[QuantizedBlock, ...]
+    """Empty without a budget."""
+    quality: Quality
+
+
 class Provenance(_Record, frozen=True, kw_only=True):
     """Where the bundle came from."""
 
@@ -237,6 +289,8 @@ class Manifest(_Record, frozen=True, kw_only=True):
     programs: tuple[Program, ...]
     checks: tuple[PassCheck, ...]
     """Empty unless built with --verify."""
+    quantization: Quantization | None = None
+    """None unless built with --precision int8."""
     files: dict[str, Sha256]
     """Every file of the bundle but the manifest, with its digest."""
     provenance: Provenance

@@ -30,7 +30,7 @@ from controlrt.runtime.control import (
 from controlrt.runtime.control_use import check_window, in_window
 from controlrt.runtime.drawing import Drawing
 from controlrt.runtime.errors import ControlRTError, DeviceMemoryError, ParameterError, UnknownNameError
-from controlrt.runtime.executors import AfterStep, BoundPlan, open_executor
+from controlrt.runtime.executors import AfterStep, BoundPlan, Executor, open_executor
 from controlrt.runtime.filling import fill_buffers
 from controlrt.runtime.fitting import Resize
 from controlrt.runtime.image_prompts import ImagePrompts, ImageScale, resolve_image_prompts
@@ -87,11 +87,18 @@ class ControlNetPipeline:
     """Draws controlled pictures from a bundle, without PyTorch.
 
     One call runs at a time; calls from several threads wait for each other.
+
+    Args:
+        bundle: an opened bundle.
+        threads, device: as ``load`` takes them.
+        executor: what runs the programs instead of the executor of the bundle's backend.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None, device: int = 0) -> None:
+    def __init__(
+        self, bundle: Bundle, *, threads: int | None = None, device: int = 0, executor: Executor | None = None
+    ) -> None:
         self.bundle = bundle
-        self._executor = open_executor(bundle, threads, device)
+        self._executor = executor or open_executor(bundle, threads, device)
         self._conditioner = Conditioner(bundle, self._executor)
         self._vae = Vae(bundle.manifest, self._executor)
         self._scheduler: dict[str, Any] = json.loads(bundle.file("scheduler.json").read_text())

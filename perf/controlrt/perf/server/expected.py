@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from controlrt.perf.parity import psnr as float_psnr
+from controlrt.engines.likeness import psnr as float_psnr
 from controlrt.perf.peers.contenders import MIN_PSNR_DB
 from controlrt.perf.server.site import Site
 from controlrt.perf.server.workload import Asked

@@ -116,6 +116,7 @@ def compile_model(
 
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+"""By precision; int8 is in the graph, and what is not in int8 stays in float32."""
 
 
 def native_precisions() -> tuple[Precision, ...]:
@@ -135,6 +136,8 @@ def _native_precisions(core: openvino.Core) -> tuple[Precision, ...]:
 
 
 def _precision_hint(core: openvino.Core, precision: Precision) -> str:
+    if precision == "int8":
+        return _HINTS["fp32"]
     if precision in _native_precisions(core):
         return _HINTS[precision]
     _log.info("this CPU does not compute in %s; OpenVINO takes float32", precision)

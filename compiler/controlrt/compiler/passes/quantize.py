@@ -1,0 +1,118 @@
+"""Convolutions and linear layers in int8: explicit QuantizeLinear and DequantizeLinear around what they read.
+
+A layer reads ``Dequantize(Quantize(x))`` and ``Dequantize(W)``, and its output stays what it was; a backend that has
+int8 products computes them on the integers. Weights are symmetric with one scale for each output channel, inputs
+symmetric with one scale for the tensor, as Krishnamoorthi 2018, arXiv 1806.08342 recommends and TensorRT requires:
+
+    q(x) = clip(round(x / s), -128, 127),    s = amax / 127
+
+Layers that read the same value share its quantizer, so the projections to queries, keys and values read one int8 tensor.
+Nothing else is quantized: biases, sums and the residuals of a ControlNet stay as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from controlrt.compiler.graph import constant, new_initializer
+from controlrt.compiler.quantization.arithmetic import LEVELS, quantize_weights
+from controlrt.compiler.quantization.layers import Layer, layers_of
+
+_ZERO_POINT = 128
+"""Of inputs that are stored in uint8."""
+
+
+class Quantize(ir.passes.InPlacePass):
+    """Rewrites layers; see the module.
+
+    Args:
+        amax: the largest magnitude that a layer's input keeps, by layer name; layers that are not named stay as they are.
+        unsigned: store inputs in uint8 with the zero point 128, which ONNX Runtime's CPU provider is fastest with.
+    """
+
+    def __init__(self, amax: Mapping[str, float], *, unsigned: bool = False) -> None:
+        super().__init__()
+        self.amax, self.unsigned = amax, unsigned
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites ``model``."""
+        chosen = [layer for layer in layers_of(model.graph) if layer.name in self.amax]
+        shared: dict[ir.Value, float] = {}
+        for layer in chosen:
+            shared[layer.input] = max(shared.get(layer.input, 0.0), self.amax[layer.name])
+        inputs = {value: self._input(model.graph, value, amax) for value, amax in shared.items() if amax > 0}
+        weights: dict[tuple[ir.Value, int], ir.Value] = {}
+        for layer in chosen:
+            if layer.input not in inputs:
+                continue
+            key = layer.weight, layer.output_axis
+            if key not in weights:
+                weights[key] = _weight(model.graph, layer)
+            layer.node.replace_input_with(0, inputs[layer.input])
+            layer.node.replace_input_with(1, weights[key])
+        return ir.passes.PassResult(model, bool(weights))
+
+    def _input(self, graph: ir.Graph, value: ir.Value, amax: float) -> ir.Value:
+        """``value`` rounded to what int8 holds, right after where it is made."""
+        scale = new_initializer(graph, f"{value.name}.scale", ir.tensor(np.array(amax / LEVELS, _numpy(value))))
+        zero = np.array(_ZERO_POINT, np.uint8) if self.unsigned else np.array(0, np.int8)
+        zero_point = new_initializer(graph, f"{value.name}.zero_point", ir.tensor(zero))
+        quantize = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{value.name}.quantize")
+        dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero_point], name=f"{value.name}.int8")
+        integers, output = quantize.outputs[0], dequantize.outputs[0]
+        integers.name, integers.shape = f"{value.name}.quantized", value.shape
+        integers.type = ir.TensorType(ir.DataType.UINT8 if self.unsigned else ir.DataType.INT8)
+        output.name, output.shape, output.type = f"{value.name}.dequantized", value.shape, value.type
+        producer = value.producer()
+        if producer is not None:
+            producer.append([quantize, dequantize])
+        else:
+            next(iter(graph)).prepend([quantize, dequantize])
+        return output
+
+
+def has_int8(graph: ir.Graph) -> bool:
+    """Whether any layer of ``graph`` is in int8."""
+    return any(node.op_type == "QuantizeLinear" for node in graph)
+
+
+def _weight(graph: ir.Graph, layer: Layer) -> ir.Value:
+    """The weights as int8 and its scales, read back right before the layer."""
+    tensor = constant(layer.weight)
+    assert tensor is not None  # or it were no layer
+    shape, axis = tensor.shape.numpy(), layer.output_axis
+
+    @functools.cache
+    def quantized() -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        return quantize_weights(tensor.numpy(), axis)
+
+    def integers() -> ir.TensorProtocol:
+        return ir.tensor(quantized()[0])
+
+    def scales() -> ir.TensorProtocol:
+        return ir.tensor(quantized()[1].astype(_numpy(layer.weight)))
+
+    name = layer.weight.name
+    read = [
+        new_initializer(graph, f"{name}.int8", ir.LazyTensor(integers, dtype=ir.DataType.INT8, shape=ir.Shape(shape))),
+        new_initializer(
+            graph, f"{name}.scales", ir.LazyTensor(scales, dtype=tensor.dtype, shape=ir.Shape([shape[axis]]))
+        ),
+    ]
+    node = ir.node("DequantizeLinear", read, {"axis": axis}, name=f"{name}.dequantize")
+    output = node.outputs[0]
+    output.name, output.shape, output.type = f"{name}.dequantized", ir.Shape(shape), ir.TensorType(tensor.dtype)
+    layer.node.prepend(node)
+    return output
+
+
+def _numpy(value: ir.Value) -> np.dtype[np.floating]:
+    """The NumPy type of a floating point value."""
+    if value.dtype is None:
+        raise ValueError(f"the graph says nothing of the type of {value.name}")
+    return value.dtype.numpy()  # type: ignore[no-any-return]
