@@ -130,7 +130,9 @@ class Statistics:
                 header = (opened.metadata() or {}).get(_HEADER)
             arrays = load_file(file)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} cannot be read as statistics ({error}); make it with: controlrt calibrate") from None
+            raise UserError(
+                f"{file} cannot be read as statistics ({error}); make it with: controlrt calibrate"
+            ) from None
         if header is None:
             raise UserError(f"{file} holds no statistics of controlrt; make them with: controlrt calibrate")
         found = msgspec.json.decode(header)

@@ -1,0 +1,142 @@
+"""Where to clip a layer's input: the magnitude that becomes 127.
+
+A low threshold makes small steps and cuts large values off; a high one keeps them and rounds all others coarsely.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlrt.compiler.quantization.arithmetic import LEVELS
+from controlrt.compiler.quantization.statistics import LayerStatistics
+from controlrt.runtime.errors import UserError
+
+PERCENTILES = ("99.9", "99.99", "99.999")
+METHODS = ("mse", "minmax", *(f"percentile:{percent}" for percent in PERCENTILES), "entropy")
+"""The first is the one to use."""
+_CANDIDATES = 512
+"""Thresholds that ``mse`` tries, each 1.4% above the one before."""
+_LITTLE = 1e-4
+"""Of one value."""
+
+
+def amax_of(layer: LayerStatistics, method: str = METHODS[0]) -> float:
+    """The threshold of a layer's input, no larger than the largest magnitude seen; 0 where all of it was 0.
+
+    Args:
+        layer: what was seen.
+        method: ``minmax``, the largest magnitude; ``percentile:P``, which ``P`` percent of all values do not pass;
+            ``entropy``, see :func:`entropy`; ``mse``, see :func:`least_squares`.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    if method not in METHODS:
+        raise UserError(f"there is no calibration method {method!r}; there are: {', '.join(METHODS)}")
+    name, _, percent = method.partition(":")
+    if name == "minmax" or not layer.histogram.any():
+        return layer.amax
+    if name == "percentile":
+        bins = percentile(layer.histogram.sum(axis=0), float(percent))
+    else:
+        bins = entropy(layer.histogram.sum(axis=0)) if name == "entropy" else least_squares(layer.histogram)
+    return min(bins * layer.limit / layer.histogram.shape[1], layer.amax)
+
+
+def percentile(counts: NDArray[np.int64], percent: float) -> float:
+    """What ``percent`` of the values do not pass, evenly spread within their bins.
+
+    Args:
+        counts: (bins,)
+        percent: from 0 to 100.
+
+    Returns:
+        In bins.
+    """
+    below = np.concatenate([[0], np.cumsum(counts)])
+    wanted = percent / 100 * below[-1]
+    last = max(int(np.searchsorted(below, wanted)) - 1, 0)
+    return last + (wanted - below[last]) / max(counts[last], 1)
+
+
+def entropy(counts: NDArray[np.int64], levels: int = LEVELS + 1) -> float:
+    """The threshold that loses the least information: Migacz 2017, "8-bit inference with TensorRT", GTC.
+
+    For every number ``i`` of bins, from ``levels`` on, P is the first ``i`` bins, with all that is cut off added to the last
+    of them, and Q is the same bins without that, joined to ``levels``, each spread evenly over those of its bins that are
+    not empty in P. The divergence ``KL(P || Q)`` is least at the threshold. No threshold is below ``levels`` bins. Where Q has
+    nothing to set against what was cut off, the divergence would be infinite, and lone outliers would always be kept;
+    so Q has a little there, as in Apache MXNet.
+
+    Args:
+        counts: (bins,)
+        levels: magnitudes that int8 can tell apart.
+
+    Returns:
+        In bins.
+    """
+    bins = counts.size
+    if bins <= levels:
+        return float(bins)
+    sizes = np.arange(levels, bins + 1)
+    kept = np.concatenate([[0], np.cumsum(counts)])
+    filled = np.concatenate([[0], np.cumsum(counts > 0)])
+    total = kept[-1]
+    # (sizes, levels + 1): the ends of the levels, in bins.
+    ends = sizes[:, None] * np.arange(levels + 1) // levels
+    mass, spread = np.diff(kept[ends], axis=1), np.diff(filled[ends], axis=1)
+    last, outliers = counts[sizes - 1], total - kept[sizes]
+    spread[:, -1] += (last == 0) & (outliers > 0)
+    # With P and Q as counts, KL(P || Q) = (sum P log P - sum P log Q) / |P| - log |P| + log |Q|.
+    p_log_p = (
+        np.cumsum(_x_log_y(counts, counts))[sizes - 1]
+        - _x_log_y(last, last)
+        + _x_log_y(last + outliers, last + outliers)
+    )
+    p_log_q = _x_log_y(mass, mass / np.maximum(spread, 1)).sum(axis=1)
+    p_log_q += _x_log_y(outliers, np.maximum(mass[:, -1] / np.maximum(spread[:, -1], 1), _LITTLE))
+    divergence = (p_log_p - p_log_q) / total + np.log(np.maximum(kept[sizes], 1) / total)
+    divergence[kept[sizes] == 0] = np.inf
+    return float(sizes[divergence.argmin()])
+
+
+def least_squares(histogram: NDArray[np.int64]) -> float:
+    """The threshold of the least squared error, at all timesteps alike.
+
+    Activations drift as the noise goes. What is least is the sum over intervals of timesteps of the expected squared error,
+    divided by the mean square there, so that large values at some timesteps do not ruin small ones at others.
+
+    Args:
+        histogram: (buckets, bins); buckets of nothing, or of nothing but zeros, do not count.
+
+    Returns:
+        In bins.
+    """
+    thresholds, errors, squares = _expected_errors(histogram.shape[1])
+    power = histogram @ squares
+    relative = (histogram @ errors.T)[power > 0] / power[power > 0, None]
+    return float(thresholds[relative.sum(axis=0).argmin()])
+
+
+@functools.cache
+def _expected_errors(bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """What int8 does to values that are spread evenly within each bin, of width 1.
+
+    Returns:
+        Thresholds (candidates,), from one bin to all; mean squared errors (candidates, bins) with each; mean squares (bins,).
+    """
+    thresholds = np.geomspace(1, bins, _CANDIDATES)
+    edges = np.arange(bins + 1, dtype=np.float64)
+    step = thresholds[:, None] / LEVELS
+    level = np.minimum(np.rint(edges / step), LEVELS)
+    # The integral of the squared error from 0: a whole step gives step^3 / 12, and the rest, or what is cut off, its cube / 3.
+    integral = level * step**3 / 12 + (edges - level * step) ** 3 / 3
+    return thresholds, np.diff(integral, axis=1), np.diff(edges**3 / 3)
+
+
+def _x_log_y(x: NDArray[np.number], y: NDArray[np.number]) -> NDArray[np.float64]:
+    """0 where ``x`` is 0; ``y`` is positive elsewhere."""
+    return x * np.log(np.where(x > 0, y, 1))
