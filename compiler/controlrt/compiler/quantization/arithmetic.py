@@ -1,7 +1,7 @@
 """What int8 means: the arithmetic of ONNX's QuantizeLinear and DequantizeLinear, with zero at 0.
 
-``q = saturate(round(x / scale))``, half to even, and ``x = q * scale``. int8 is used symmetrically: scales are chosen so that
-the largest magnitude is 127.
+``q = saturate(round(x / scale))``, half to even, and ``x = q * scale``. Scales are chosen so that the largest magnitude
+is 127.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ LEVELS = 127
 def scales_of(amax: NDArray[np.floating[Any]] | float) -> NDArray[np.float32]:
     """The scales at which these largest magnitudes are 127, as float32 of the same shape.
 
-    Where nothing is larger than the least normal number of float32 can be told from 0, the scale is 1, since ONNX allows
-    no scale of 0.
+    The scale of nothing but zeros is 1, since none may be 0; so is one that float32 has no normal number for.
 
     Raises:
         ValueError: one is infinite or not a number.

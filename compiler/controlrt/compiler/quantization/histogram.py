@@ -14,9 +14,9 @@ from controlrt.compiler.quantization.statistics import BINS, BUCKETS
 class Histogram:
     """How many values had which magnitude, at the timesteps of each interval.
 
-    The limit is the least power of two above every magnitude. It doubles when a larger one comes, and two bins become one,
-    so no value is ever put in a wrong bin, and the same values in any order, or in parts that are merged, make the
-    same histogram.
+    The limit is the least power of two above every magnitude. It doubles when a larger one comes, and two bins become
+    one, so no value is ever put in a wrong bin, and the same values in any order, or in parts that are merged, make
+    the same histogram.
 
     Args:
         buckets: intervals of timesteps.

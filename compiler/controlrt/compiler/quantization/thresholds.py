@@ -65,11 +65,11 @@ def percentile(counts: NDArray[np.int64], percent: float) -> float:
 def entropy(counts: NDArray[np.int64], levels: int = LEVELS + 1) -> float:
     """The threshold that loses the least information: Migacz 2017, "8-bit inference with TensorRT", GTC.
 
-    For every number ``i`` of bins, from ``levels`` on, P is the first ``i`` bins, with all that is cut off added to the last
-    of them, and Q is the same bins without that, joined to ``levels``, each spread evenly over those of its bins that are
-    not empty in P. The divergence ``KL(P || Q)`` is least at the threshold. No threshold is below ``levels`` bins. Where Q has
-    nothing to set against what was cut off, the divergence would be infinite, and lone outliers would always be kept;
-    so Q has a little there, as in Apache MXNet.
+    For every number ``i`` of bins, from ``levels`` on, P is the first ``i`` bins, with all that is cut off added to the
+    last of them, and Q is the same bins without that, joined to ``levels``, each spread evenly over those of its bins
+    that are not empty in P. The divergence ``KL(P || Q)`` is least at the threshold, which is so never below ``levels``
+    bins. Where Q's last bin is empty and P's is not, the divergence would be infinite, and lone outliers would always
+    be kept; so Q has a little there, as in Apache MXNet.
 
     Args:
         counts: (bins,)
@@ -106,11 +106,11 @@ def entropy(counts: NDArray[np.int64], levels: int = LEVELS + 1) -> float:
 def least_squares(histogram: NDArray[np.int64]) -> float:
     """The threshold of the least squared error, at all timesteps alike.
 
-    Activations drift as the noise goes. What is least is the sum over intervals of timesteps of the expected squared error,
-    divided by the mean square there, so that large values at some timesteps do not ruin small ones at others.
+    Activations drift as the noise goes. What is least is the sum over intervals of timesteps of the expected squared
+    error, divided by the mean square there, so that large values at some timesteps do not ruin small ones at others.
 
     Args:
-        histogram: (buckets, bins); buckets of nothing, or of nothing but zeros, do not count.
+        histogram: (buckets, bins); buckets of nothing do not count.
 
     Returns:
         In bins.
@@ -126,13 +126,14 @@ def _expected_errors(bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64
     """What int8 does to values that are spread evenly within each bin, of width 1.
 
     Returns:
-        Thresholds (candidates,), from one bin to all; mean squared errors (candidates, bins) with each; mean squares (bins,).
+        Thresholds (candidates,), from one bin to all; mean squared errors with each (candidates, bins); mean squares
+        (bins,).
     """
     thresholds = np.geomspace(1, bins, _CANDIDATES)
     edges = np.arange(bins + 1, dtype=np.float64)
     step = thresholds[:, None] / LEVELS
     level = np.minimum(np.rint(edges / step), LEVELS)
-    # The integral of the squared error from 0: a whole step gives step^3 / 12, and the rest, or what is cut off, its cube / 3.
+    # Integrals of the squared error from 0: a whole step gives step^3 / 12, the rest, or what is cut off, its cube / 3.
     integral = level * step**3 / 12 + (edges - level * step) ** 3 / 3
     return thresholds, np.diff(integral, axis=1), np.diff(edges**3 / 3)
 
