@@ -121,7 +121,9 @@ def compile_program(
     if precision == "fp16":
         model = _in_half(model, labels, exported.name)
     if quantize is not None:
-        model = _apply(quantize, model, exported.name, None)
+        model = model.clone()
+        quantize(model)
+        RemoveUnusedNodesPass()(model)  # the weights as they were
     for each in last:
         model = _apply(each, model, exported.name, None)
     if not labels:

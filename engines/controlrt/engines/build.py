@@ -27,12 +27,24 @@ from controlrt.compiler.standard_form import standard_form
 from controlrt.compiler.verify import Verifier
 from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS, Backend
+from controlrt.compiler.quantization.statistics import Statistics
+from controlrt.engines.int8.choice import choose, copy_files
+from controlrt.engines.int8.layer_choice import check_statistics
+from controlrt.engines.int8.options import Int8Options
+from controlrt.engines.int8.quality_gate import measure_quality, pass_gate
 from controlrt.engines.quality import measure_loss
 from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime.bundle import Bundle, digest_files, read_manifest, write_manifest
 from controlrt.runtime.commands import INTERRUPTED
 from controlrt.runtime.commands.lora_option import LoraOption
-from controlrt.runtime.errors import BuildError, BundleError, ControlRTError, ParameterError, UnknownNameError
+from controlrt.runtime.errors import (
+    BuildError,
+    BundleError,
+    ControlRTError,
+    ParameterError,
+    UnknownNameError,
+    UserError,
+)
 from controlrt.runtime.executors import open_executor
 from controlrt.runtime.image_tokens import image_dimensions
 from controlrt.runtime.manifest import (
@@ -47,7 +59,14 @@ from controlrt.runtime.manifest import (
 from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.progress import Progress
-from controlrt.runtime.storage import atomic_directory, check_writable, lock, refuse_foreign_directory, sha256_tree
+from controlrt.runtime.storage import (
+    atomic_directory,
+    check_writable,
+    lock,
+    refuse_foreign_directory,
+    sha256_file,
+    sha256_tree,
+)
 
 COMPILED = "compiled"
 """Where ONNX that is not shipped lies while engines are built of it."""
@@ -81,6 +100,8 @@ class BuildOptions:
     """For a single file: what its UNet predicts, where neither it nor its kind tells."""
     engine: EngineOptions = field(default_factory=EngineOptions)
     """For the backends that build engines."""
+    int8: Int8Options | None = None
+    """With the precision "int8"."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -88,12 +109,28 @@ class BuildOptions:
         allowed = BACKENDS[self.backend].precisions
         if self.precision not in allowed:
             raise ParameterError("--precision", self.precision, f"one of {', '.join(allowed)} with {self.backend}")
+        if self.precision == "int8":
+            self._check_int8()
+        elif self.int8 is not None:
+            raise ParameterError("--calibration", str(self.int8.statistics), "left out without --precision int8")
         if self.profile.vae_tile is not None and BACKENDS[self.backend].device != "cpu":
             allowed_here = f"left out with {self.backend}: on a GPU decoding is part of the captured run"
             raise ParameterError("--vae-tile", self.profile.vae_tile, allowed_here)
         for name in self.fuse:
             if name not in self.controlnets:
                 raise UnknownNameError("control in --fuse", name, self.controlnets)
+
+    def _check_int8(self) -> None:
+        if self.int8 is None:
+            raise UserError(
+                "--precision int8 needs to know what its layers read; name that with --calibration FILE, "
+                "and make the file with: controlrt calibrate"
+            )
+        if self.fuse:
+            raise ParameterError("--fuse", ", ".join(self.fuse), "left out with --precision int8")
+        if self.int8.budget is not None and BACKENDS[self.backend].device != "cpu":
+            allowed = f"left out with {self.backend}: blocks are timed on CPUs only so far; choose layers with --keep"
+            raise ParameterError("--quality-budget", self.int8.budget, allowed)
 
 
 class ExportFailedError(ControlRTError):
@@ -127,6 +164,7 @@ def build(options: BuildOptions, command: str) -> Built:
     check_writable(options.output)
     backend = BACKENDS[options.backend]
     backend.check_options(options.engine)
+    statistics = Statistics.load(options.int8.statistics) if options.int8 is not None else None
     with lock(options.output):
         source = export_programs(
             options.model,
@@ -141,6 +179,8 @@ def build(options: BuildOptions, command: str) -> Built:
         )
         exported = read_manifest(source)
         _refuse_fused_union(options, exported)
+        if statistics is not None:
+            check_statistics(statistics, exported)
         folders = [*controlrt.compiler.__path__, *controlrt.engines.__path__]
         code = [sha256_tree(Path(folder), "*.py") for folder in folders]
         passes = [type(each).__name__ for each in backend.passes]
@@ -148,12 +188,14 @@ def build(options: BuildOptions, command: str) -> Built:
             *(exported.key, options.backend, options.precision, options.fuse, options.verify, options.measure),
             *(asdict(options.engine), backend.versions(), code, passes, SCHEMA_VERSION),
         ]
-        key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        if options.int8 is not None:
+            decisive += [sha256_file(options.int8.statistics), asdict(options.int8)]
+        key = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
         found = _whole_bundle(options.output, key)
         if found is not None:
             return Built(bundle=found, cached=True)
         with atomic_directory(options.output) as partial:
-            manifest = _compile(options, backend, source, exported, key, command, partial)
+            manifest = _compile(options, backend, source, exported, key, command, partial, statistics)
             write_manifest(partial, manifest)
     return Built(bundle=Bundle(options.output, manifest), cached=False)
 
@@ -166,16 +208,27 @@ def _refuse_fused_union(options: BuildOptions, exported: Manifest) -> None:
 
 
 def _compile(
-    options: BuildOptions, backend: Backend, source: Path, exported: Manifest, key: str, command: str, target: Path
+    options: BuildOptions,
+    backend: Backend,
+    source: Path,
+    exported: Manifest,
+    key: str,
+    command: str,
+    target: Path,
+    statistics: Statistics | None,
 ) -> Manifest:
     programs: list[Program] = []
     checks: list[PassCheck] = []
+    int8 = None
+    if options.int8 is not None and statistics is not None:
+        graphs = tuple(_sources(options, source, exported))
+        int8 = choose(statistics, options.int8, options.backend, exported, source, graphs)
     (target / "programs").mkdir()
     compiled_to = target if backend.ships_onnx else target / COMPILED
     (compiled_to / "programs").mkdir(parents=True, exist_ok=True)
     measured = options.verify or (options.measure and options.precision != "fp32")
     parts = len(exported.programs) + bool(options.fuse)
-    with Progress("build", parts * (2 + measured) + 1) as progress:
+    with Progress("build", parts * (2 + measured) + 1 + (int8 is not None)) as progress:
         with WeightStore(compiled_to / "programs") as weights:
             for each in _sources(options, source, exported):
                 name = each.program.name
@@ -189,16 +242,14 @@ def _compile(
                         backend.passes,
                         verifier,
                         precision,
+                        quantize=int8.quantize(name) if int8 is not None else None,
                         split=backend.device == "cuda",
                     ):
                         weights.save(compiled.model, Path(compiled.program.file).name)
                         programs.append(compiled.program)
                     if verifier is not None:
                         checks += verifier.checks
-        for file in exported.files:
-            if not file.startswith("programs/"):
-                (target / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / file, target / file)
+        copy_files(exported, source, target)
         manifest = msgspec.structs.replace(
             exported,
             key=key,
@@ -233,6 +284,14 @@ def _compile(
         )
         if measured:
             manifest = _measured(options, Bundle(compiled_to, manifest), source, exported, progress)
+        if int8 is not None:
+            progress.start("draw in int8")
+            if compiled_to != target:
+                copy_files(exported, source, compiled_to)
+            with _measurable(options, Bundle(compiled_to, manifest)) as measurable:
+                quality = measure_quality(measurable, int8.cases)
+            pass_gate(quality, int8.options)
+            manifest = msgspec.structs.replace(manifest, quantization=int8.record(quality))
         finished = []
         for part in dict.fromkeys(program.part for program in manifest.programs):
             progress.start(f"{options.backend} {part}")
@@ -246,9 +305,10 @@ def _compile(
 
 
 def _precision(part: str, options: BuildOptions, exported: Manifest) -> Precision:
-    """A VAE whose activations leave the range of float16 stays in float32."""
-    overflows = options.precision == "fp16" and part.startswith("vae") and exported.model.vae_float32
-    return "fp32" if overflows else options.precision
+    """What all of a part but its int8 layers is in; a VAE whose activations leave float16's range stays in float32."""
+    base = BACKENDS[options.backend].default_precision if options.precision == "int8" else options.precision
+    overflows = base == "fp16" and part.startswith("vae") and exported.model.vae_float32
+    return "fp32" if overflows else base
 
 
 def _measured(options: BuildOptions, built: Bundle, source: Path, exported: Manifest, progress: Progress) -> Manifest:
@@ -265,6 +325,9 @@ def _measured(options: BuildOptions, built: Bundle, source: Path, exported: Mani
             part = each.program.name
             progress.start(f"measure {part}")
             stages = [program for program in built.manifest.programs if program.part == part]
+            if any(stage.precision == "int8" for stage in stages):  # seeded noise is not what their scales are for
+                programs += stages
+                continue
             with (
                 Reference(_few_pictures(exported, part)) as reference,
                 open_executor(measurable) as executor,

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import get_args
 
 import controlrt.engines.command
+from controlrt.compiler.quantization.thresholds import METHODS
 from controlrt.engines.backends import BACKENDS, choose_backend
 from controlrt.engines.build import BuildOptions, build
+from controlrt.engines.int8.options import MIN_PSNR_DB, Int8Options
 from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime.commands import guarded, named_values, run_command
 from controlrt.runtime.commands.ip_adapter_option import IP_ADAPTER_FORM, IP_ADAPTER_HELP, parse_ip_adapters
@@ -79,8 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
-        help="what programs compute in; what is given up is measured and recorded (bf16: openvino only); where not "
-        "given fp16 on a GPU and fp32 on a CPU",
+        help="what programs compute in; what is given up is measured and recorded (bf16: openvino only; int8: with "
+        "--calibration); where not given fp16 on a GPU and fp32 on a CPU",
     )
     parser.add_argument(
         "--fuse", default="", metavar="NAME[,NAME]", help="controls to put into one program with the UNet"
@@ -88,8 +90,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="check every compiler pass on seeded inputs and record the difference"
     )
+    _add_int8_arguments(parser.add_argument_group("int8"))
     _add_engine_arguments(parser.add_argument_group("TensorRT engines"))
     parser.add_argument("--output", type=Path, help="bundle directory; bundles/MODEL-PROFILE where not given")
+
+
+def _add_int8_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="what layers read, as controlrt calibrate wrote it down"
+    )
+    group.add_argument(
+        "--amax", choices=METHODS, default=METHODS[0], help="how the largest magnitude that an input keeps is found"
+    )
+    group.add_argument(
+        "--keep", action="append", default=[], metavar="PATTERN", help="layers that stay out of int8; may be repeated"
+    )
+    group.add_argument(
+        "--smooth",
+        type=float,
+        metavar="ALPHA",
+        help="move outliers of channels into weights, from 0 to 1 (SmoothQuant)",
+    )
+    group.add_argument(
+        "--quality-budget",
+        type=float,
+        metavar="ERROR",
+        help="measure every block, and take those that save the most time within this relative error of the final "
+        "latents, such as 0.05",
+    )
+    group.add_argument(
+        "--min-psnr",
+        type=float,
+        default=MIN_PSNR_DB,
+        metavar="DB",
+        help=f"fail below this likeness to float32's pictures ({MIN_PSNR_DB:g})",
+    )
 
 
 def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
@@ -144,6 +179,7 @@ def run(arguments: argparse.Namespace) -> int:
         loras=tuple(map(LoraOption.parse, arguments.lora)),
         config=arguments.config,
         prediction_type=arguments.prediction_type,
+        int8=_int8_options(arguments),
         engine=EngineOptions(
             compute_capabilities=EngineOptions.parse_capabilities(arguments.compute_capability),
             optimization_level=arguments.optimization_level,
@@ -160,6 +196,19 @@ def run(arguments: argparse.Namespace) -> int:
     what = "up to date, nothing to do" if built.cached else f"built in {time.monotonic() - started:.0f} s"
     print(f"{built.bundle.path}: {what} (controls: {controls}; backend: {options.backend})")
     return 0
+
+
+def _int8_options(arguments: argparse.Namespace) -> Int8Options | None:
+    if arguments.calibration is None:
+        return None
+    return Int8Options(
+        statistics=arguments.calibration,
+        method=arguments.amax,
+        keep=tuple(arguments.keep),
+        budget=arguments.quality_budget,
+        smoothing=arguments.smooth,
+        min_psnr_db=arguments.min_psnr,
+    )
 
 
 def _bundle_name(model: str) -> str:

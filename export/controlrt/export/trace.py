@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from torch import Tensor
 from torch.export import Dim
@@ -34,6 +36,8 @@ TRACED_ROWS = 63
 find that out at the end and trace the UNet a second time."""
 COUNTS = ("batch", "rows", "extra")
 """Named dimensions that no profile fixes."""
+_SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where the exporter notes the modules that a node stands in, the operation itself last."""
 MAX_RELATIVE_ERROR = 1e-4
 """Float32 rounding through the deepest network stays an order of magnitude below this."""
 
@@ -68,6 +72,7 @@ def export_program(spec: ProgramSpec, profile: ShapeProfile, directory: Path) ->
                 optimize=True,
                 verbose=False,
             )
+            _name_weights(program.model)
             program.save(file, external_data=True, include_initializers=True)
         except Exception as error:
             raise BuildError(f"PyTorch cannot trace {spec.name}: {error}\n{log.getvalue()[-2000:]}") from error
@@ -91,6 +96,18 @@ def export_program(spec: ProgramSpec, profile: ShapeProfile, directory: Path) ->
         max_relative_error=worst,
         export_seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _name_weights(model: ir.Model) -> None:
+    """Names matrices that the exporter transposed, those of linear layers, as their modules name them."""
+    for node in model.graph:
+        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        if weight is None or weight.const_value is None or not (weight.name or "").startswith("val_"):
+            continue
+        *_, module, _ = ("", "", *ast.literal_eval(node.metadata_props.get(_SCOPES, "[]")))
+        name = f"{module}.weight"
+        if module and name not in model.graph.initializers:
+            weight.name = name
 
 
 def _sizes(profile: ShapeProfile, *, batch: int, rows: int, largest: bool) -> Sizes:

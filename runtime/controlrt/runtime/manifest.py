@@ -253,6 +253,8 @@ class Quantization(_Record, frozen=True, kw_only=True):
     """Of the file of ``controlrt calibrate``."""
     method: str
     """How ``amax`` was found."""
+    smoothing: float | None
+    """How much of the outliers of channels was moved into weights (Xiao et al. 2023, arXiv 2211.10438)."""
     budget: float | None
     """Of the error of the final latents; None where layers were not measured."""
     layers: tuple[QuantizedLayer, ...]

@@ -20,8 +20,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from controlrt.compiler.graph import constant, new_initializer
-from controlrt.compiler.quantization.arithmetic import LEVELS, quantize_weights
+from controlrt.compiler.quantization.arithmetic import quantize_weights, scales_of
 from controlrt.compiler.quantization.layers import Layer, layers_of
+from controlrt.compiler.quantization.smoothing import smooth
 
 _ZERO_POINT = 128
 """Of inputs that are stored in uint8."""
@@ -33,18 +34,37 @@ class Quantize(ir.passes.InPlacePass):
     Args:
         amax: the largest magnitude that a layer's input keeps, by layer name; layers that are not named stay as they are.
         unsigned: store inputs in uint8 with the zero point 128, which ONNX Runtime's CPU provider is fastest with.
+        channel_amax: the largest magnitude of each channel, by layer name, to smooth what layers after layer
+            normalizations read; see ``quantization.smoothing``.
+        smoothing: how much, from 0 to 1.
     """
 
-    def __init__(self, amax: Mapping[str, float], *, unsigned: bool = False) -> None:
+    def __init__(
+        self,
+        amax: Mapping[str, float],
+        *,
+        unsigned: bool = False,
+        channel_amax: Mapping[str, NDArray[np.float32]] | None = None,
+        smoothing: float = 0.5,
+    ) -> None:
         super().__init__()
-        self.amax, self.unsigned = amax, unsigned
+        self.amax, self.unsigned, self.channel_amax, self.smoothing = amax, unsigned, channel_amax or {}, smoothing
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites ``model``."""
+        """Rewrites ``model``.
+
+        Raises:
+            ValueError: the graph lacks a layer that is named.
+        """
+        smoothed = smooth(model.graph, self.channel_amax, self.smoothing)
         chosen = [layer for layer in layers_of(model.graph) if layer.name in self.amax]
+        missing = self.amax.keys() - {layer.name for layer in chosen}
+        if missing:
+            raise ValueError(f"the graph has no layer {min(missing)!r}")
         shared: dict[ir.Value, float] = {}
         for layer in chosen:
-            shared[layer.input] = max(shared.get(layer.input, 0.0), self.amax[layer.name])
+            amax = smoothed.get(layer.input, self.amax[layer.name])
+            shared[layer.input] = max(shared.get(layer.input, 0.0), amax)
         inputs = {value: self._input(model.graph, value, amax) for value, amax in shared.items() if amax > 0}
         weights: dict[tuple[ir.Value, int], ir.Value] = {}
         for layer in chosen:
@@ -59,7 +79,7 @@ class Quantize(ir.passes.InPlacePass):
 
     def _input(self, graph: ir.Graph, value: ir.Value, amax: float) -> ir.Value:
         """``value`` rounded to what int8 holds, right after where it is made."""
-        scale = new_initializer(graph, f"{value.name}.scale", ir.tensor(np.array(amax / LEVELS, _numpy(value))))
+        scale = new_initializer(graph, f"{value.name}.scale", ir.tensor(scales_of(amax).astype(_numpy(value))))
         zero = np.array(_ZERO_POINT, np.uint8) if self.unsigned else np.array(0, np.int8)
         zero_point = new_initializer(graph, f"{value.name}.zero_point", ir.tensor(zero))
         quantize = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{value.name}.quantize")

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from controlrt.compiler.graph import constant
 
-_DERIVED = re.compile(r"(\.(half_[01]|half|[01][01]|matrix|last|weight_\d+))+$")
+_DERIVED = re.compile(r"(\.(half_[01]|half|[01][01]|matrix|last|smooth))+$")
 """What passes put after the name of weights that they make of others; the layer's input stays the same."""
 _CHANNELS_AXIS = {"Conv": 1, "MatMul": -1, "Gemm": -1}
 

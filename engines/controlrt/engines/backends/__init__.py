@@ -27,7 +27,9 @@ class Backend(Protocol):
     precisions: tuple[Precision, ...]
     """What it computes in, the exact one first."""
     default_precision: Precision
-    """What it computes in where nobody says."""
+    """What it computes in where nobody says, and with int8 in all other layers."""
+    unsigned_int8: bool
+    """Whether it is fastest with int8 layers that read uint8."""
     ships_onnx: bool
     """Whether programs stay ONNX in the bundle; if not, they become engines, and are measured before that as ONNX."""
 

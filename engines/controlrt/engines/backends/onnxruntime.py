@@ -35,8 +35,9 @@ class OnnxRuntimeBackend:
         TiledAttention(),
         WinogradConvolution(),
     )
-    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     default_precision: Precision = "fp32"
+    unsigned_int8 = True
     ships_onnx = True
 
     def is_installed(self) -> bool:

@@ -31,8 +31,9 @@ class OpenVinoBackend:
         GuidanceSharing(),
         WinogradConvolution(),
     )
-    precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
     default_precision: Precision = "fp32"
+    unsigned_int8 = False
     ships_onnx = True
 
     def is_installed(self) -> bool:

@@ -27,8 +27,9 @@ class TensorRtBackend:
 
     device: Final = "cuda"
     passes: Passes = (RowAgnosticReshapes(), AttentionLayout(), UpsampleConvolution(), GuidanceSharing())
-    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     default_precision: Precision = "fp16"
+    unsigned_int8 = False
     ships_onnx = False
 
     def __init__(self, flavour: Flavour) -> None:

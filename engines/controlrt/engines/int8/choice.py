@@ -1,0 +1,158 @@
+"""What a build in int8 quantizes, and what the manifest says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from controlrt.compiler.compile import ProgramGraph, compile_program
+from controlrt.compiler.passes.quantize import Quantize
+from controlrt.compiler.quantization.statistics import Case, Statistics
+from controlrt.compiler.weights import WeightStore
+from controlrt.engines.backends import BACKENDS, Backend
+from controlrt.engines.int8.layer_choice import amax_by_part, choose_layers
+from controlrt.engines.int8.options import Int8Options
+from controlrt.engines.int8.sensitivity import choose_blocks, keep_others, measure_blocks
+from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.manifest import Manifest, Quality, Quantization, QuantizedBlock, QuantizedLayer
+from controlrt.runtime.manifest import Backend as BackendName
+from controlrt.runtime.storage import sha256_file
+
+CHOOSING = 2
+"""Cases that blocks are chosen by; the quality gate sees the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Choice:
+    """The layers, and why."""
+
+    options: Int8Options
+    statistics: Statistics
+    layers: tuple[QuantizedLayer, ...]
+    blocks: tuple[QuantizedBlock, ...]
+    cases: tuple[Case, ...]
+    """For the quality gate."""
+    unsigned: bool
+
+    def quantize(self, part: str) -> Quantize | None:
+        """The pass for one part, if any of its layers is to be in int8."""
+        amax = amax_by_part(self.layers).get(part)
+        return _quantize(part, amax, self.statistics, self.options, unsigned=self.unsigned) if amax else None
+
+    def record(self, quality: Quality) -> Quantization:
+        """For the manifest."""
+        return Quantization(
+            statistics=sha256_file(self.options.statistics),
+            method=self.options.method,
+            smoothing=self.options.smoothing,
+            budget=self.options.budget,
+            layers=self.layers,
+            blocks=self.blocks,
+            quality=quality,
+        )
+
+
+def choose(
+    statistics: Statistics,
+    options: Int8Options,
+    backend_name: BackendName,
+    exported: Manifest,
+    source: Path,
+    graphs: Sequence[ProgramGraph],
+) -> Int8Choice:
+    """Says which layers are brought to int8; with a budget, measures blocks for it.
+
+    Args:
+        statistics: of these weights.
+        options: what is asked for.
+        backend_name: what runs the programs.
+        exported: the manifest of the export.
+        source: where it lies.
+        graphs: its programs.
+
+    Raises:
+        UserError: a pattern of layers to keep that fits none.
+        BuildError: no layer is left.
+    """
+    backend = BACKENDS[backend_name]
+    layers = choose_layers(statistics, options)
+    blocks: Sequence[QuantizedBlock] = ()
+    cases = statistics.unseen
+    if options.budget is not None:
+        with _in_float32(backend_name, exported, source, graphs) as (bundle, store):
+            by_part = {each.program.name: each for each in graphs}
+
+            def compile_step(part: str, amax: Mapping[str, float]) -> ProgramGraph:
+                quantize = _quantize(part, amax, statistics, options, unsigned=backend.unsigned_int8)
+                return next(
+                    each
+                    for each in _compiled(by_part[part], exported, backend, quantize)
+                    if each.program.stage == "step"
+                )
+
+            blocks = measure_blocks(bundle, store, layers, cases[:CHOOSING], compile_step)
+        blocks = choose_blocks(blocks, options.budget)
+        layers = keep_others(layers, blocks)
+    return Int8Choice(
+        options=options,
+        statistics=statistics,
+        layers=layers,
+        blocks=tuple(blocks),
+        cases=cases[CHOOSING:] if len(cases) > CHOOSING else cases,
+        unsigned=backend.unsigned_int8,
+    )
+
+
+def copy_files(exported: Manifest, source: Path, target: Path) -> None:
+    """Copies all that an export holds but its programs."""
+    for file in exported.files:
+        if not file.startswith("programs/"):
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / file, target / file)
+
+
+def _quantize(
+    part: str, amax: Mapping[str, float], statistics: Statistics, options: Int8Options, *, unsigned: bool
+) -> Quantize:
+    if options.smoothing is None:
+        return Quantize(amax, unsigned=unsigned)
+    channels = {name: layer.channel_amax for name, layer in statistics.layers[part].items()}
+    return Quantize(amax, unsigned=unsigned, channel_amax=channels, smoothing=options.smoothing)
+
+
+def _compiled(
+    graph: ProgramGraph, exported: Manifest, backend: Backend, quantize: Quantize | None = None
+) -> list[ProgramGraph]:
+    return compile_program(
+        graph.program,
+        graph.model,
+        exported.profile,
+        backend.passes,
+        precision=backend.default_precision,
+        quantize=quantize,
+    )
+
+
+@contextlib.contextmanager
+def _in_float32(
+    backend_name: BackendName, exported: Manifest, source: Path, graphs: Sequence[ProgramGraph]
+) -> Iterator[tuple[Bundle, WeightStore]]:
+    """A bundle to compare with, and where its weights lie; gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="controlrt-int8-") as directory:
+        path = Path(directory)
+        (path / "programs").mkdir()
+        with WeightStore(path / "programs") as store:
+            programs = []
+            for graph in graphs:
+                for compiled in _compiled(graph, exported, BACKENDS[backend_name]):
+                    store.save(compiled.model, Path(compiled.program.file).name)
+                    programs.append(compiled.program)
+            copy_files(exported, source, path)
+            manifest = msgspec.structs.replace(exported, backend=backend_name, programs=tuple(programs))
+            yield Bundle(path, manifest), store

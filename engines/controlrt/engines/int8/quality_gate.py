@@ -1,0 +1,62 @@
+"""Whether a build in int8 is good enough: its pictures beside those of float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from controlrt.compiler.quantization.statistics import Case
+from controlrt.compiler.reference import rms_error
+from controlrt.engines.int8.options import Int8Options
+from controlrt.engines.int8.replay import replay
+from controlrt.engines.likeness import psnr, ssim
+from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.errors import BuildError, UserError
+from controlrt.runtime.manifest import Quality
+from controlrt.runtime.pipeline import ControlNetPipeline
+
+
+def measure_quality(bundle: Bundle, cases: Sequence[Case]) -> Quality:
+    """Draws every case with ``bundle``.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not cases:
+        raise UserError(
+            "the statistics hold no pictures to compare with; take them with: controlrt calibrate --unseen 4"
+        )
+    latents, decibels, likeness = [], [], []
+    with ControlNetPipeline(bundle) as pipeline:
+        for case in cases:
+            found, pictures = replay(pipeline, case.arguments, case.hints)
+            latents.append([rms_error(mine, its) for mine, its in zip(found, case.latents, strict=True)])
+            pairs = [
+                (mine / np.float32(255), its / np.float32(255))
+                for mine, its in zip(pictures, case.pictures, strict=True)
+            ]
+            decibels += [psnr(*pair) for pair in pairs]
+            likeness += [ssim(*pair) for pair in pairs]
+    steps = max(map(len, latents))
+    return Quality(
+        pictures=len(decibels),
+        latent_errors=tuple(float(np.mean([e[step] for e in latents if len(e) > step])) for step in range(steps)),
+        psnr_db=float(np.mean(decibels)),
+        lowest_psnr_db=min(decibels),
+        ssim=float(np.mean(likeness)),
+    )
+
+
+def pass_gate(quality: Quality, options: Int8Options) -> None:
+    """Lets through what is good enough.
+
+    Raises:
+        BuildError: it is not; says what to relax.
+    """
+    if quality.psnr_db < options.min_psnr_db:
+        raise BuildError(
+            f"int8 draws pictures {quality.psnr_db:.1f} dB from float32's, on average of {quality.pictures}; at least "
+            f"{options.min_psnr_db:g} are asked for; keep layers out with --quality-budget 0.05 or --keep, calibrate on "
+            f"more cases, or ask for less with --min-psnr"
+        )

@@ -1,0 +1,37 @@
+"""Draws what a calibration left out, as float32 drew it there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from controlrt.runtime.pipeline import ControlNetPipeline
+
+
+def replay(
+    pipeline: ControlNetPipeline, arguments: Mapping[str, Any], hints: Mapping[str, NDArray[np.uint8]]
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """One call.
+
+    Args:
+        pipeline: of any bundle of these models.
+        arguments: of the call.
+        hints: control pictures by control: (height, width, channels).
+
+    Returns:
+        The latents after every step, (steps, batch, channels, height/8, width/8), and the pictures, (batch, height, width,
+        3).
+    """
+    steps: list[NDArray[np.float32]] = []
+
+    def remember(pipeline: ControlNetPipeline, step: int, timestep: float, values: dict[str, Any]) -> None:
+        del pipeline, step, timestep
+        steps.append(values["latents"].copy())
+
+    controls = {control: Image.fromarray(hint.squeeze()) for control, hint in hints.items()}
+    output = pipeline(image=controls or None, callback_on_step_end=remember, output_type="pil", **arguments)
+    return np.stack(steps), np.stack([np.asarray(picture) for picture in output.images])

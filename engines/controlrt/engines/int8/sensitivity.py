@@ -1,0 +1,120 @@
+"""What int8 costs and gives, block by block: the error of the final latents against the time that is saved.
+
+Each block is brought to int8 by itself, all else staying in float32, and draws pictures that the calibration left out.
+Errors of blocks are taken to add up as independent ones do, in squares; the quality gate then sees what all of them
+do together.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics as averages
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from controlrt.compiler.compile import ProgramGraph
+from controlrt.compiler.quantization.statistics import Case
+from controlrt.compiler.reference import rms_error
+from controlrt.compiler.weights import WeightStore
+from controlrt.engines.int8.layer_choice import amax_by_part
+from controlrt.engines.int8.replay import replay
+from controlrt.engines.int8.swapped_program import SwappedExecutor, with_program
+from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.executors import HostExecutor, open_host_executor
+from controlrt.runtime.manifest import QuantizedBlock, QuantizedLayer
+from controlrt.runtime.pipeline import ControlNetPipeline
+from controlrt.runtime.progress import Progress
+
+Compile = Callable[[str, Mapping[str, float]], ProgramGraph]
+"""The step of a part with these layers in int8, by name and threshold."""
+_BLOCK = re.compile(r"^(.*?\.(?:resnets|attentions|downsamplers|upsamplers)\.\d+)\.")
+_ZERO = re.compile(r"^(.*?\.?controlnet_(?:down_blocks|mid_block))")
+
+
+def block_of(layer: str) -> str:
+    """The block that a layer is measured with: a ResNet, a transformer, a resampling, or all zero convolutions."""
+    found = _BLOCK.match(layer) or _ZERO.match(layer)
+    return found[1] if found else layer
+
+
+def measure_blocks(
+    bundle: Bundle, store: WeightStore, layers: Iterable[QuantizedLayer], cases: Sequence[Case], compile_step: Compile
+) -> list[QuantizedBlock]:
+    """Measures every block that has a layer for int8.
+
+    Args:
+        bundle: in float32, its programs in ``store``.
+        store: where programs with a block in int8 are put beside them.
+        layers: those with ``kept`` None are to be in int8.
+        cases: what to draw.
+        compile_step: see ``Compile``.
+    """
+    blocks: dict[tuple[str, str], dict[str, float]] = {}
+    for part, thresholds in amax_by_part(layers).items():
+        for name, amax in thresholds.items():
+            blocks.setdefault((part, block_of(name)), {})[name] = amax
+    found = []
+    with Progress("sensitivity", len(blocks)) as progress, open_host_executor(bundle) as rest:
+        for number, ((part, block), thresholds) in enumerate(blocks.items()):
+            progress.start(f"{part} {block}")
+            step = compile_step(part, thresholds)
+            file = f"block_{number}.onnx"
+            store.save(step.model, file)
+            program = msgspec.structs.replace(step.program, file=f"programs/{file}")
+            error, saved = _measure(bundle, rest, with_program(bundle, program), program.name, cases)
+            found.append(QuantizedBlock(part=part, name=block, latent_error=error, seconds_saved=saved, chosen=False))
+    return found
+
+
+def _measure(
+    bundle: Bundle, rest: HostExecutor, changed: Bundle, program: str, cases: Sequence[Case]
+) -> tuple[float, float]:
+    """The error of the final latents, and the seconds that one run of the program saves, both drawing in turn."""
+    before = SwappedExecutor(bundle, rest, rest, program)
+    after = SwappedExecutor(changed, rest, open_host_executor(changed), program)
+    errors = []
+    with ControlNetPipeline(bundle, executor=before) as exact, ControlNetPipeline(changed, executor=after) as rounded:
+        for case in cases:
+            expected, _ = replay(exact, case.arguments, case.hints)
+            latents, _ = replay(rounded, case.arguments, case.hints)
+            errors.append(rms_error(latents[-1], expected[-1]))
+    ran = averages.median(before.seconds), averages.median(after.seconds)
+    return float(np.sqrt(np.mean(np.square(errors)))), ran[0] - ran[1]
+
+
+def choose_blocks(blocks: Sequence[QuantizedBlock], budget: float) -> list[QuantizedBlock]:
+    """The blocks that save the most time for their error, until the budget is spent.
+
+    Args:
+        blocks: what was measured.
+        budget: of the error of the final latents, relative to theirs.
+
+    Returns:
+        All of them, in the same order, with ``chosen`` set. One that saves nothing is never chosen.
+    """
+
+    def worth(block: QuantizedBlock) -> float:
+        return block.seconds_saved / max(block.latent_error**2, 1e-20)
+
+    chosen: set[tuple[str, str]] = set()
+    spent = 0.0
+    for block in sorted((each for each in blocks if each.seconds_saved > 0), key=worth, reverse=True):
+        if spent + block.latent_error**2 <= budget**2:
+            spent += block.latent_error**2
+            chosen.add((block.part, block.name))
+    return [msgspec.structs.replace(block, chosen=(block.part, block.name) in chosen) for block in blocks]
+
+
+def keep_others(layers: Iterable[QuantizedLayer], blocks: Iterable[QuantizedBlock]) -> tuple[QuantizedLayer, ...]:
+    """The layers, those of blocks that were not chosen staying as they are."""
+    measured = {(block.part, block.name): block for block in blocks}
+    found = []
+    for layer in layers:
+        block = measured.get((layer.part, block_of(layer.name)))
+        if layer.kept is None and block is not None and not block.chosen:
+            why = "int8 is no faster here" if block.seconds_saved <= 0 else "the quality budget was spent"
+            layer = msgspec.structs.replace(layer, kept=why)
+        found.append(layer)
+    return tuple(found)
