@@ -22,12 +22,12 @@ import controlrt.compiler
 import controlrt.engines
 from controlrt.compiler.compile import FUSED, ProgramGraph, compile_program, fuse_programs, load_program, one_picture
 from controlrt.compiler.passes.channels_last_residuals import ChannelsLastResiduals
+from controlrt.compiler.quantization.statistics import Statistics
 from controlrt.compiler.reference import Reference
 from controlrt.compiler.standard_form import standard_form
 from controlrt.compiler.verify import Verifier
 from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS, Backend
-from controlrt.compiler.quantization.statistics import Statistics
 from controlrt.engines.int8.choice import choose, copy_files
 from controlrt.engines.int8.layer_choice import check_statistics
 from controlrt.engines.int8.options import Int8Options

@@ -6,8 +6,8 @@ symmetric with one scale for the tensor, as Krishnamoorthi 2018, arXiv 1806.0834
 
     q(x) = clip(round(x / s), -128, 127),    s = amax / 127
 
-Layers that read the same value share its quantizer, so the projections to queries, keys and values read one int8 tensor.
-Nothing else is quantized: biases, sums and the residuals of a ControlNet stay as they are.
+Layers that read the same value share its quantizer, so the projections to queries, keys and values read one int8
+tensor. Nothing else is quantized: biases, sums and the residuals of a ControlNet stay as they are.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Quantize(ir.passes.InPlacePass):
     """Rewrites layers; see the module.
 
     Args:
-        amax: the largest magnitude that a layer's input keeps, by layer name; layers that are not named stay as they are.
+        amax: the largest magnitude that a layer's input keeps, by layer name; other layers stay as they are.
         unsigned: store inputs in uint8 with the zero point 128, which ONNX Runtime's CPU provider is fastest with.
         channel_amax: the largest magnitude of each channel, by layer name, to smooth what layers after layer
             normalizations read; see ``quantization.smoothing``.

@@ -19,7 +19,7 @@ class Layer:
     """One convolution or linear layer."""
 
     name: str
-    """Of its weights as they were exported, such as ``unet.mid_block.resnets.0.conv1``: the same whatever passes ran."""
+    """Of its weights as exported, such as ``unet.mid_block.resnets.0.conv1``: the same whatever passes ran."""
     node: ir.Node
     input: ir.Value
     weight: ir.Value

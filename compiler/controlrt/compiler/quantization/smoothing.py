@@ -4,8 +4,9 @@ A channel that is much larger than the others takes the int8 levels of all. Divi
 
     s_j = max|x_j|^alpha / max|W_j|^(1 - alpha)        (equation 4)
 
-and multiplying row ``j`` of the weights by it changes nothing but how well both are rounded. The division goes into the scale
-and bias of the layer normalization before, so it costs nothing; where something else comes before, nothing is moved.
+and multiplying row ``j`` of the weights by it changes nothing but how well both are rounded. The division goes into
+the scale and bias of the layer normalization before, so it costs nothing; where something else comes before, nothing is
+moved.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from controlrt.engines.int8.layer_choice import amax_by_part, choose_layers
 from controlrt.engines.int8.options import Int8Options
 from controlrt.engines.int8.sensitivity import choose_blocks, keep_others, measure_blocks
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.manifest import Manifest, Quality, Quantization, QuantizedBlock, QuantizedLayer
 from controlrt.runtime.manifest import Backend as BackendName
+from controlrt.runtime.manifest import Manifest, Quality, Quantization, QuantizedBlock, QuantizedLayer
 from controlrt.runtime.storage import sha256_file
 
 CHOOSING = 2
