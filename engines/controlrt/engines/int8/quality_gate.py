@@ -57,6 +57,6 @@ def pass_gate(quality: Quality, options: Int8Options) -> None:
     if quality.psnr_db < options.min_psnr_db:
         raise BuildError(
             f"int8 draws pictures {quality.psnr_db:.1f} dB from float32's, on average of {quality.pictures}; at least "
-            f"{options.min_psnr_db:g} are asked for; keep layers out with --quality-budget 0.05 or --keep, calibrate on "
-            f"more cases, or ask for less with --min-psnr"
+            f"{options.min_psnr_db:g} are asked for; keep layers out with --quality-budget 0.05 or --keep, calibrate "
+            f"on more cases, or ask for less with --min-psnr"
         )

@@ -23,8 +23,8 @@ def replay(
         hints: control pictures by control: (height, width, channels).
 
     Returns:
-        The latents after every step, (steps, batch, channels, height/8, width/8), and the pictures, (batch, height, width,
-        3).
+        The latents after every step, (steps, batch, channels, height/8, width/8), and the pictures, (batch, height,
+        width, 3).
     """
     steps: list[NDArray[np.float32]] = []
 

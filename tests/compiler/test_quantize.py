@@ -1,0 +1,121 @@
+"""Layers in int8, against the arithmetic written out in NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graphs import feed, graph_of, session
+from numpy.typing import NDArray
+
+from controlrt.compiler.passes.half_precision import HalfPrecision
+from controlrt.compiler.passes.quantize import Quantize, has_int8
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((3, 5, 8)).astype(np.float32)
+PICTURES = RNG.standard_normal((2, 4, 6, 6)).astype(np.float32)
+W = RNG.standard_normal((8, 6)).astype(np.float32)
+KERNEL = RNG.standard_normal((7, 4, 3, 3)).astype(np.float32)
+
+
+def int8(values: NDArray[Any], scale: NDArray[Any] | float) -> NDArray[Any]:
+    """What int8 keeps of ``values``, in float64."""
+    return np.clip(np.rint(values / np.asarray(scale, np.float32)), -128, 127) * np.float64(np.float32(scale))
+
+
+def per_channel(weights: NDArray[Any], axis: int) -> NDArray[Any]:
+    others = tuple(each for each in range(weights.ndim) if each != axis)
+    return int8(weights, (np.abs(weights).max(axis=others, keepdims=True) / np.float32(127)).astype(np.float32))
+
+
+def run(model: ir.Model, **values: Any) -> NDArray[Any]:
+    return feed(session(model), values)["y"]
+
+
+def linear(operator: str = "MatMul", weights: NDArray[Any] = W) -> ir.Model:
+    weight = {"unet.mid.to_q.weight": weights}
+    body = f"y = {operator} (x, unet_weight)"
+    model = graph_of("float[3, 5, 8] x", "float[3, 5, 6] y", body, unet_weight=weight["unet.mid.to_q.weight"])
+    model.graph.initializers["unet_weight"].name = "unet.mid.to_q.weight"
+    return model
+
+
+def convolution(attributes: str = "<pads = [1, 1, 1, 1]>") -> ir.Model:
+    body = f"y = Conv {attributes} (x, k, b)"
+    model = graph_of("float[2, 4, 6, 6] x", "float[2, 7, h, w] y", body, k=KERNEL, b=np.arange(7.0))
+    model.graph.initializers["k"].name = "unet.conv1.weight"
+    return model
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+@pytest.mark.parametrize("amax", [4.0, 1.0])
+def test_a_linear_layer(unsigned: bool, amax: float) -> None:
+    model = linear()
+    assert Quantize({"unet.mid.to_q": amax}, unsigned=unsigned)(model).modified
+    expected = int8(X, amax / 127) @ per_channel(W, 1)
+    np.testing.assert_allclose(run(model, x=X), expected, rtol=1e-4, atol=1e-4)
+    assert has_int8(model.graph)
+    stored = model.graph.initializers["unet.mid.to_q.weight.int8"]
+    assert stored.dtype == ir.DataType.INT8
+    assert not stored.const_value.numpy().min() < -127
+
+
+def test_a_convolution_keeps_its_bias() -> None:
+    model = convolution()
+    Quantize({"unet.conv1": 3.0})(model)
+    kernel, x = per_channel(KERNEL, 0), np.pad(int8(PICTURES, 3 / 127), [(0, 0), (0, 0), (1, 1), (1, 1)])
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))
+    expected = np.einsum("nchwij,ocij->nohw", windows, kernel) + np.arange(7)[:, None, None]
+    np.testing.assert_allclose(run(model, x=PICTURES), expected, rtol=1e-4, atol=1e-4)
+    assert model.graph.initializers["b"].dtype == ir.DataType.FLOAT
+
+
+def test_readers_of_one_value_share_its_quantizer() -> None:
+    body = "q = MatMul (x, a) k = MatMul (x, b) s = Add (q, k) y = Add (s, x)"
+    model = graph_of("float[3, 5, 8] x", "float[3, 5, 8] y", body, a=np.eye(8), b=np.eye(8))
+    Quantize({"a": 2.0, "b": 3.0})(model)
+    names = [node.op_type for node in model.graph]
+    assert names.count("QuantizeLinear") == 1
+    np.testing.assert_allclose(run(model, x=X), 2 * int8(X, 3 / 127) + X, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "body"),
+    [
+        ("float[3, 5, 8] x, float[8, 8] w", "y = MatMul (x, w)"),
+        ("float[3, 5, 8] x", "y = Mul (x, x)"),
+        ("float[3, 5, 8] x", "y = Add (x, c)"),
+    ],
+)
+def test_what_is_no_layer_stays(inputs: str, body: str) -> None:
+    constants = {"c": np.ones(8)} if "c)" in body else {}
+    model = graph_of(inputs, "float[3, 5, 8] y", body, **constants)
+    assert not Quantize({})(model).modified
+    with pytest.raises(ir.passes.PassError) as error:
+        Quantize({"c": 1.0, "w": 1.0})(model)
+    assert "the graph has no layer 'c'" in str(error.value.__cause__)
+
+
+def test_a_second_time_there_is_nothing_to_do() -> None:
+    model = linear()
+    Quantize({"unet.mid.to_q": 1.0})(model)
+    assert not Quantize({})(model).modified
+
+
+def test_grouped_convolutions_stay() -> None:
+    grouped = np.ones((4, 1, 3, 3))
+    model = graph_of("float[2, 4, 6, 6] x", "float[2, 4, 4, 4] y", "y = Conv <group = 4> (x, k)", k=grouped)
+    with pytest.raises(ir.passes.PassError):
+        Quantize({"k": 1.0})(model)
+
+
+def test_in_float16_scales_are_float16() -> None:
+    model = linear()
+    HalfPrecision({})(model)
+    Quantize({"unet.mid.to_q": 4.0})(model)
+    types = {node.op_type: node.outputs[0].dtype for node in model.graph}
+    assert types["DequantizeLinear"] == ir.DataType.FLOAT16
+    expected = int8(X.astype(np.float16), float(np.float16(4 / 127))) @ per_channel(W.astype(np.float16), 1)
+    np.testing.assert_allclose(run(model, x=X), expected, rtol=2e-2, atol=2e-2)
