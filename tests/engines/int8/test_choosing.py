@@ -1,4 +1,4 @@
-"""Which layers are brought to int8: by name, by what blocks were measured to cost and save, and whether it is enough."""
+"""Which layers are brought to int8: by name, by what blocks were measured to cost and save, and a gate after it."""
 
 from __future__ import annotations
 
