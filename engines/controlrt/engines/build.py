@@ -20,7 +20,15 @@ import onnx_ir as ir
 
 import controlrt.compiler
 import controlrt.engines
-from controlrt.compiler.compile import FUSED, ProgramGraph, compile_program, fuse_programs, load_program, one_picture
+from controlrt.compiler.compile import (
+    FUSED,
+    Passes,
+    ProgramGraph,
+    compile_program,
+    fuse_programs,
+    load_program,
+    one_picture,
+)
 from controlrt.compiler.passes.channels_last_residuals import ChannelsLastResiduals
 from controlrt.compiler.reference import Reference
 from controlrt.compiler.standard_form import standard_form
@@ -81,6 +89,8 @@ class BuildOptions:
     """For a single file: what its UNet predicts, where neither it nor its kind tells."""
     engine: EngineOptions = field(default_factory=EngineOptions)
     """For the backends that build engines."""
+    calibration: bool = False
+    """Leave out the passes that are for float32 alone: they hide layers from ``controlrt calibrate``."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -94,6 +104,12 @@ class BuildOptions:
         for name in self.fuse:
             if name not in self.controlnets:
                 raise UnknownNameError("control in --fuse", name, self.controlnets)
+
+    @property
+    def passes(self) -> Passes:
+        """The compiler passes of the build, in order."""
+        passes = BACKENDS[self.backend].passes
+        return tuple(each for each in passes if not (self.calibration and getattr(each, "float32_only", False)))
 
 
 class ExportFailedError(ControlRTError):
@@ -143,7 +159,7 @@ def build(options: BuildOptions, command: str) -> Built:
         _refuse_fused_union(options, exported)
         folders = [*controlrt.compiler.__path__, *controlrt.engines.__path__]
         code = [sha256_tree(Path(folder), "*.py") for folder in folders]
-        passes = [type(each).__name__ for each in backend.passes]
+        passes = [type(each).__name__ for each in options.passes]
         decisive = [
             *(exported.key, options.backend, options.precision, options.fuse, options.verify, options.measure),
             *(asdict(options.engine), backend.versions(), code, passes, SCHEMA_VERSION),
@@ -186,7 +202,7 @@ def _compile(
                         each.program,
                         each.model,
                         exported.profile,
-                        backend.passes,
+                        options.passes,
                         verifier,
                         precision,
                         split=backend.device == "cuda",
