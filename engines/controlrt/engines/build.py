@@ -20,7 +20,15 @@ import onnx_ir as ir
 
 import controlrt.compiler
 import controlrt.engines
-from controlrt.compiler.compile import FUSED, ProgramGraph, compile_program, fuse_programs, load_program, one_picture
+from controlrt.compiler.compile import (
+    FUSED,
+    Passes,
+    ProgramGraph,
+    compile_program,
+    fuse_programs,
+    load_program,
+    one_picture,
+)
 from controlrt.compiler.passes.channels_last_residuals import ChannelsLastResiduals
 from controlrt.compiler.quantization.statistics import Statistics
 from controlrt.compiler.reference import Reference
@@ -102,6 +110,8 @@ class BuildOptions:
     """For the backends that build engines."""
     int8: Int8Options | None = None
     """With the precision "int8"."""
+    for_calibration: bool = False
+    """Leave out the passes that are for float32 alone: they hide layers from ``controlrt calibrate``."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -131,6 +141,12 @@ class BuildOptions:
         if self.int8.budget is not None and BACKENDS[self.backend].device != "cpu":
             allowed = f"left out with {self.backend}: blocks are timed on CPUs only so far; choose layers with --keep"
             raise ParameterError("--quality-budget", self.int8.budget, allowed)
+
+    @property
+    def passes(self) -> Passes:
+        """The compiler passes of the build, in order."""
+        passes = BACKENDS[self.backend].passes
+        return tuple(each for each in passes if not (self.for_calibration and getattr(each, "float32_only", False)))
 
 
 class ExportFailedError(ControlRTError):
@@ -183,7 +199,7 @@ def build(options: BuildOptions, command: str) -> Built:
             check_statistics(statistics, exported)
         folders = [*controlrt.compiler.__path__, *controlrt.engines.__path__]
         code = [sha256_tree(Path(folder), "*.py") for folder in folders]
-        passes = [type(each).__name__ for each in backend.passes]
+        passes = [type(each).__name__ for each in options.passes]
         decisive = [
             *(exported.key, options.backend, options.precision, options.fuse, options.verify, options.measure),
             *(asdict(options.engine), backend.versions(), code, passes, SCHEMA_VERSION),
@@ -239,7 +255,7 @@ def _compile(
                         each.program,
                         each.model,
                         exported.profile,
-                        backend.passes,
+                        options.passes,
                         verifier,
                         precision,
                         quantize=int8.quantize(name) if int8 is not None else None,

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import sys
 import time
@@ -18,63 +17,15 @@ from controlrt.compiler.quantization.thresholds import METHODS
 from controlrt.engines.backends import BACKENDS, choose_backend
 from controlrt.engines.build import BuildOptions, build
 from controlrt.engines.int8.options import MIN_PSNR_DB, Int8Options
+from controlrt.engines.source_options import add_source_arguments, parse_sources, source_name
 from controlrt.engines.tensorrt.options import EngineOptions
-from controlrt.runtime.commands import guarded, named_values, run_command
-from controlrt.runtime.commands.ip_adapter_option import IP_ADAPTER_FORM, IP_ADAPTER_HELP, parse_ip_adapters
-from controlrt.runtime.commands.lora_option import LORA_FORM, LORA_HELP, LoraOption
-from controlrt.runtime.errors import UserError
+from controlrt.runtime.commands import guarded, run_command
 from controlrt.runtime.manifest import Precision
-from controlrt.runtime.profile import ShapeProfile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument(
-        "--profile", default="512x512", help="picture sizes, WIDTHxHEIGHT: 512x512, 512-1024x512-1024, or a list"
-    )
-    parser.add_argument("--batch", default="1", help="pictures per call, a number or a range such as 1-4")
-    parser.add_argument(
-        "--prompt-chunks",
-        default="1",
-        help="chunks of 75 tokens that prompts may have, a number or a range such as 1-3; longer ones are cut",
-    )
-    parser.add_argument(
-        "--vae-tile",
-        type=int,
-        metavar="SIDE",
-        help="have the VAE take pictures up to this side, such as 512, and larger ones in tiles (generate "
-        "--vae-tiling), which need less memory",
-    )
-    parser.add_argument(
-        "--model", help="diffusers folder, .safetensors file or hub id; the bundled demo model where not given"
-    )
-    parser.add_argument(
-        "--controlnet",
-        action="append",
-        default=[],
-        metavar="NAME=SOURCE",
-        help="a ControlNet and the name to call it by; may be repeated; the demo model brings canny and mask",
-    )
-    parser.add_argument("--lora", action="append", default=[], metavar=LORA_FORM, help=LORA_HELP)
-    parser.add_argument("--config", help="for a single file: diffusers folder or hub id of the same architecture")
-    parser.add_argument(
-        "--prediction-type",
-        choices=("epsilon", "v_prediction"),
-        help="for a single file: what its UNet predicts, where it is Stable Diffusion 2.x",
-    )
-    parser.add_argument(
-        "--adapter",
-        action="append",
-        default=[],
-        metavar="NAME=SOURCE",
-        help="a T2I-Adapter and the name to call it by; may be repeated",
-    )
-    parser.add_argument("--ip-adapter", action="append", default=[], metavar=IP_ADAPTER_FORM, help=IP_ADAPTER_HELP)
-    parser.add_argument(
-        "--image-encoder",
-        metavar="SOURCE",
-        help="of the IP-Adapters, a folder or OWNER/NAME/FOLDER; image_encoder beside the adapter where not given",
-    )
+    add_source_arguments(parser)
     parser.add_argument(
         "--backend", choices=sorted(BACKENDS), help="what runs the programs; the fastest one installed where not given"
     )
@@ -146,17 +97,8 @@ def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Builds and prints where the bundle is."""
-    profile = ShapeProfile.parse(arguments.profile, arguments.batch, arguments.prompt_chunks, arguments.vae_tile)
-    controlnets = named_values(arguments.controlnet, "--controlnet", "NAME=SOURCE")
-    if arguments.model is None:
-        from controlrt.demo import CONTROLNETS, MODEL_DIR
-
-        if not (MODEL_DIR / "model_index.json").is_file():
-            raise UserError("this installation has no demo model; name a checkpoint with --model")
-        model, name = str(MODEL_DIR), "demo"
-        controlnets = controlnets or {control: str(path) for control, path in CONTROLNETS.items()}
-    else:
-        model, name = arguments.model, _bundle_name(arguments.model)
+    sources, name = parse_sources(arguments), source_name(arguments)
+    profile = sources["profile"]
     several = "" if str(profile.batch) == "1" else f"-batch{profile.batch}"
     longer = "" if str(profile.prompt_chunks) == "1" else f"-chunks{profile.prompt_chunks}"
     tiles = "" if profile.vae_tile is None else f"-tile{profile.vae_tile}"
@@ -165,20 +107,12 @@ def run(arguments: argparse.Namespace) -> int:
     lower = "" if precision == "fp32" else f"-{precision}"
     output = arguments.output or Path("bundles") / f"{name}-{profile}{several}{longer}{tiles}{lower}".replace(",", "+")
     options = BuildOptions(
-        model=model,
-        controlnets=controlnets,
-        adapters=named_values(arguments.adapter, "--adapter", "NAME=SOURCE"),
-        ip_adapters=parse_ip_adapters(arguments.ip_adapter),
-        image_encoder=arguments.image_encoder,
-        profile=profile,
+        **sources,
         output=output,
         backend=backend,
         precision=precision,
         fuse=tuple(name.strip() for name in arguments.fuse.split(",") if name.strip()),
         verify=arguments.verify,
-        loras=tuple(map(LoraOption.parse, arguments.lora)),
-        config=arguments.config,
-        prediction_type=arguments.prediction_type,
         int8=_int8_options(arguments),
         engine=EngineOptions(
             compute_capabilities=EngineOptions.parse_capabilities(arguments.compute_capability),
@@ -209,12 +143,6 @@ def _int8_options(arguments: argparse.Namespace) -> Int8Options | None:
         smoothing=arguments.smooth,
         min_psnr_db=arguments.min_psnr,
     )
-
-
-def _bundle_name(model: str) -> str:
-    """A source's last name, without the suffix of a single file."""
-    name = Path(model).resolve().name
-    return re.sub(r"\.(safetensors|ckpt|pt|pth)$", "", name)
 
 
 def main() -> int:

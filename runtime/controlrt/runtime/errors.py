@@ -12,6 +12,7 @@
     │   └── RequestError                a request that a server's bundle cannot draw
     ├── BundleError                     a bundle that is missing, damaged or of another version
     ├── BuildError                      an export or engine build that failed
+    ├── CalibrationError                a layer whose input is not finite
     ├── DeviceError                     a GPU that is missing, or fails
     │   └── DeviceMemoryError           one whose memory does not hold what is asked of it
     └── ServiceError                    a server that does not draw what it could
@@ -101,6 +102,10 @@ class BundleError(ControlRTError):
 
 class BuildError(ControlRTError):
     """An export or an engine build that failed; the message names the program."""
+
+
+class CalibrationError(ControlRTError):
+    """A layer whose input is infinite or not a number; the message names it and the timestep."""
 
 
 class DeviceError(ControlRTError):

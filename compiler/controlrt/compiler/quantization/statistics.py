@@ -80,6 +80,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Width and height in pixels."""
     seed: int
     versions: dict[str, str]
+    key: str = ""
+    """SHA-256 of everything that decides the statistics: programs, pictures, options."""
 
 
 @dataclass(frozen=True, kw_only=True)

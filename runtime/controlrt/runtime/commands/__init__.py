@@ -34,6 +34,7 @@ SUMMARIES = {
     "annotate": "make a control picture from an ordinary one",
     "bench": "measure a bundle beside eager diffusers and other peers",
     "build": "compile a checkpoint and its ControlNets into a bundle (build-engines)",
+    "calibrate": "see what the layers read, for a bundle in int8",
     "doctor": "say what this machine can run and what is missing",
     "export": "trace a checkpoint and its ControlNets to ONNX",
     "generate": "draw controlled pictures from a bundle",

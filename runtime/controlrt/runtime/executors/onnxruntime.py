@@ -48,13 +48,21 @@ class OnnxRuntimeExecutor(HostExecutor):
 
     def _session(self, program: str) -> ort.InferenceSession:
         if program not in self._sessions:
-            file = self._bundle.file(self._bundle.manifest.program(program).file)
-            self._sessions[program] = open_session(file, self._threads)
+            self._sessions[program] = self._open(program)
         return self._sessions[program]
 
+    def _open(self, program: str) -> ort.InferenceSession:
+        """Opens the file of ``program``."""
+        return open_session(self._bundle.file(self._bundle.manifest.program(program).file), self._threads)
 
-def open_session(file: Path, threads: int | None = None) -> ort.InferenceSession:
+
+def open_session(file: Path, threads: int | None = None, model: bytes | None = None) -> ort.InferenceSession:
     """Opens an ONNX file on the CPU provider.
+
+    Args:
+        file: the file, its weights beside it.
+        threads: CPU threads; all cores by default.
+        model: what is opened in place of the contents of ``file``, with the same weights.
 
     Raises:
         BundleError: ONNX Runtime refuses the file.
@@ -66,7 +74,9 @@ def open_session(file: Path, threads: int | None = None) -> ort.InferenceSession
     options.log_severity_level = 3
     # the threads of one session must not spin on the cores that the next one needs
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if model is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
     try:
-        return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model or file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class of their own
         raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {file}: {error}") from error
