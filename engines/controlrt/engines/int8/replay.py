@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from controlrt.runtime.pictures import to_pixels
 from controlrt.runtime.pipeline import ControlNetPipeline
 
 
@@ -30,8 +30,7 @@ def replay(
 
     def remember(pipeline: ControlNetPipeline, step: int, timestep: float, values: dict[str, Any]) -> None:
         del pipeline, step, timestep
-        steps.append(values["latents"].copy())
+        steps.append(values["latents"])
 
-    controls = {control: Image.fromarray(hint.squeeze()) for control, hint in hints.items()}
-    output = pipeline(image=controls or None, callback_on_step_end=remember, output_type="pil", **arguments)
-    return np.stack(steps), np.stack([np.asarray(picture) for picture in output.images])
+    output = pipeline(**arguments, image=hints or None, callback_on_step_end=remember, output_type="np")
+    return np.stack(steps), to_pixels(output.images)
