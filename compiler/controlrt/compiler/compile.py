@@ -15,6 +15,7 @@ from controlrt.compiler.binding import LAYOUT, cut
 from controlrt.compiler.flops import count_flops, graph_size
 from controlrt.compiler.fuse import fuse
 from controlrt.compiler.passes.half_precision import HalfPrecision
+from controlrt.compiler.passes.half_weights import HalfWeights
 from controlrt.compiler.passes.quantize import Quantize, has_int8
 from controlrt.compiler.split import split_step
 from controlrt.compiler.standard_form import standard_form
@@ -79,6 +80,7 @@ def compile_program(
     precision: Precision = "fp32",
     *,
     quantize: Quantize | None = None,
+    half_weights: bool = False,
     split: bool = False,
 ) -> list[ProgramGraph]:
     """Runs ``passes`` over an exported program and cuts it by binding times if its inputs have any.
@@ -95,6 +97,7 @@ def compile_program(
         precision: what the programs compute in. "bf16" leaves the graph as it is: the backend rounds. With int8 layers,
             that of all else.
         quantize: brings layers to int8; not verified, since it changes the result.
+        half_weights: store float32 weights in float16.
         split: have the UNet's encoder in a program of its own, to be run beside the ControlNets.
 
     Returns:
@@ -124,7 +127,7 @@ def compile_program(
         model = model.clone()
         quantize(model)
         RemoveUnusedNodesPass()(model)  # the weights as they were
-    for each in last:
+    for each in (*last, *([HalfWeights()] if half_weights else ())):
         model = _apply(each, model, exported.name, None)
     if not labels:
         return [_describe(exported, model, exported.name, None, profile, precision)]

@@ -259,6 +259,7 @@ def _compile(
                         verifier,
                         precision,
                         quantize=int8.quantize(name) if int8 is not None else None,
+                        half_weights=int8 is not None and precision == "fp32",
                         split=backend.device == "cuda",
                     ):
                         weights.save(compiled.model, Path(compiled.program.file).name)
