@@ -8,9 +8,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from controlrt.calibration.cases import CollectOptions
+from controlrt.calibration.collect import collect
+from controlrt.calibration.data import DEMO
 from controlrt.compiler.compile import load_program, one_picture
 from controlrt.compiler.flops import count_flops
 from controlrt.engines.build import BuildOptions, build, export_programs
+from controlrt.engines.int8.options import Int8Options
 from controlrt.perf.models import BenchModel, bench_directory
 from controlrt.perf.peers.contenders import Peer
 from controlrt.perf.peers.half_export import in_half
@@ -21,6 +25,9 @@ from controlrt.runtime.errors import ControlRTError
 from controlrt.runtime.inspection.workload import PROMPTS, ControlWindow, plan_picture
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.storage import atomic_file
+
+CALIBRATION_CASES, CALIBRATION_STEPS = 6, 5
+"""Of a bundle in int8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +137,7 @@ class Workshop:
             backend=peer.backend,
             precision=peer.precision,
             measure=False,
+            int8=self._int8(task) if peer.precision == "int8" else None,
         )
         note = output.with_name(f"{peer.name}.seconds")
         started = time.monotonic()
@@ -139,6 +147,26 @@ class Workshop:
                 partial.write_text(f"{time.monotonic() - started:.2f}\n")
         compiled = float(note.read_text()) if note.is_file() else None
         return built.bundle, None if compiled is None else compiled + _export_seconds(exported)
+
+    def _int8(self, task: Task) -> Int8Options:
+        """How a bundle in int8 is built: by scenes of the demo model's kind, whatever the model. What it gives up stands
+        beside its speed, so no likeness is asked for."""
+        profile = self.profile(task)
+        kept = hashlib.sha256(f"{self._model.source}{self._model.controls}{profile}{profile.batch}".encode())
+        directory = bench_directory() / "calibration" / f"{self._model.name}-{kept.hexdigest()[:12]}"
+        options = BuildOptions(
+            model=self._model.source,
+            controlnets=self._model.controls,
+            profile=profile,
+            output=directory / "bundle",
+            for_calibration=True,
+        )
+        bundle = build(options, "controlrt bench").bundle
+        statistics = directory / f"statistics-{bundle.manifest.key[:12]}.safetensors"
+        if not statistics.is_file():
+            seen = CollectOptions(cases=CALIBRATION_CASES, steps=CALIBRATION_STEPS, unseen=1, size=profile.default_size)
+            collect(bundle, DEMO, seen, statistics)
+        return Int8Options(statistics=statistics, min_psnr_db=0.0)
 
     def _export(self, task: Task) -> Bundle:
         """The export for a task. One that failed is not tried again."""
