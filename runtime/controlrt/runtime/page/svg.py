@@ -118,7 +118,7 @@ def logarithmic(values: Sequence[float], start: float, end: float) -> Scale:
 def x_axis(
     drawing: Drawing, scale: Scale, label: str, y: float, top: float = 8, ticks: Mapping[float, str] | None = None
 ) -> None:
-    """Draws a grid of vertical lines from ``top`` to ``y``, with numbers or what ``ticks`` says under it, and a label."""
+    """Draws a grid of vertical lines from ``top`` to ``y``, under it numbers or what ``ticks`` says, and a label."""
     for tick, text in (ticks or {tick: number(tick) for tick in scale.ticks()}).items():
         drawing.line(scale(tick), top, scale(tick), y, "grid")
         drawing.text(scale(tick), y + 13, text, "middle", "axis")
