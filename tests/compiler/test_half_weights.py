@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import contents, feed, graph_of, session
+from compiler.graphs import contents, feed, graph_of, session
 
 from controlrt.compiler.passes.half_weights import HalfWeights
 

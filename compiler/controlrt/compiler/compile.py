@@ -125,7 +125,11 @@ def compile_program(
         model = _in_half(model, labels, exported.name)
     if quantize is not None:
         model = model.clone()
-        quantize(model)
+        try:
+            quantize(model)
+        except ValueError as error:
+            mend = "the statistics are of another export; take them again with: controlrt calibrate"
+            raise BuildError(f"{exported.name}: {error}; {mend}") from None
         RemoveUnusedNodesPass()(model)  # the weights as they were
     for each in (*last, *([HalfWeights()] if half_weights else ())):
         model = _apply(each, model, exported.name, None)

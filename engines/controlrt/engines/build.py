@@ -36,7 +36,7 @@ from controlrt.compiler.standard_form import standard_form
 from controlrt.compiler.verify import Verifier
 from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS, Backend
-from controlrt.engines.int8.choice import choose, copy_files
+from controlrt.engines.int8.choice import choose, copy_files, reduces_range
 from controlrt.engines.int8.layer_choice import check_statistics
 from controlrt.engines.int8.options import Int8Options
 from controlrt.engines.int8.quality_gate import measure_quality, pass_gate
@@ -206,6 +206,7 @@ def build(options: BuildOptions, command: str) -> Built:
         ]
         if options.int8 is not None:
             decisive += [sha256_file(options.int8.statistics), asdict(options.int8)]
+            decisive.append(reduces_range(options.int8, backend))
         key = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
         found = _whole_bundle(options.output, key)
         if found is not None:

@@ -63,6 +63,12 @@ def _add_int8_arguments(group: argparse._ArgumentGroup) -> None:
         help="move outliers of channels into weights, from 0 to 1 (SmoothQuant)",
     )
     group.add_argument(
+        "--reduce-range",
+        action=argparse.BooleanOptionalAction,
+        help="weights of 7 bits, for CPUs without VNNI, whose sums overflow otherwise; as this machine needs it where "
+        "not given",
+    )
+    group.add_argument(
         "--quality-budget",
         type=float,
         metavar="ERROR",
@@ -141,6 +147,7 @@ def _int8_options(arguments: argparse.Namespace) -> Int8Options | None:
         keep=tuple(arguments.keep),
         budget=arguments.quality_budget,
         smoothing=arguments.smooth,
+        reduce_range=arguments.reduce_range,
         min_psnr_db=arguments.min_psnr,
     )
 

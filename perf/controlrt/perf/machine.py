@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from controlrt.runtime.cpu import flags
+
 PACKAGES = (
     *("controlrt", "torch", "triton", "onnxruntime", "onnxruntime-gpu", "openvino", "diffusers", "transformers"),
     *("tensorrt", "tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu13-libs", "cuda-bindings", "onnx-ir", "numpy"),
@@ -66,7 +68,7 @@ def this_machine() -> Machine:
         load_average=round(os.getloadavg()[0], 2),
         clock_mhz=_clock(),
         governor=_governor(),
-        isa=tuple(name for name in ISA if name in _cpuinfo().get("flags", "").split()),
+        isa=tuple(name for name in ISA if name in flags()),
         gpus=_gpus(),
     )
 

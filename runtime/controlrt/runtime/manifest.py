@@ -255,6 +255,8 @@ class Quantization(_Record, frozen=True, kw_only=True):
     """How ``amax`` was found."""
     smoothing: float | None
     """How much of the outliers of channels was moved into weights (Xiao et al. 2023, arXiv 2211.10438)."""
+    reduced_range: bool
+    """Whether weights take 7 bits of the 8, so that CPUs without VNNI do not overflow."""
     budget: float | None
     """Of the error of the final latents; None where layers were not measured."""
     layers: tuple[QuantizedLayer, ...]

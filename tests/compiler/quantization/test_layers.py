@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import graph_of
+from compiler.graphs import graph_of
 
 from controlrt.compiler.passes.geglu import Geglu
 from controlrt.compiler.passes.upsample_convolution import UpsampleConvolution
@@ -20,7 +20,7 @@ from controlrt.compiler.quantization.layers import layer_name, layers_of
         ("unet.proj_in.weight.matrix.half", "unet.proj_in"),
         ("unet.proj_in.weight.last.smooth", "unet.proj_in"),
         ("unet.resnets.11.conv1.weight", "unet.resnets.11.conv1"),
-        ("unet.blocks.10", "unet.blocks.10"),
+        ("controlnet.controlnet_down_blocks.10.weight.half", "controlnet.controlnet_down_blocks.10"),
         ("val_100", "val_100"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import contents, feed, graph_of, session
+from compiler.graphs import contents, feed, graph_of, session
 
 from controlrt.compiler.passes.quantize import Quantize
 from controlrt.compiler.quantization.smoothing import smooth

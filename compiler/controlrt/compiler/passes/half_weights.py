@@ -1,7 +1,7 @@
 """Stores float32 weights in float16 and reads them back in float32: half the bytes, and the same arithmetic.
 
-In a bundle in int8 what is not in int8 would be most of its bytes. Rounding a weight to float16 costs a relative error of
-up to 2^-11, far less than int8 costs. Weights that float16 cannot hold stay as they are.
+In a bundle in int8 what is not in int8 would be most of its bytes. Rounding a weight to float16 costs a relative error
+of up to 2^-11, far less than int8 costs. Weights that float16 cannot hold stay as they are.
 """
 
 from __future__ import annotations

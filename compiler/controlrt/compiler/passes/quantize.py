@@ -20,7 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from controlrt.compiler.graph import constant, new_initializer
-from controlrt.compiler.quantization.arithmetic import quantize_weights, scales_of
+from controlrt.compiler.quantization.arithmetic import LEVELS, quantize_weights, scales_of
 from controlrt.compiler.quantization.layers import Layer, layers_of
 from controlrt.compiler.quantization.smoothing import smooth
 
@@ -34,6 +34,7 @@ class Quantize(ir.passes.InPlacePass):
     Args:
         amax: the largest magnitude that a layer's input keeps, by layer name; other layers stay as they are.
         unsigned: store inputs in uint8 with the zero point 128, which ONNX Runtime's CPU provider is fastest with.
+        weight_levels: the largest int8 of weights.
         channel_amax: the largest magnitude of each channel, by layer name, to smooth what layers after layer
             normalizations read; see ``quantization.smoothing``.
         smoothing: how much, from 0 to 1.
@@ -44,11 +45,13 @@ class Quantize(ir.passes.InPlacePass):
         amax: Mapping[str, float],
         *,
         unsigned: bool = False,
+        weight_levels: int = LEVELS,
         channel_amax: Mapping[str, NDArray[np.float32]] | None = None,
         smoothing: float = 0.5,
     ) -> None:
         super().__init__()
-        self.amax, self.unsigned, self.channel_amax, self.smoothing = amax, unsigned, channel_amax or {}, smoothing
+        self.amax, self.unsigned, self.weight_levels = amax, unsigned, weight_levels
+        self.channel_amax, self.smoothing = channel_amax or {}, smoothing
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites ``model``.
@@ -72,7 +75,7 @@ class Quantize(ir.passes.InPlacePass):
                 continue
             key = layer.weight, layer.output_axis
             if key not in weights:
-                weights[key] = _weight(model.graph, layer)
+                weights[key] = _weight(model.graph, layer, self.weight_levels)
             layer.node.replace_input_with(0, inputs[layer.input])
             layer.node.replace_input_with(1, weights[key])
         return ir.passes.PassResult(model, bool(weights))
@@ -101,7 +104,7 @@ def has_int8(graph: ir.Graph) -> bool:
     return any(node.op_type == "QuantizeLinear" for node in graph)
 
 
-def _weight(graph: ir.Graph, layer: Layer) -> ir.Value:
+def _weight(graph: ir.Graph, layer: Layer, levels: int) -> ir.Value:
     """The weights as int8 and its scales, read back right before the layer."""
     tensor = constant(layer.weight)
     assert tensor is not None  # or it were no layer
@@ -109,7 +112,7 @@ def _weight(graph: ir.Graph, layer: Layer) -> ir.Value:
 
     @functools.cache
     def quantized() -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        return quantize_weights(tensor.numpy(), axis)
+        return quantize_weights(tensor.numpy(), axis, levels)
 
     def integers() -> ir.TensorProtocol:
         return ir.tensor(quantized()[0])

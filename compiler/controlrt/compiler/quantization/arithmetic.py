@@ -13,17 +13,19 @@ from numpy.typing import NDArray
 
 LEVELS = 127
 """The largest int8."""
+REDUCED_LEVELS = 63
+"""The largest weight where a CPU adds two products in 16 bits: 2 * 255 * 63 fits, 2 * 255 * 127 does not."""
 
 
-def scales_of(amax: NDArray[np.floating[Any]] | float) -> NDArray[np.float32]:
-    """The scales at which these largest magnitudes are 127, as float32 of the same shape.
+def scales_of(amax: NDArray[np.floating[Any]] | float, levels: int = LEVELS) -> NDArray[np.float32]:
+    """The scales at which these largest magnitudes are ``levels``, as float32 of the same shape.
 
     The scale of nothing but zeros is 1, since none may be 0; so is one that float32 has no normal number for.
 
     Raises:
         ValueError: one is infinite or not a number.
     """
-    scales = np.asarray(amax, np.float32) / np.float32(LEVELS)
+    scales = np.asarray(amax, np.float32) / np.float32(levels)
     if not np.isfinite(scales).all():
         raise ValueError("there are magnitudes that are infinite or not a number; they have no scale")
     return np.where(scales < np.finfo(np.float32).tiny, np.float32(1), scales)
@@ -50,12 +52,15 @@ def dequantize(
     return values.astype(np.float32) * _along(scales, values.ndim, axis)
 
 
-def quantize_weights(weights: NDArray[np.floating[Any]], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Weights in int8, from -127 to 127, with a scale for each output channel.
+def quantize_weights(
+    weights: NDArray[np.floating[Any]], axis: int, levels: int = LEVELS
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Weights in int8, from ``-levels`` to ``levels``, with a scale for each output channel.
 
     Args:
         weights: a matrix or kernel.
         axis: of the output channels.
+        levels: the largest weight; see ``REDUCED_LEVELS``.
 
     Returns:
         The weights, of the same shape, and (output channels,) scales.
@@ -64,7 +69,7 @@ def quantize_weights(weights: NDArray[np.floating[Any]], axis: int) -> tuple[NDA
         ValueError: a weight is infinite or not a number.
     """
     others = tuple(each for each in range(weights.ndim) if each != axis % weights.ndim)
-    scales = scales_of(np.abs(weights).max(axis=others, initial=0))
+    scales = scales_of(np.abs(weights).max(axis=others, initial=0), levels)
     return quantize(weights, scales, axis), scales
 
 

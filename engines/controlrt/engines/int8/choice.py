@@ -13,6 +13,7 @@ import msgspec
 
 from controlrt.compiler.compile import ProgramGraph, compile_program
 from controlrt.compiler.passes.quantize import Quantize
+from controlrt.compiler.quantization.arithmetic import LEVELS, REDUCED_LEVELS
 from controlrt.compiler.quantization.statistics import Case, Statistics
 from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS, Backend
@@ -20,6 +21,7 @@ from controlrt.engines.int8.layer_choice import amax_by_part, choose_layers
 from controlrt.engines.int8.options import Int8Options
 from controlrt.engines.int8.sensitivity import choose_blocks, keep_others, measure_blocks
 from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.cpu import adds_in_32_bits
 from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.manifest import Manifest, Quality, Quantization, QuantizedBlock, QuantizedLayer
 from controlrt.runtime.storage import sha256_file
@@ -38,12 +40,12 @@ class Int8Choice:
     blocks: tuple[QuantizedBlock, ...]
     cases: tuple[Case, ...]
     """For the quality gate."""
-    unsigned: bool
+    backend: Backend
 
     def quantize(self, part: str) -> Quantize | None:
         """The pass for one part, if any of its layers is to be in int8."""
         amax = amax_by_part(self.layers).get(part)
-        return _quantize(part, amax, self.statistics, self.options, unsigned=self.unsigned) if amax else None
+        return _quantize(part, amax, self.statistics, self.options, self.backend) if amax else None
 
     def record(self, quality: Quality) -> Quantization:
         """For the manifest."""
@@ -51,6 +53,7 @@ class Int8Choice:
             statistics=sha256_file(self.options.statistics),
             method=self.options.method,
             smoothing=self.options.smoothing,
+            reduced_range=reduces_range(self.options, self.backend),
             budget=self.options.budget,
             layers=self.layers,
             blocks=self.blocks,
@@ -89,7 +92,7 @@ def choose(
             by_part = {each.program.name: each for each in graphs}
 
             def compile_step(part: str, amax: Mapping[str, float]) -> ProgramGraph:
-                quantize = _quantize(part, amax, statistics, options, unsigned=backend.unsigned_int8)
+                quantize = _quantize(part, amax, statistics, options, backend)
                 return next(
                     each
                     for each in _compiled(by_part[part], exported, backend, quantize)
@@ -105,7 +108,7 @@ def choose(
         layers=layers,
         blocks=tuple(blocks),
         cases=cases[CHOOSING:] if len(cases) > CHOOSING else cases,
-        unsigned=backend.unsigned_int8,
+        backend=backend,
     )
 
 
@@ -118,12 +121,25 @@ def copy_files(exported: Manifest, source: Path, target: Path) -> None:
 
 
 def _quantize(
-    part: str, amax: Mapping[str, float], statistics: Statistics, options: Int8Options, *, unsigned: bool
+    part: str, amax: Mapping[str, float], statistics: Statistics, options: Int8Options, backend: Backend
 ) -> Quantize:
+    levels = REDUCED_LEVELS if reduces_range(options, backend) else LEVELS
     if options.smoothing is None:
-        return Quantize(amax, unsigned=unsigned)
-    channels = {name: layer.channel_amax for name, layer in statistics.layers[part].items()}
-    return Quantize(amax, unsigned=unsigned, channel_amax=channels, smoothing=options.smoothing)
+        return Quantize(amax, unsigned=backend.unsigned_int8, weight_levels=levels)
+    return Quantize(
+        amax,
+        unsigned=backend.unsigned_int8,
+        weight_levels=levels,
+        channel_amax={name: layer.channel_amax for name, layer in statistics.layers[part].items()},
+        smoothing=options.smoothing,
+    )
+
+
+def reduces_range(options: Int8Options, backend: Backend) -> bool:
+    """Whether weights take 7 bits, as asked for, or as this machine's CPU needs it."""
+    if options.reduce_range is not None:
+        return options.reduce_range
+    return backend.device == "cpu" and not adds_in_32_bits()
 
 
 def _compiled(

@@ -26,6 +26,8 @@ class Int8Options:
     """The error of the final latents that is not to be passed, relative to theirs; blocks are measured for it."""
     smoothing: float | None = None
     """How much of the outliers of channels is moved into weights, from 0 to 1; None for nothing. See ``smoothing``."""
+    reduce_range: bool | None = None
+    """Whether weights take 7 bits of the 8, for CPUs that add products in 16 bits; None for what this machine needs."""
     min_psnr_db: float = MIN_PSNR_DB
     """Of the pictures that float32 drew, on average."""
 

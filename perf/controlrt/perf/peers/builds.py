@@ -149,8 +149,10 @@ class Workshop:
         return built.bundle, None if compiled is None else compiled + _export_seconds(exported)
 
     def _int8(self, task: Task) -> Int8Options:
-        """How a bundle in int8 is built: by scenes of the demo model's kind, whatever the model. What it gives up stands
-        beside its speed, so no likeness is asked for."""
+        """How a bundle in int8 is built: by scenes of the demo model's kind, whatever the model.
+
+        What it gives up stands beside its speed, so no likeness is asked for.
+        """
         profile = self.profile(task)
         kept = hashlib.sha256(f"{self._model.source}{self._model.controls}{profile}{profile.batch}".encode())
         directory = bench_directory() / "calibration" / f"{self._model.name}-{kept.hexdigest()[:12]}"

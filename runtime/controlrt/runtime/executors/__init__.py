@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.cpu import adds_in_32_bits
 from controlrt.runtime.cuda.device import Device
 from controlrt.runtime.cuda.engine import Engines
 from controlrt.runtime.executors.base import AfterStep, BoundPlan, Executor, HostExecutor, PlanRun, Runner
 from controlrt.runtime.storage import cache_root
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["AfterStep", "BoundPlan", "Executor", "HostExecutor", "PlanRun", "Runner", "open_executor"]
 
@@ -50,11 +55,18 @@ def _engines(bundle: Bundle, gpu: Device) -> Engines:
 
 
 def open_host_executor(bundle: Bundle, threads: int | None = None) -> HostExecutor:
-    """The executor of a bundle that runs on the CPU.
+    """The executor of a bundle that runs on the CPU. Warns of one whose int8 layers overflow on it.
 
     Raises:
         BundleError: the backend is not installed here.
     """
+    int8 = bundle.manifest.quantization
+    if int8 is not None and not int8.reduced_range and not adds_in_32_bits():
+        _log.warning(
+            "%s is in int8 for CPUs with VNNI, which this one has not: sums may overflow and spoil pictures; build it "
+            "here, or with --reduce-range",
+            bundle.path,
+        )
     if bundle.manifest.backend == "openvino":
         from controlrt.runtime.executors.openvino import OpenVinoExecutor
 

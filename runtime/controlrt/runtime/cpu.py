@@ -1,0 +1,28 @@
+"""What this machine's CPU can do."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+
+_EXACT = ("avx512_vnni", "avx_vnni", "amx_int8")
+"""Extensions of x86 with int8 products that are added in 32 bits, as Linux names them."""
+
+
+@functools.cache
+def flags() -> frozenset[str]:
+    """Extensions of an x86 CPU, as Linux names them; none where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
+
+
+def adds_in_32_bits() -> bool:
+    """Whether products of int8 are added in 32 bits.
+
+    Other CPUs of x86 add two of them in 16 bits first, where they overflow unless weights take 7 bits only.
+    """
+    return platform.machine() in ("aarch64", "arm64") or not flags().isdisjoint(_EXACT)
