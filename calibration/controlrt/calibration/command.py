@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from controlrt.calibration import report
 from controlrt.calibration.cases import GUIDANCE_SCALES, SAMPLERS, CollectOptions
 from controlrt.calibration.collect import collect
 from controlrt.calibration.data import DEMO
+from controlrt.compiler.quantization.statistics import Statistics
 from controlrt.engines.build import BuildOptions, build
 from controlrt.engines.source_options import Sources, add_source_arguments, parse_sources
 from controlrt.runtime.bundle import Bundle
@@ -122,6 +124,22 @@ def calibration_bundle(sources: Sources, command: str) -> Bundle:
     return build(options, command).bundle
 
 
+def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("statistics", type=Path, help="a file that calibrate wrote")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.html", help="the page to write; beside the statistics where not given"
+    )
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    output = arguments.output or arguments.statistics.with_suffix(".html")
+    statistics = Statistics.load(arguments.statistics)
+    check_writable(output)
+    report.write(statistics, output)
+    print(f"{output}: {sum(map(len, statistics.layers.values()))} layers of {', '.join(statistics.layers)}")
+    return 0
+
+
 def _numbers(text: str, option: str) -> tuple[float, ...]:
     try:
         return tuple(float(number) for number in text.split(","))
@@ -131,5 +149,6 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     DEFAULT: ("run a checkpoint in float32 and write down what its layers read", _add_collect_arguments, _collect),
+    "show": ("draw what was written down as one page of HTML", _add_show_arguments, _show),
 }
 """What each does, declares and runs."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +16,11 @@ from controlrt.perf.report import AblationReport, load_ablation
 from controlrt.perf.results import Report, Scenario, save
 from controlrt.runtime.commands import main
 from controlrt.runtime.errors import UserError
+from page_checker import HOSTILE, Checker
 
 ABLATION = Path(__file__).parents[3] / "perf" / "results" / "ablation-sd15.json"
-VOID = {"meta", "br", "hr", "img", "link", "input"}
-HOSTILE = "\"'><script>alert(1)</script>&amp;"
 KEPT = {"benchmark", "kind", "axis", "status", "created", "schema_version"}
 """Fields of fixed words."""
-
-
-class Checker(HTMLParser):
-    """Counts elements, and fails on one that is not closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: Counter[str] = Counter()
-        self.attributes: list[tuple[str, str, str]] = []
-        self.words = ""
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements[tag] += 1
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
 
 
 @pytest.fixture(scope="module")

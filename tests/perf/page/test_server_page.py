@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html.parser import HTMLParser
 from pathlib import Path
 
 import msgspec
@@ -13,34 +12,9 @@ from controlrt.perf.page.server_page import server_document
 from controlrt.perf.server.results import Resident, ServerReport, save
 from controlrt.runtime.commands import main
 from controlrt.runtime.errors import UserError
+from page_checker import HOSTILE, Checker
 
-VOID = {"meta", "br"}
-HOSTILE = "\"'><script>alert(1)</script>&amp;"
 PARTS = ("capacity", "mixed", "overhead", "overload", "soak", "shutdown")
-
-
-class Checker(HTMLParser):
-    """Collects elements and words, and fails on an element that is not closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: set[str] = set()
-        self.words = ""
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
-        self.elements.add(tag)
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
 
 
 def test_it_shows_every_part() -> None:

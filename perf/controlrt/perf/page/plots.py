@@ -9,9 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from controlrt.perf.page.svg import CHARACTER, LINE, Drawing, Labels, Scale, linear, logarithmic, number, spread
+from controlrt.runtime.page.svg import (
+    CHARACTER,
+    LINE,
+    WIDTH,
+    Drawing,
+    Labels,
+    linear,
+    logarithmic,
+    number,
+    spread,
+    x_axis,
+    y_axis,
+)
 
-WIDTH = 880.0
 ROW = 34.0
 MOST_DOTS = 250
 """Of a row; of more samples, as many are drawn, evenly by rank."""
@@ -90,7 +101,7 @@ def intervals(title: str, axis: str, rows: Sequence[IntervalRow], reference: flo
     drawing, left = _rows(title, [row.label for row in rows])
     found = [row for row in rows if row.value is not None]
     scale = linear([reference, *(row.high for row in found)], left, WIDTH - _room(row.text for row in found))
-    _x_axis(drawing, scale, axis, _bottom(rows))
+    x_axis(drawing, scale, axis, _bottom(rows))
     drawing.line(scale(reference), 8, scale(reference), _bottom(found), "reference")
     for index, row in enumerate(rows):
         y = _middle(index)
@@ -112,7 +123,7 @@ def strips(title: str, axis: str, rows: Sequence[StripRow]) -> str:
     drawing, left = _rows(title, [row.label for row in rows])
     values = [value for row in rows for value in row.samples]
     scale = linear(values, left, WIDTH - _room(row.text for row in rows), zero=False)
-    _x_axis(drawing, scale, axis, _bottom(rows))
+    x_axis(drawing, scale, axis, _bottom(rows))
     for index, row in enumerate(rows):
         y = _middle(index)
         drawing.text(left - 12, y, row.label, "end")
@@ -139,7 +150,7 @@ def stacks(title: str, axis: str, parts: Sequence[str], rows: Sequence[StackRow]
     drawing, left = _rows(title, [row.label for row in rows], above=LINE + 8)
     top = LINE + 8
     scale = linear([sum(row.parts) for row in rows], left, WIDTH - _room(row.text for row in rows))
-    _x_axis(drawing, scale, axis, _bottom(rows, top), top)
+    x_axis(drawing, scale, axis, _bottom(rows, top), top)
     x = left
     for place, name in enumerate(parts):
         drawing.add("rect", x=x, y=1, width=11, height=11, rx=2, class_=f"part-{place}")
@@ -168,8 +179,8 @@ def scatter(
     drawing = Drawing(title, WIDTH, height + 48)
     x = linear([reference[1], *(point.x for point in points)], left, WIDTH - 20)
     y = linear([*limits.values(), *(point.y for point in points)], height, 12)
-    _x_axis(drawing, x, axes[0], height)
-    _y_axis(drawing, y, axes[1], left)
+    x_axis(drawing, x, axes[0], height)
+    y_axis(drawing, y, axes[1], left)
     labels = Labels(left=left, right=WIDTH)
     for point in points:
         labels.keep_off(x(point.x), y(point.y))
@@ -206,8 +217,8 @@ def lines(
     ys = [y for each in series for _, y in each.points]
     x = linear([*xs, *(ticks or ())], left, right)
     y = (logarithmic if log_y else linear)(ys, height, 12)
-    _x_axis(drawing, x, axes[0], height, ticks=ticks)
-    _y_axis(drawing, y, axes[1], left, right)
+    x_axis(drawing, x, axes[0], height, ticks=ticks)
+    y_axis(drawing, y, axes[1], left, right)
     ends = spread([y(each.points[-1][1]) for each in series])
     for each, end in zip(series, ends, strict=True):
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in each.points)
@@ -226,7 +237,7 @@ def waterfall(title: str, axis: str, bars: Sequence[Fall]) -> str:
     """Bars that hang from each other; those that start at 0 are wholes."""
     drawing, left = _rows(title, [bar.label for bar in bars])
     scale = linear([max(bar.start, bar.end) for bar in bars], left, WIDTH - _room(bar.text for bar in bars))
-    _x_axis(drawing, scale, axis, _bottom(bars))
+    x_axis(drawing, scale, axis, _bottom(bars))
     for index, bar in enumerate(bars):
         y = _middle(index)
         low, high = sorted((scale(bar.start), scale(bar.end)))
@@ -255,32 +266,6 @@ def _bottom(rows: Sequence[object], above: float = 0) -> float:
 
 def _middle(index: int, above: float = 0) -> float:
     return above + 8 + (index + 0.5) * ROW
-
-
-def _x_axis(
-    drawing: Drawing, scale: Scale, label: str, y: float, top: float = 8, ticks: Mapping[float, str] | None = None
-) -> None:
-    for tick, text in (ticks or {tick: number(tick) for tick in scale.ticks()}).items():
-        drawing.line(scale(tick), top, scale(tick), y, "grid")
-        drawing.text(scale(tick), y + 13, text, "middle", "axis")
-    drawing.line(scale.start, y, scale.end, y, "rule")
-    drawing.text((scale.start + scale.end) / 2, y + 35, label, "middle", "axis title")
-
-
-def _y_axis(drawing: Drawing, scale: Scale, label: str, left: float, right: float = WIDTH - 20) -> None:
-    for tick in scale.ticks():
-        drawing.line(left, scale(tick), right, scale(tick), "grid")
-        drawing.text(left - 8, scale(tick), number(tick), "end", "axis")
-    middle = (scale.start + scale.end) / 2
-    drawing.add(
-        "text",
-        label,
-        x=14,
-        y=middle,
-        text_anchor="middle",
-        class_="axis title",
-        transform=f"rotate(-90 14 {middle:.1f})",
-    )
 
 
 def _thinned(samples: Sequence[float]) -> list[float]:

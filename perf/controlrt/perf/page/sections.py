@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from controlrt.perf.page import figures
 from controlrt.perf.page.header import load_notice
-from controlrt.perf.page.markup import Section, fact_list, figure, heading, paragraph, run_facts
+from controlrt.perf.page.origin import run_facts
 from controlrt.perf.page.tables import ablation_table, contender_table, setting_facts, stage_table
 from controlrt.perf.report import AblationReport
 from controlrt.perf.results import Report, Scenario
 from controlrt.runtime.inspection.units import readable_flops
+from controlrt.runtime.page.markup import Section, fact_list, figure, heading, paragraph
 
 
 def sections(report: Report, ablation: AblationReport | None) -> list[Section]:

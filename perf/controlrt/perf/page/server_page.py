@@ -6,11 +6,9 @@ import html
 from collections.abc import Sequence
 
 from controlrt.perf.page import plots
-from controlrt.perf.page.document import frame
 from controlrt.perf.page.header import load_notice
-from controlrt.perf.page.markup import Section, fact_list, figure, heading, paragraph, run_facts
+from controlrt.perf.page.origin import run_facts
 from controlrt.perf.page.quantities import readable_seconds, time_unit
-from controlrt.perf.page.tables import Cell, table
 from controlrt.perf.server.results import (
     Capacity,
     Interval,
@@ -25,6 +23,8 @@ from controlrt.perf.server.results import (
 from controlrt.perf.statistics import Ratio
 from controlrt.runtime.errors import UserError
 from controlrt.runtime.inspection.units import readable_bytes
+from controlrt.runtime.page.frame import frame
+from controlrt.runtime.page.markup import Cell, Section, fact_list, figure, heading, paragraph, table
 
 _OURS, _THEIRS = "onnxruntime", "pytorch"
 """Colours of the style sheet."""

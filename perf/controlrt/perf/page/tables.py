@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Sequence
 
 from controlrt.perf.page.quantities import readable_seconds
@@ -10,27 +9,10 @@ from controlrt.perf.report import AblationReport, VariantResult
 from controlrt.perf.results import Ceiling, Contender, Measurement, Scenario, StagePercentiles
 from controlrt.perf.statistics import Percentiles, Ratio
 from controlrt.runtime.inspection.units import readable_bytes, readable_flops
+from controlrt.runtime.page.markup import NOTHING, Cell, table
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 """Which measured ceiling a precision is held against."""
-NOTHING = "–"
-
-Cell = str | tuple[str, str]
-"""Text, or text and the class of its cell."""
-
-
-def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """A table that scrolls by itself where it is too wide, also with the keyboard. The first cell of a row names it."""
-    top = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in head)
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(_text(row[0]))}</th>{"".join(_cell(cell) for cell in row[1:])}</tr>'
-        for row in rows
-    )
-    name = html.escape(caption)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table><caption>{name}</caption>'
-        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
 
 
 def contender_table(scenario: Scenario, ceilings: Sequence[Ceiling]) -> str:
@@ -90,16 +72,6 @@ def setting_facts(scenario: Scenario) -> list[tuple[str, str]]:
         ("control pictures", setting.hints),
         ("rounds", f"{setting.rounds}, {setting.threads} threads"),
     ]
-
-
-def _text(cell: Cell) -> str:
-    return cell if isinstance(cell, str) else cell[0]
-
-
-def _cell(cell: Cell) -> str:
-    if isinstance(cell, str):
-        return f"<td>{html.escape(cell)}</td>"
-    return f'<td class="{html.escape(cell[1])}">{html.escape(cell[0])}</td>'
 
 
 def _ratio(ratio: Ratio | None) -> str:

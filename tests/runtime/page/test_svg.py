@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench_reports import CONTENDERS
-from controlrt.perf.page.svg import CHARACTER, LINE, Drawing, Labels, Scale, linear, logarithmic, number, spread
+from controlrt.runtime.page.svg import CHARACTER, LINE, Drawing, Labels, Scale, linear, logarithmic, number, spread
 
 
 @given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))

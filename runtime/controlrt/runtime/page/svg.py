@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+WIDTH = 880.0
+"""Of a picture as wide as the page."""
 CHARACTER = 6.7
 """Width of a character on average, pixels, at the page's label size; SVG cannot be asked before it is drawn."""
 LINE = 15.0
@@ -110,6 +112,34 @@ def logarithmic(values: Sequence[float], start: float, end: float) -> Scale:
         start=start,
         end=end,
         is_logarithmic=True,
+    )
+
+
+def x_axis(
+    drawing: Drawing, scale: Scale, label: str, y: float, top: float = 8, ticks: Mapping[float, str] | None = None
+) -> None:
+    """Draws a grid of vertical lines from ``top`` to ``y``, under it numbers or what ``ticks`` says, and a label."""
+    for tick, text in (ticks or {tick: number(tick) for tick in scale.ticks()}).items():
+        drawing.line(scale(tick), top, scale(tick), y, "grid")
+        drawing.text(scale(tick), y + 13, text, "middle", "axis")
+    drawing.line(scale.start, y, scale.end, y, "rule")
+    drawing.text((scale.start + scale.end) / 2, y + 35, label, "middle", "axis title")
+
+
+def y_axis(drawing: Drawing, scale: Scale, label: str, left: float, right: float = WIDTH - 20) -> None:
+    """Draws a grid of horizontal lines from ``left`` to ``right``, its numbers and a label on its left."""
+    for tick in scale.ticks():
+        drawing.line(left, scale(tick), right, scale(tick), "grid")
+        drawing.text(left - 8, scale(tick), number(tick), "end", "axis")
+    middle = (scale.start + scale.end) / 2
+    drawing.add(
+        "text",
+        label,
+        x=14,
+        y=middle,
+        text_anchor="middle",
+        class_="axis title",
+        transform=f"rotate(-90 14 {middle:.1f})",
     )
 
 

@@ -1,0 +1,1 @@
+"""Pages of HTML that open without a network: what results and statistics are shown on."""
