@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from controlrt.calibration.data import read_examples
 from controlrt.calibration.gathered import Gathered
 from controlrt.calibration.tapped import TappedExecutor
 from controlrt.compiler.quantization.statistics import About, Case, Statistics
+from controlrt.engines.int8.replay import replay
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import UserError
 from controlrt.runtime.manifest import Manifest
-from controlrt.runtime.pictures import to_pixels
-from controlrt.runtime.pipeline import ControlNetPipeline, PipelineOutput
+from controlrt.runtime.pipeline import ControlNetPipeline
+from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.progress import Progress
 from controlrt.runtime.storage import check_writable, lock, sha256_tree
 
@@ -135,33 +136,21 @@ class _Collection:
                         layers[name] = Gathered.of(len(reading.amax))
                     layers[name].add(f"{name} of {reading.part}", timestep, reading.amax, reading.sample)
 
-        self._draw(case, self._arguments(case), _hints(case, self.options), fold, "latent")
+        self.executor.seed(self.options.seed, case.number)
+        self.pipeline(
+            **self._arguments(case),
+            image=_hints(case, self.options) or None,
+            callback_on_step_end=fold,
+            output_type="latent",
+        )
 
     def _compare(self, case: PlannedCase) -> Case:
-        latents = []
-
-        def keep(_: object, __: int, ___: float, state: Mapping[str, NDArray[np.float32]]) -> None:
-            latents.append(state["latents"])
-
         arguments, hints = self._arguments(case), _hints(case, self.options)
-        drawn = self._draw(case, arguments, hints, keep, "np")
-        return Case(arguments=arguments, hints=hints, latents=np.stack(latents), pictures=to_pixels(drawn.images))
+        latents, pictures = replay(self.pipeline, arguments, hints)
+        return Case(arguments=arguments, hints=hints, latents=latents, pictures=pictures)
 
     def _arguments(self, case: PlannedCase) -> dict[str, Any]:
-        return _arguments(case, self.options, self.pipeline.bundle.manifest.profile.batch.low)
-
-    def _draw(
-        self, case: PlannedCase, arguments: Mapping[str, Any], hints: Hints, after_step: Any, output_type: Any
-    ) -> PipelineOutput:
-        self.executor.seed(self.options.seed, case.number)
-        tile = self.pipeline.bundle.manifest.profile.vae_tile
-        return self.pipeline(
-            **arguments,
-            image=hints or None,
-            vae_tiling=tile is not None and max(self.options.size) > tile,
-            callback_on_step_end=after_step,
-            output_type=output_type,
-        )
+        return _arguments(case, self.options, self.pipeline.bundle.manifest.profile)
 
     def _statistics(self, done: int) -> Statistics:
         """Of the first ``done`` cases."""
@@ -175,21 +164,25 @@ class _Collection:
         )
 
 
-def _arguments(case: PlannedCase, options: CollectOptions, batch: int) -> dict[str, Any]:
+def _arguments(case: PlannedCase, options: CollectOptions, profile: ShapeProfile) -> dict[str, Any]:
     """Of the call, but for its pictures."""
     width, height = options.size
-    negative = case.example.negative_prompt
-    return {
+    arguments: dict[str, Any] = {
         "prompt": case.example.prompt,
-        **({} if negative is None else {"negative_prompt": negative}),
         "width": width,
         "height": height,
         "num_inference_steps": options.steps,
         "guidance_scale": case.guidance_scale,
         "scheduler": case.sampler,
         "seed": case.seed,
-        **({} if batch == 1 else {"num_images_per_prompt": batch}),
     }
+    if case.example.negative_prompt is not None:
+        arguments["negative_prompt"] = case.example.negative_prompt
+    if profile.batch.low > 1:
+        arguments["num_images_per_prompt"] = profile.batch.low
+    if profile.vae_tile is not None and max(options.size) > profile.vae_tile:
+        arguments["vae_tiling"] = True
+    return arguments
 
 
 def _hints(case: PlannedCase, options: CollectOptions) -> Hints:
@@ -208,5 +201,5 @@ def _key(manifest: Manifest, options: CollectOptions, cases: Sequence[PlannedCas
     decisive: list[Any] = [manifest.key, code, asdict(options)]
     for case in cases:
         pictures = {name: hashlib.sha256(hint.tobytes()).hexdigest() for name, hint in _hints(case, options).items()}
-        decisive.append([_arguments(case, options, manifest.profile.batch.low), pictures])
+        decisive.append([_arguments(case, options, manifest.profile), pictures])
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -13,11 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from controlrt.calibration import report
 from controlrt.calibration.cases import GUIDANCE_SCALES, SAMPLERS, CollectOptions
 from controlrt.calibration.collect import collect
 from controlrt.calibration.data import DEMO
+from controlrt.compiler.quantization.statistics import Statistics
 from controlrt.engines.build import BuildOptions, build
 from controlrt.engines.source_options import Sources, add_source_arguments, parse_sources
+from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.commands.generate import parse_size
 from controlrt.runtime.errors import ParameterError, UserError
 from controlrt.runtime.storage import cache_root, check_writable
@@ -98,10 +101,7 @@ def _collect(arguments: argparse.Namespace) -> int:
     profile.check(*options.size, profile.batch.low)
     check_writable(arguments.output)
     started = time.monotonic()
-    bundle = build(
-        BuildOptions(**sources, output=_bundle_path(sources), for_calibration=True),
-        shlex.join(["controlrt", *sys.argv[1:]]),
-    ).bundle
+    bundle = calibration_bundle(sources, shlex.join(["controlrt", *sys.argv[1:]]))
     statistics = collect(bundle, arguments.data or DEMO, options, arguments.output)
     layers = sum(map(len, statistics.layers.values()))
     print(
@@ -111,10 +111,33 @@ def _collect(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _bundle_path(sources: Sources) -> Path:
-    """In the cache, one place for the same sources and sizes."""
+def calibration_bundle(sources: Sources, command: str) -> Bundle:
+    """The bundle that is looked into: in float32, for ONNX Runtime. The cache keeps it.
+
+    Args:
+        sources: what it is made of.
+        command: for its manifest.
+    """
     digest = hashlib.sha256(repr(sorted(sources.items())).encode()).hexdigest()
-    return cache_root() / "calibration" / digest[:32]
+    output = cache_root() / "calibration" / digest[:32]
+    options = BuildOptions(**sources, output=output, backend="onnxruntime", precision="fp32", for_calibration=True)
+    return build(options, command).bundle
+
+
+def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("statistics", type=Path, help="a file that calibrate wrote")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.html", help="the page to write; beside the statistics where not given"
+    )
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    output = arguments.output or arguments.statistics.with_suffix(".html")
+    statistics = Statistics.load(arguments.statistics)
+    check_writable(output)
+    report.write(statistics, output)
+    print(f"{output}: {sum(map(len, statistics.layers.values()))} layers of {', '.join(statistics.layers)}")
+    return 0
 
 
 def _numbers(text: str, option: str) -> tuple[float, ...]:
@@ -126,5 +149,6 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     DEFAULT: ("run a checkpoint in float32 and write down what its layers read", _add_collect_arguments, _collect),
+    "show": ("draw what was written down as one page of HTML", _add_show_arguments, _show),
 }
 """What each does, declares and runs."""
