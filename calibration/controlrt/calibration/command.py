@@ -105,7 +105,7 @@ def _collect(arguments: argparse.Namespace) -> int:
     statistics = collect(bundle, arguments.data or DEMO, options, arguments.output)
     layers = sum(map(len, statistics.layers.values()))
     print(
-        f"{arguments.output}: {layers} layers of {', '.join(statistics.layers)} in {options.cases} cases of "
+        f"{arguments.output}: {layers} layers of {', '.join(sorted(statistics.layers))} in {options.cases} cases of "
         f"{options.steps} steps, {len(statistics.unseen)} kept for comparison, in {time.monotonic() - started:.0f} s"
     )
     return 0

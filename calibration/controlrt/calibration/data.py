@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from controlrt.runtime.annotators import annotate
+from controlrt.runtime.annotators import annotate, annotator_called
 from controlrt.runtime.errors import PictureError, UnknownNameError, UserError
 from controlrt.runtime.fitting import fit
 from controlrt.runtime.pictures import WRITTEN, open_picture
@@ -139,7 +139,7 @@ def _read_folder(folder: Path, controls: Mapping[str, str | None]) -> list[Examp
                 if stem not in given[name]:
                     raise PictureError(f"{folder / name} has no control picture called {stem}; add it")
                 made[name] = partial(_opened, given[name][stem])
-            elif annotator is not None and stem in pictures:
+            elif annotator is not None and not annotator_called(annotator).needs_mask and stem in pictures:
                 made[name] = partial(_annotated, annotator, pictures[stem])
         examples.append(Example(name=stem, prompt=_caption(caption), controls=made))
     return examples
