@@ -12,7 +12,7 @@ from compiler.graphs import graph_of
 from numpy.typing import NDArray
 
 from controlrt.compiler.passes.half_precision import HalfPrecision
-from controlrt.compiler.passes.quantize import Quantize, has_int8
+from controlrt.compiler.passes.quantize import Inputs, Quantize, has_int8
 from controlrt.compiler.quantization.arithmetic import REDUCED_LEVELS
 
 RNG = np.random.default_rng(0)
@@ -55,11 +55,11 @@ def convolution() -> ir.Model:
     return model
 
 
-@pytest.mark.parametrize("unsigned", [False, True])
+@pytest.mark.parametrize("inputs", ["int8", "uint8"])
 @pytest.mark.parametrize("amax", [4.0, 1.0])
-def test_a_linear_layer(unsigned: bool, amax: float) -> None:
+def test_a_linear_layer(inputs: Inputs, amax: float) -> None:
     model = linear()
-    assert Quantize({"unet.mid.to_q": amax}, unsigned=unsigned)(model).modified
+    assert Quantize({"unet.mid.to_q": amax}, inputs=inputs)(model).modified
     expected = int8(X, amax / 127) @ per_channel(W, 1)
     np.testing.assert_allclose(run(model, x=X), expected, rtol=1e-4, atol=1e-4)
     assert has_int8(model.graph)
@@ -78,14 +78,21 @@ def test_a_convolution_keeps_its_bias() -> None:
     assert model.graph.initializers["b"].dtype == ir.DataType.FLOAT
 
 
-@pytest.mark.parametrize("unsigned", [False, True])
-def test_in_seven_bits_no_cpu_overflows(unsigned: bool) -> None:
+@pytest.mark.parametrize("inputs", ["int8", "uint8"])
+def test_in_seven_bits_no_cpu_overflows(inputs: Inputs) -> None:
     """Those without VNNI add two products in 16 bits; with eight bits they are wrong by more than half here."""
     model = linear()
-    Quantize({"unet.mid.to_q": 1.0}, unsigned=unsigned, weight_levels=REDUCED_LEVELS)(model)
+    Quantize({"unet.mid.to_q": 1.0}, inputs=inputs, weight_levels=REDUCED_LEVELS)(model)
     expected = int8(X, 1 / 127) @ per_channel(W, 1, REDUCED_LEVELS)
     for fused in (False, True):
         np.testing.assert_allclose(run(model, x=X, fused=fused), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_alone() -> None:
+    model = linear()
+    Quantize({"unet.mid.to_q": 1.0}, inputs=None)(model)
+    np.testing.assert_allclose(run(model, x=X), X @ per_channel(W, 1), rtol=1e-4, atol=1e-4)
+    assert has_int8(model.graph)
 
 
 def test_readers_of_one_value_share_its_quantizer() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +25,7 @@ from controlrt.compiler.quantization.arithmetic import LEVELS, quantize_weights,
 from controlrt.compiler.quantization.layers import Layer, layers_of
 from controlrt.compiler.quantization.smoothing import smooth
 
+Inputs = Literal["int8", "uint8"]
 _ZERO_POINT = 128
 """Of inputs that are stored in uint8."""
 
@@ -33,7 +35,8 @@ class Quantize(ir.passes.InPlacePass):
 
     Args:
         amax: the largest magnitude that a layer's input keeps, by layer name; other layers stay as they are.
-        unsigned: store inputs in uint8 with the zero point 128, which ONNX Runtime's CPU provider is fastest with.
+        inputs: what layers read: "int8", or "uint8" with the zero point 128, which ONNX Runtime's CPU provider is fastest
+            with, or None to leave inputs as they are and to store weights alone in int8.
         weight_levels: the largest int8 of weights.
         channel_amax: the largest magnitude of each channel, by layer name, to smooth what layers after layer
             normalizations read; see ``quantization.smoothing``.
@@ -44,13 +47,13 @@ class Quantize(ir.passes.InPlacePass):
         self,
         amax: Mapping[str, float],
         *,
-        unsigned: bool = False,
+        inputs: Inputs | None = "int8",
         weight_levels: int = LEVELS,
         channel_amax: Mapping[str, NDArray[np.float32]] | None = None,
         smoothing: float = 0.5,
     ) -> None:
         super().__init__()
-        self.amax, self.unsigned, self.weight_levels = amax, unsigned, weight_levels
+        self.amax, self.inputs, self.weight_levels = amax, inputs, weight_levels
         self.channel_amax, self.smoothing = channel_amax or {}, smoothing
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -68,7 +71,11 @@ class Quantize(ir.passes.InPlacePass):
         for layer in chosen:
             amax = smoothed.get(layer.input, self.amax[layer.name])
             shared[layer.input] = max(shared.get(layer.input, 0.0), amax)
-        inputs = {value: self._input(model.graph, value, amax) for value, amax in shared.items() if amax > 0}
+        inputs = {
+            value: value if self.inputs is None else _input(model.graph, value, amax, self.inputs)
+            for value, amax in shared.items()
+            if amax > 0
+        }
         weights: dict[tuple[ir.Value, int], ir.Value] = {}
         for layer in chosen:
             if layer.input not in inputs:
@@ -76,32 +83,34 @@ class Quantize(ir.passes.InPlacePass):
             key = layer.weight, layer.output_axis
             if key not in weights:
                 weights[key] = _weight(model.graph, layer, self.weight_levels)
-            layer.node.replace_input_with(0, inputs[layer.input])
+            if self.inputs is not None:
+                layer.node.replace_input_with(0, inputs[layer.input])
             layer.node.replace_input_with(1, weights[key])
         return ir.passes.PassResult(model, bool(weights))
 
-    def _input(self, graph: ir.Graph, value: ir.Value, amax: float) -> ir.Value:
-        """``value`` rounded to what int8 holds, right after where it is made."""
-        scale = new_initializer(graph, f"{value.name}.scale", ir.tensor(scales_of(amax).astype(_numpy(value))))
-        zero = np.array(_ZERO_POINT, np.uint8) if self.unsigned else np.array(0, np.int8)
-        zero_point = new_initializer(graph, f"{value.name}.zero_point", ir.tensor(zero))
-        quantize = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{value.name}.quantize")
-        dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero_point], name=f"{value.name}.int8")
-        integers, output = quantize.outputs[0], dequantize.outputs[0]
-        integers.name, integers.shape = f"{value.name}.quantized", value.shape
-        integers.type = ir.TensorType(ir.DataType.UINT8 if self.unsigned else ir.DataType.INT8)
-        output.name, output.shape, output.type = f"{value.name}.dequantized", value.shape, value.type
-        producer = value.producer()
-        if producer is not None:
-            producer.append([quantize, dequantize])
-        else:
-            next(iter(graph)).prepend([quantize, dequantize])
-        return output
+
+def _input(graph: ir.Graph, value: ir.Value, amax: float, inputs: Inputs) -> ir.Value:
+    """``value`` rounded to what int8 holds, right after where it is made."""
+    scale = new_initializer(graph, f"{value.name}.scale", ir.tensor(scales_of(amax).astype(_numpy(value))))
+    zero = np.array(_ZERO_POINT, np.uint8) if inputs == "uint8" else np.array(0, np.int8)
+    zero_point = new_initializer(graph, f"{value.name}.zero_point", ir.tensor(zero))
+    quantize = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{value.name}.quantize")
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero_point], name=f"{value.name}.int8")
+    integers, output = quantize.outputs[0], dequantize.outputs[0]
+    integers.name, integers.shape = f"{value.name}.quantized", value.shape
+    integers.type = ir.TensorType(ir.DataType.UINT8 if inputs == "uint8" else ir.DataType.INT8)
+    output.name, output.shape, output.type = f"{value.name}.dequantized", value.shape, value.type
+    producer = value.producer()
+    if producer is not None:
+        producer.append([quantize, dequantize])
+    else:
+        next(iter(graph)).prepend([quantize, dequantize])
+    return output
 
 
 def has_int8(graph: ir.Graph) -> bool:
     """Whether any layer of ``graph`` is in int8."""
-    return any(node.op_type == "QuantizeLinear" for node in graph)
+    return any(node.op_type == "DequantizeLinear" for node in graph)
 
 
 def _weight(graph: ir.Graph, layer: Layer, levels: int) -> ir.Value:

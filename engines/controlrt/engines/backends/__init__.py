@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from controlrt.compiler.compile import Passes
+from controlrt.compiler.passes.quantize import Inputs
 from controlrt.engines.backends.cuda import CudaBackend
 from controlrt.engines.backends.onnxruntime import OnnxRuntimeBackend
 from controlrt.engines.backends.openvino import OpenVinoBackend
@@ -28,8 +29,8 @@ class Backend(Protocol):
     """What it computes in, the exact one first."""
     default_precision: Precision
     """What it computes in where nobody says, and with int8 in all other layers."""
-    unsigned_int8: bool
-    """Whether it is fastest with int8 layers that read uint8."""
+    int8_inputs: Inputs | None
+    """What layers in int8 read; None where weights alone are in int8."""
     ships_onnx: bool
     """Whether programs stay ONNX in the bundle; if not, they become engines, and are measured before that as ONNX."""
 

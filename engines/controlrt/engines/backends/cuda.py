@@ -60,7 +60,7 @@ class CudaBackend:
     device: Final = "cuda"
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
     default_precision: Precision = "fp16"
-    unsigned_int8 = False
+    int8_inputs: Final = None
     ships_onnx = True
 
     def is_installed(self) -> bool:

@@ -37,7 +37,7 @@ class OnnxRuntimeBackend:
     )
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     default_precision: Precision = "fp32"
-    unsigned_int8 = True
+    int8_inputs: Final = "uint8"
     ships_onnx = True
 
     def is_installed(self) -> bool:

@@ -33,7 +33,7 @@ class OpenVinoBackend:
     )
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
     default_precision: Precision = "fp32"
-    unsigned_int8 = False
+    int8_inputs: Final = "int8"
     ships_onnx = True
 
     def is_installed(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Final
 from controlrt.compiler.compile import Passes
 from controlrt.compiler.passes.attention_layout import AttentionLayout
 from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
+from controlrt.compiler.passes.quantize import Inputs
 from controlrt.compiler.passes.row_agnostic_reshapes import RowAgnosticReshapes
 from controlrt.compiler.passes.upsample_convolution import UpsampleConvolution
 from controlrt.engines.tensorrt.builder import TensorRtBuilder
@@ -29,11 +30,12 @@ class TensorRtBackend:
     passes: Passes = (RowAgnosticReshapes(), AttentionLayout(), UpsampleConvolution(), GuidanceSharing())
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     default_precision: Precision = "fp16"
-    unsigned_int8 = False
     ships_onnx = False
 
     def __init__(self, flavour: Flavour) -> None:
         self._builder = TensorRtBuilder(flavour)
+        self.int8_inputs: Inputs | None = "int8" if flavour == "tensorrt" else None
+        """TensorRT-RTX has int8 for weights alone."""
 
     def is_installed(self) -> bool:
         """Whether its extra is."""

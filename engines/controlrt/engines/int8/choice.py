@@ -125,10 +125,10 @@ def _quantize(
 ) -> Quantize:
     levels = REDUCED_LEVELS if reduces_range(options, backend) else LEVELS
     if options.smoothing is None:
-        return Quantize(amax, unsigned=backend.unsigned_int8, weight_levels=levels)
+        return Quantize(amax, inputs=backend.int8_inputs, weight_levels=levels)
     return Quantize(
         amax,
-        unsigned=backend.unsigned_int8,
+        inputs=backend.int8_inputs,
         weight_levels=levels,
         channel_amax={name: layer.channel_amax for name, layer in statistics.layers[part].items()},
         smoothing=options.smoothing,
