@@ -1,0 +1,116 @@
+"""The demo model in int8: what is built, what it draws, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from calibrations import Calibrated
+from controlrt.compiler.quantization.layers import layers_of
+from controlrt.demo import CONTROLNETS, MODEL_DIR
+from controlrt.engines.build import BuildOptions, Built, build
+from controlrt.engines.int8.options import Int8Options
+from controlrt.engines.int8.replay import replay
+from controlrt.engines.likeness import psnr
+from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.errors import BuildError, ParameterError, UserError
+from controlrt.runtime.pipeline import ControlNetPipeline
+from controlrt.runtime.profile import ShapeProfile
+
+pytestmark = pytest.mark.bundle
+STEPS = ("unet.step", "controlnet.canny.step", "controlnet.mask.step")
+LITTLE = 15.0
+"""Decibels that two cases of two steps are enough for."""
+
+
+def options(calibrated: Calibrated, output: Path, backend: str = "openvino", **int8: Any) -> BuildOptions:
+    return BuildOptions(
+        model=str(MODEL_DIR),
+        controlnets={name: str(path) for name, path in CONTROLNETS.items()},
+        profile=ShapeProfile.parse("512x512", "1-4"),
+        output=output,
+        backend=backend,  # type: ignore[arg-type]
+        precision="int8",
+        int8=Int8Options(statistics=calibrated.file, **{"min_psnr_db": LITTLE, **int8}),
+    )
+
+
+@pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
+def built(request: pytest.FixtureRequest, calibrated: Calibrated, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    pytest.importorskip(request.param)
+    return build(options(calibrated, tmp_path_factory.mktemp("int8") / "bundle", request.param), "pytest")
+
+
+def test_steps_are_in_int8_and_the_rest_is_not(built: Built) -> None:
+    programs = {program.name: program.precision for program in built.bundle.manifest.programs}
+    assert {name for name, precision in programs.items() if precision == "int8"} == set(STEPS)
+    graph = ir.load(built.bundle.file("programs/unet.step.onnx")).graph
+    assert {layer.name for layer in layers_of(graph)} >= {"unet.conv_out"}  # what is left with weights in float
+    stored = {value.name: value.dtype for value in graph.initializers.values()}
+    assert stored["unet.mid_block.resnets.0.conv1.weight.int8"] == ir.DataType.INT8
+    assert any((name or "").startswith("unet.conv_in.weight") and "int8" not in (name or "") for name in stored)
+
+
+def test_it_takes_a_third_of_the_bytes(built: Built, demo_bundle: Path) -> None:
+    full = sum(
+        (demo_bundle / file).stat().st_size for file in Bundle.open(demo_bundle).manifest.files if "programs/" in file
+    )
+    found = sum(built.bundle.file(file).stat().st_size for file in built.bundle.manifest.files if "programs/" in file)
+    assert found <= 0.45 * full  # half a third of it is graphs, which do not shrink
+
+
+def test_the_manifest_says_how_good_it_is(built: Built, calibrated: Calibrated) -> None:
+    int8 = built.bundle.manifest.quantization
+    assert int8 is not None
+    (case,) = calibrated.statistics.unseen
+    with ControlNetPipeline(built.bundle) as pipeline:
+        latents, pictures = replay(pipeline, case.arguments, case.hints)
+    scaled = [each.astype(np.float32) / 255 for each in (pictures, case.pictures)]
+    assert int8.quality.psnr_db == pytest.approx(psnr(*scaled), abs=0.5)
+    expected = [
+        np.linalg.norm(mine - its) / np.linalg.norm(its) for mine, its in zip(latents, case.latents, strict=True)
+    ]
+    assert int8.quality.latent_errors == pytest.approx(expected, rel=0.05)
+    assert int8.quality.psnr_db > LITTLE
+    kept = {layer.name: layer.kept for layer in int8.layers if layer.part == "unet"}
+    assert kept["unet.conv_in"]
+    assert kept["unet.mid_block.resnets.0.conv1"] is None
+
+
+def test_a_second_build_does_nothing(built: Built, calibrated: Calibrated) -> None:
+    again = options(calibrated, built.bundle.path, built.bundle.manifest.backend)
+    assert build(again, "pytest").cached
+
+
+def test_below_the_gate_nothing_is_left(calibrated: Calibrated, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"int8 draws pictures .* at least 120 are asked for"):
+        build(options(calibrated, tmp_path / "bundle", min_psnr_db=120.0), "pytest")
+    assert not list(tmp_path.iterdir())
+
+
+def test_statistics_of_other_weights_are_refused(calibrated: Calibrated, tmp_path: Path) -> None:
+    about = msgspec.structs.replace(calibrated.statistics.about, sources={"model": "0" * 64})
+    file = tmp_path / "statistics.safetensors"
+    dataclasses.replace(calibrated.statistics, about=about).save(file)
+    with pytest.raises(UserError, match="the statistics are of other weights than"):
+        build(options(Calibrated(file, calibrated.statistics), tmp_path / "bundle"), "pytest")
+
+
+def test_what_makes_no_sense_is_refused(calibrated: Calibrated, tmp_path: Path) -> None:
+    good = options(calibrated, tmp_path / "bundle")
+    with pytest.raises(UserError, match=r"--precision int8 needs .* --calibration FILE"):
+        dataclasses.replace(good, int8=None)
+    with pytest.raises(ParameterError, match="left out without --precision int8"):
+        dataclasses.replace(good, precision="fp32")
+    with pytest.raises(ParameterError, match="--fuse"):
+        dataclasses.replace(good, fuse=("canny",))
+    with pytest.raises(ParameterError, match="--quality-budget"):
+        options(calibrated, tmp_path / "bundle", "tensorrt-rtx", budget=0.1)
+    with pytest.raises(UserError, match="there are no statistics at"):
+        build(options(Calibrated(tmp_path / "none", calibrated.statistics), tmp_path / "bundle"), "pytest")
