@@ -41,6 +41,10 @@ def options(calibrated: Calibrated, output: Path, backend: str = "openvino", **i
     )
 
 
+def program_bytes(bundle: Bundle) -> int:
+    return sum(bundle.file(file).stat().st_size for file in bundle.manifest.files if file.startswith("programs/"))
+
+
 @pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
 def built(request: pytest.FixtureRequest, calibrated: Calibrated, tmp_path_factory: pytest.TempPathFactory) -> Built:
     pytest.importorskip(request.param)
@@ -58,11 +62,8 @@ def test_steps_are_in_int8_and_the_rest_is_not(built: Built) -> None:
 
 
 def test_it_takes_a_third_of_the_bytes(built: Built, demo_bundle: Path) -> None:
-    full = sum(
-        (demo_bundle / file).stat().st_size for file in Bundle.open(demo_bundle).manifest.files if "programs/" in file
-    )
-    found = sum(built.bundle.file(file).stat().st_size for file in built.bundle.manifest.files if "programs/" in file)
-    assert found <= 0.45 * full  # half a third of it is graphs, which do not shrink
+    full, found = map(program_bytes, (Bundle.open(demo_bundle), built.bundle))
+    assert found <= 0.45 * full  # graphs do not shrink, and are a part of so small a model
 
 
 def test_the_manifest_says_how_good_it_is(built: Built, calibrated: Calibrated) -> None:
@@ -73,9 +74,8 @@ def test_the_manifest_says_how_good_it_is(built: Built, calibrated: Calibrated) 
         latents, pictures = replay(pipeline, case.arguments, case.hints)
     scaled = [each.astype(np.float32) / 255 for each in (pictures, case.pictures)]
     assert int8.quality.psnr_db == pytest.approx(psnr(*scaled), abs=0.5)
-    expected = [
-        np.linalg.norm(mine - its) / np.linalg.norm(its) for mine, its in zip(latents, case.latents, strict=True)
-    ]
+    pairs = zip(latents, case.latents, strict=True)
+    expected = [np.linalg.norm(mine - its) / np.linalg.norm(its) for mine, its in pairs]
     assert int8.quality.latent_errors == pytest.approx(expected, rel=0.05)
     assert int8.quality.psnr_db > LITTLE
     kept = {layer.name: layer.kept for layer in int8.layers if layer.part == "unet"}

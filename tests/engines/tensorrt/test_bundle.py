@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from controlrt.compiler.compile import compile_program, load_program
+from controlrt.compiler.passes.quantize import Quantize
+from controlrt.compiler.quantization.layers import layers_of
 from controlrt.compiler.weights import WeightStore
 from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.engines.backends import BACKENDS
@@ -82,15 +84,22 @@ def test_a_small_sdxl(family: Family, cache: Path, tmp_path: Path, monkeypatch: 
     assert {path.name for path in cache.iterdir()} == kept
 
 
-@pytest.mark.parametrize(("batch", "profiles"), [("1", 2), ("1-2", 1)], ids=["static", "range"])
+@pytest.mark.parametrize(
+    ("batch", "profiles", "int8"),
+    [("1", 2, False), ("1-2", 1, False), ("1", 2, True)],
+    ids=["static", "range", "weights in int8"],
+)
 @pytest.mark.usefixtures("cache")
-def test_the_demo_models_step(tmp_path: Path, batch: str, profiles: int) -> None:
+def test_the_demo_models_step(tmp_path: Path, batch: str, profiles: int, int8: bool) -> None:
     """A fixed batch: one optimization profile with guidance and one without; a range of them: one for all."""
     source = export_programs(profile=ShapeProfile.parse("512x512", "1-4"), **DEMO)
     exported = read_manifest(source)
     entry, profile = exported.program("controlnet.canny"), ShapeProfile.parse("512x512", batch)
     backend = BACKENDS["tensorrt-rtx"]
-    compiled = compile_program(entry, load_program(entry, source, profile), profile, backend.passes, None, "fp16")
+    model = load_program(entry, source, profile)
+    middle = [layer.name for layer in layers_of(model.graph) if ".mid_block." in layer.name]
+    quantize = Quantize(dict.fromkeys(middle, 8.0), inputs=backend.int8_inputs) if int8 else None
+    compiled = compile_program(entry, model, profile, backend.passes, None, "fp16", quantize=quantize)
     (step,) = (each for each in compiled if each.program.stage == "step")
     for folder in ("programs", "onnx"):
         (tmp_path / folder).mkdir()

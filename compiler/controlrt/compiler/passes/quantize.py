@@ -35,8 +35,8 @@ class Quantize(ir.passes.InPlacePass):
 
     Args:
         amax: the largest magnitude that a layer's input keeps, by layer name; other layers stay as they are.
-        inputs: what layers read: "int8", or "uint8" with the zero point 128, which ONNX Runtime's CPU provider is fastest
-            with, or None to leave inputs as they are and to store weights alone in int8.
+        inputs: what layers read: "int8", or "uint8" with the zero point 128, which ONNX Runtime's CPU provider is
+            fastest with, or None to leave inputs as they are and to store weights alone in int8.
         weight_levels: the largest int8 of weights.
         channel_amax: the largest magnitude of each channel, by layer name, to smooth what layers after layer
             normalizations read; see ``quantization.smoothing``.
