@@ -36,7 +36,8 @@ from controlrt.compiler.standard_form import standard_form
 from controlrt.compiler.verify import Verifier
 from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS, Backend
-from controlrt.engines.int8.choice import choose, copy_files, reduces_range
+from controlrt.engines.exported_files import copy_files, exported_files
+from controlrt.engines.int8.choice import choose, reduces_range
 from controlrt.engines.int8.layer_choice import check_statistics
 from controlrt.engines.int8.options import Int8Options
 from controlrt.engines.int8.quality_gate import measure_quality, pass_gate
@@ -292,7 +293,9 @@ def _compile(
             fusion=Fusion(part=FUSED, controls=options.fuse) if options.fuse else None,
             programs=tuple(programs),
             checks=tuple(checks),
-            files=dict.fromkeys((program.file for program in programs), ""),  # digested when they are finished
+            files=dict.fromkeys(
+                (*exported_files(exported), *(program.file for program in programs)), ""
+            ),  # digested last
             provenance=msgspec.structs.replace(
                 exported.provenance,
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

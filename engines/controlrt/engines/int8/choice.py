@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from controlrt.compiler.quantization.arithmetic import LEVELS, REDUCED_LEVELS
 from controlrt.compiler.quantization.statistics import Case, Statistics
 from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS, Backend
+from controlrt.engines.exported_files import copy_files, exported_files
 from controlrt.engines.int8.layer_choice import amax_by_part, choose_layers
 from controlrt.engines.int8.options import Int8Options
 from controlrt.engines.int8.sensitivity import choose_blocks, keep_others, measure_blocks
@@ -112,14 +112,6 @@ def choose(
     )
 
 
-def copy_files(exported: Manifest, source: Path, target: Path) -> None:
-    """Copies all that an export holds but its programs."""
-    for file in exported.files:
-        if not file.startswith("programs/"):
-            (target / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / file, target / file)
-
-
 def _quantize(
     part: str, amax: Mapping[str, float], statistics: Statistics, options: Int8Options, backend: Backend
 ) -> Quantize:
@@ -170,5 +162,6 @@ def _in_float32(
                     store.save(compiled.model, Path(compiled.program.file).name)
                     programs.append(compiled.program)
             copy_files(exported, source, path)
-            manifest = msgspec.structs.replace(exported, backend=backend_name, programs=tuple(programs))
+            files = dict.fromkeys((*exported_files(exported), *(program.file for program in programs)), "")
+            manifest = msgspec.structs.replace(exported, backend=backend_name, programs=tuple(programs), files=files)
             yield Bundle(path, manifest), store
