@@ -12,7 +12,6 @@ import onnx_ir as ir
 import pytest
 
 from calibrations import Calibrated
-from controlrt.compiler.quantization.layers import layers_of
 from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.engines.build import BuildOptions, Built, build
 from controlrt.engines.int8.options import Int8Options
@@ -55,10 +54,10 @@ def test_steps_are_in_int8_and_the_rest_is_not(built: Built) -> None:
     programs = {program.name: program.precision for program in built.bundle.manifest.programs}
     assert {name for name, precision in programs.items() if precision == "int8"} == set(STEPS)
     graph = ir.load(built.bundle.file("programs/unet.step.onnx")).graph
-    assert {layer.name for layer in layers_of(graph)} >= {"unet.conv_out"}  # what is left with weights in float
-    stored = {value.name: value.dtype for value in graph.initializers.values()}
+    stored = {name: value.dtype for name, value in graph.initializers.items()}
     assert stored["unet.mid_block.resnets.0.conv1.weight.int8"] == ir.DataType.INT8
-    assert any((name or "").startswith("unet.conv_in.weight") and "int8" not in (name or "") for name in stored)
+    assert stored["unet.conv_in.weight.half"] == ir.DataType.FLOAT16
+    assert "unet.conv_in.weight.int8" not in stored
 
 
 def test_it_takes_a_third_of_the_bytes(built: Built, demo_bundle: Path) -> None:
