@@ -67,9 +67,9 @@ def _part(place: int, part: str, layers: Mapping[str, LayerStatistics]) -> Secti
         for name, layer in layers.items()
     ]
     text = (
-        "A threshold is the magnitude that becomes 127 in int8; there is a column for each method. Drift is the largest "
-        "magnitude at the loudest tenth of the timesteps over that at the quietest, spread that of all channels over the "
-        "median channel's."
+        "A threshold is the magnitude that becomes 127 in int8; there is a column for each method. Drift is the "
+        "largest magnitude at the loudest tenth of the timesteps over that at the quietest, spread that of all "
+        "channels over the median channel's."
     )
     head = ("layer", "channels", "largest", *_OTHERS, "drift", "spread")
     pictures = "".join(

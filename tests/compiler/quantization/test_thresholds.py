@@ -184,7 +184,7 @@ def test_outliers_ruin_minmax_alone() -> None:
     layer, most = layer_of(values), np.delete(values, 4, axis=0)
     errors = {method: relative_error(most, amax_of(layer, method)).max() for method in METHODS}
     assert errors.pop("minmax") > 0.2
-    assert max(errors.values()) < 0.02
+    assert max(errors.values()) < 0.03
     assert errors["percentile:99.9"] < 1e-3
 
 

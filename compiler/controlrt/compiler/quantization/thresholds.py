@@ -6,6 +6,7 @@ A low threshold makes small steps and cuts large values off; a high one keeps th
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ def percentile(counts: NDArray[np.int64], percent: float) -> float:
     below = np.concatenate([[0], np.cumsum(counts)])
     wanted = percent / 100 * below[-1]
     last = max(int(np.searchsorted(below, wanted)) - 1, 0)
-    return last + (wanted - below[last]) / max(counts[last], 1)
+    return float(last + (wanted - below[last]) / max(counts[last], 1))
 
 
 def entropy(counts: NDArray[np.int64], levels: int = LEVELS + 1) -> float:
@@ -138,6 +139,6 @@ def _expected_errors(bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64
     return thresholds, np.diff(integral, axis=1), np.diff(edges**3 / 3)
 
 
-def _x_log_y(x: NDArray[np.number], y: NDArray[np.number]) -> NDArray[np.float64]:
+def _x_log_y(x: NDArray[np.int64], y: NDArray[Any]) -> NDArray[np.float64]:
     """0 where ``x`` is 0; ``y`` is positive elsewhere."""
-    return x * np.log(np.where(x > 0, y, 1))
+    return np.asarray(x * np.log(np.where(x > 0, y, 1)))
