@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from compiler.graphs import graph_of
 from numpy.typing import NDArray
 
-from compiler.graphs import graph_of
 from controlrt.calibration.taps import MAX_RANK, POSITIONS, SAMPLES, Tap, add_taps
 from controlrt.compiler.quantization.layers import layers_of
 from controlrt.compiler.reference import Reference
