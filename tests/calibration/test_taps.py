@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from compiler.graphs import graph_of
 from numpy.typing import NDArray
-from onnx_ir.passes.common import ShapeInferencePass
 
 from controlrt.calibration.taps import MAX_RANK, POSITIONS, SAMPLES, Tap, add_taps
 from controlrt.compiler.quantization.layers import layers_of
@@ -19,16 +19,6 @@ from controlrt.runtime.errors import BuildError
 
 Arrays = dict[str, NDArray[Any]]
 RNG = np.random.default_rng(0)
-
-
-def model_of(inputs: str, outputs: str, body: str, infer: bool = True, **weights: NDArray[np.float32]) -> ir.Model:
-    tensors = [ir.tensor(weight, name=name) for name, weight in weights.items()]
-    declared = ", ".join(f"float[{','.join(map(str, tensor.shape))}] {tensor.name}" for tensor in tensors)
-    text = f'<ir_version: 10, opset_import: ["": 23]> g ({inputs}) => ({outputs}) <{declared}> {{ {body} }}'
-    model = ir.from_onnx_text(text, tensors)
-    if infer:
-        ShapeInferencePass()(model)
-    return model
 
 
 def weights(*shape: int) -> NDArray[np.float32]:
@@ -69,7 +59,7 @@ GRAPHS = {
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_layer_by_itself(name: str) -> None:
     inputs, outputs, body, w, shape, axis = GRAPHS[name]
-    model = model_of(inputs, outputs, body, w=w)
+    model = graph_of(inputs, outputs, body, w=w)
     (tap,) = add_taps(model.graph)
     x, where = weights(*shape), positions()
     found = run(model, {"x": x, POSITIONS: where})
@@ -80,7 +70,7 @@ def test_a_layer_by_itself(name: str) -> None:
 
 def test_layers_that_read_the_same_share_a_tap() -> None:
     body = "h = Relu(x)  q = MatMul(h, wq)  k = MatMul(h, wk)  s = Add(q, k)  y = MatMul(s, wo)"
-    model = model_of("float[n, 7, 6] x", "float[n, 7, 4] y", body, wq=weights(6, 6), wk=weights(6, 6), wo=weights(6, 4))
+    model = graph_of("float[n, 7, 6] x", "float[n, 7, 4] y", body, wq=weights(6, 6), wk=weights(6, 6), wo=weights(6, 4))
     first, second = add_taps(model.graph)
     assert (first.layers, second.layers) == (("wq", "wk"), ("wo",))
     x, where = weights(2, 7, 6), positions()
@@ -89,7 +79,7 @@ def test_layers_that_read_the_same_share_a_tap() -> None:
 
 
 def test_the_output_stays_as_it_was() -> None:
-    model = model_of("float[n, 3, 8, 8] x", "float[n, 5, 6, 6] y", "y = Conv(x, w)", w=weights(5, 3, 3, 3))
+    model = graph_of("float[n, 3, 8, 8] x", "float[n, 5, 6, 6] y", "y = Conv(x, w)", w=weights(5, 3, 3, 3))
     x = weights(2, 3, 8, 8)
     before = run(model, {"x": x})
     add_taps(model.graph)
@@ -97,14 +87,14 @@ def test_the_output_stays_as_it_was() -> None:
 
 
 def test_a_graph_without_layers_stays_as_it_was() -> None:
-    model = model_of("float[n, 6] x", "float[n, 6] y", "y = Relu(x)")
+    model = graph_of("float[n, 6] x", "float[n, 6] y", "y = Relu(x)")
     assert add_taps(model.graph) == ()
     assert [value.name for value in model.graph.inputs] == ["x"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_shows_wherever_it_is(value: float) -> None:
-    model = model_of("float[n, 3, 8, 8] x", "float[n, 5, 6, 6] y", "y = Conv(x, w)", w=weights(5, 3, 3, 3))
+    model = graph_of("float[n, 3, 8, 8] x", "float[n, 5, 6, 6] y", "y = Conv(x, w)", w=weights(5, 3, 3, 3))
     (tap,) = add_taps(model.graph)
     for place in [(0, 0, 0, 0), (1, 2, 7, 7), (1, 1, 3, 4)]:
         x = weights(2, 3, 8, 8)
@@ -114,7 +104,7 @@ def test_what_is_not_finite_shows_wherever_it_is(value: float) -> None:
 
 def test_a_value_of_unknown_shape_is_told_of() -> None:
     body = "h = Relu(x)  y = MatMul(h, w)"
-    model = model_of("float[n, 7, 6] x", "float[n, 7, 4] y", body, infer=False, w=weights(6, 4))
+    model = graph_of("float[n, 7, 6] x", "float[n, 7, 4] y", body, infer=False, w=weights(6, 4))
     with pytest.raises(BuildError, match="says nothing of the shape of what w reads"):
         add_taps(model.graph)
 
