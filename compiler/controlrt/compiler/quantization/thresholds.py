@@ -44,7 +44,7 @@ def amax_of(layer: LayerStatistics, method: str = METHODS[0]) -> float:
         bins = percentile(layer.histogram.sum(axis=0), float(percent))
     else:
         bins = entropy(layer.histogram.sum(axis=0)) if name == "entropy" else least_squares(layer.histogram)
-    return min(bins * layer.limit / layer.histogram.shape[1], layer.amax)
+    return float(min(bins * layer.limit / layer.histogram.shape[1], layer.amax))
 
 
 def percentile(counts: NDArray[np.int64], percent: float) -> float:
