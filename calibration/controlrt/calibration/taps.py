@@ -69,9 +69,9 @@ class _Writer:
     def tap(self, number: int, layers: list[Layer]) -> Tap:
         layer = layers[0]
         shape = layer.weight.shape
-        if shape is None:
+        channels = shape[layer.input_axis] if shape is not None else None
+        if not isinstance(channels, int):
             raise BuildError(f"the graph says nothing of the shape of the weights of {layer.name}")
-        channels = int(shape[layer.input_axis])
         amax = self._output(f"tap.{number}.amax", self._amax(layer), channels)
         sample = self._output(f"tap.{number}.sample", self._sample(layer), SAMPLES)
         names = tuple(dict.fromkeys(each.name for each in layers))

@@ -147,4 +147,4 @@ def _numpy(value: ir.Value) -> np.dtype[np.floating]:
     """The NumPy type of a floating point value."""
     if value.dtype is None:
         raise ValueError(f"the graph says nothing of the type of {value.name}")
-    return value.dtype.numpy()  # type: ignore[no-any-return]
+    return value.dtype.numpy()

@@ -42,7 +42,8 @@ def quantize(
         axis: of ``values``; None for one scale.
     """
     rounded = np.rint(np.asarray(values, np.float32) / _along(scales, np.ndim(values), axis))
-    return np.clip(rounded, -128, 127).astype(np.int8)
+    found: NDArray[np.int8] = np.clip(rounded, -128, 127).astype(np.int8)
+    return found
 
 
 def dequantize(

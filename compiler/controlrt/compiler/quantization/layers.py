@@ -49,10 +49,10 @@ def layer_of(node: ir.Node) -> Layer | None:
         if node.attributes.get_int("group", 1) != 1:
             return None
         output_axis, input_axis = 0, 1
-    elif rank != 2 or node.attributes.get_int("transA", 0):
+    elif rank != 2 or node.attributes.get_int("transA", 0) != 0:
         return None
     else:
-        output_axis, input_axis = (0, 1) if node.attributes.get_int("transB", 0) else (1, 0)
+        output_axis, input_axis = (0, 1) if node.attributes.get_int("transB", 0) != 0 else (1, 0)
     return Layer(
         name=layer_name(weight.name),
         node=node,

@@ -19,6 +19,7 @@ from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
 from controlrt.compiler.passes.joined_projections import JoinedProjections
 from controlrt.compiler.passes.lone_layer_norm import LoneLayerNorm
 from controlrt.compiler.passes.pointwise_convolution import PointwiseConvolution
+from controlrt.compiler.passes.quantize import Inputs
 from controlrt.compiler.passes.row_agnostic_reshapes import RowAgnosticReshapes
 from controlrt.compiler.passes.sink_transposes import SinkTransposes
 from controlrt.compiler.passes.skip_group_norm import SkipGroupNorm
@@ -60,7 +61,7 @@ class CudaBackend:
     device: Final = "cuda"
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
     default_precision: Precision = "fp16"
-    int8_inputs: Final = None
+    int8_inputs: Inputs | None = None
     ships_onnx = True
 
     def is_installed(self) -> bool:

@@ -11,6 +11,7 @@ from controlrt.compiler.compile import Passes
 from controlrt.compiler.passes.attention_layout import AttentionLayout
 from controlrt.compiler.passes.geglu import Geglu
 from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
+from controlrt.compiler.passes.quantize import Inputs
 from controlrt.compiler.passes.row_agnostic_reshapes import RowAgnosticReshapes
 from controlrt.compiler.passes.tiled_attention import TiledAttention
 from controlrt.compiler.passes.upsample_convolution import UpsampleConvolution
@@ -37,7 +38,7 @@ class OnnxRuntimeBackend:
     )
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     default_precision: Precision = "fp32"
-    int8_inputs: Final = "uint8"
+    int8_inputs: Inputs | None = "uint8"
     ships_onnx = True
 
     def is_installed(self) -> bool:

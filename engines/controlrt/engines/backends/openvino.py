@@ -10,6 +10,7 @@ from typing import Final
 from controlrt.compiler.compile import Passes
 from controlrt.compiler.passes.attention_layout import AttentionLayout
 from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
+from controlrt.compiler.passes.quantize import Inputs
 from controlrt.compiler.passes.row_agnostic_reshapes import RowAgnosticReshapes
 from controlrt.compiler.passes.upsample_convolution import UpsampleConvolution
 from controlrt.compiler.passes.winograd_convolution import WinogradConvolution
@@ -33,7 +34,7 @@ class OpenVinoBackend:
     )
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
     default_precision: Precision = "fp32"
-    int8_inputs: Final = "int8"
+    int8_inputs: Inputs | None = "int8"
     ships_onnx = True
 
     def is_installed(self) -> bool:
