@@ -14,6 +14,7 @@ import pytest
 from calibrations import Calibrated
 from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.engines.build import BuildOptions, Built, build
+from controlrt.engines.int8 import sensitivity
 from controlrt.engines.int8.options import Int8Options
 from controlrt.engines.int8.replay import replay
 from controlrt.engines.likeness import psnr
@@ -85,6 +86,33 @@ def test_the_manifest_says_how_good_it_is(built: Built, calibrated: Calibrated) 
 def test_a_second_build_does_nothing(built: Built, calibrated: Calibrated) -> None:
     again = options(calibrated, built.bundle.path, built.bundle.manifest.backend)
     assert build(again, "pytest").cached
+
+
+def test_within_a_budget_the_fast_blocks_are_taken(
+    calibrated: Calibrated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if int8 were faster in the first block and in the third, whatever CPU this is."""
+    medians = iter([2.0, 1.0, 1.0, 2.0, 2.0, 1.0])
+    monkeypatch.setattr(sensitivity.averages, "median", lambda _: next(medians))
+    rest = ("down_blocks", "up_blocks", "controlnet.", "shortcut")
+    int8 = build(options(calibrated, tmp_path / "bundle", budget=0.5, keep=rest), "pytest").bundle.manifest.quantization
+    assert int8 is not None
+    assert {block.name for block in int8.blocks} == {
+        "unet.mid_block.attentions.0",
+        "unet.mid_block.resnets.0",
+        "unet.mid_block.resnets.1",
+    }
+    assert all(0 < block.latent_error < 0.5 for block in int8.blocks)
+    assert [block.chosen for block in int8.blocks] == [True, False, True]
+    chosen = {block.name for block in int8.blocks if block.chosen}
+    assert {sensitivity.block_of(layer.name) for layer in int8.layers if layer.kept is None} == chosen
+
+
+def test_a_budget_that_cannot_be_met(calibrated: Calibrated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity.averages, "median", lambda seconds: len(seconds))
+    keep = ("down_blocks", "up_blocks", "controlnet.", "shortcut", "attentions", "resnets.1")
+    with pytest.raises(BuildError, match=r"no block is faster in int8 here within a quality budget of 1e-06"):
+        build(options(calibrated, tmp_path / "bundle", budget=1e-6, keep=keep), "pytest")
 
 
 def test_below_the_gate_nothing_is_left(calibrated: Calibrated, tmp_path: Path) -> None:

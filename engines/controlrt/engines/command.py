@@ -16,7 +16,7 @@ import controlrt.engines.command
 from controlrt.compiler.quantization.thresholds import METHODS
 from controlrt.engines.backends import BACKENDS, choose_backend
 from controlrt.engines.build import BuildOptions, build
-from controlrt.engines.int8.options import MIN_PSNR_DB, Int8Options
+from controlrt.engines.int8.options import MIN_PSNR_DB, SMOOTHING, Int8Options
 from controlrt.engines.source_options import add_source_arguments, parse_sources, source_name
 from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime.commands import guarded, run_command
@@ -58,9 +58,10 @@ def _add_int8_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--smooth",
-        type=float,
+        type=_smoothing,
+        default=SMOOTHING,
         metavar="ALPHA",
-        help="move outliers of channels into weights, from 0 to 1 (SmoothQuant)",
+        help=f"how much of the outliers of channels goes into weights, from 0 to 1, or none (SmoothQuant; {SMOOTHING:g})",
     )
     group.add_argument(
         "--reduce-range",
@@ -136,6 +137,10 @@ def run(arguments: argparse.Namespace) -> int:
     what = "up to date, nothing to do" if built.cached else f"built in {time.monotonic() - started:.0f} s"
     print(f"{built.bundle.path}: {what} (controls: {controls}; backend: {options.backend})")
     return 0
+
+
+def _smoothing(text: str) -> float | None:
+    return None if text == "none" else float(text)
 
 
 def _int8_options(arguments: argparse.Namespace) -> Int8Options | None:

@@ -22,6 +22,7 @@ from controlrt.engines.int8.options import Int8Options
 from controlrt.engines.int8.sensitivity import choose_blocks, keep_others, measure_blocks
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.cpu import adds_in_32_bits
+from controlrt.runtime.errors import BuildError
 from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.manifest import Manifest, Quality, Quantization, QuantizedBlock, QuantizedLayer
 from controlrt.runtime.storage import sha256_file
@@ -81,7 +82,7 @@ def choose(
 
     Raises:
         UserError: a pattern of layers to keep that fits none.
-        BuildError: no layer is left.
+        BuildError: no layer is left, or no block within the budget.
     """
     backend = BACKENDS[backend_name]
     layers = choose_layers(statistics, options)
@@ -102,6 +103,11 @@ def choose(
             blocks = measure_blocks(bundle, store, layers, cases[:CHOOSING], compile_step)
         blocks = choose_blocks(blocks, options.budget)
         layers = keep_others(layers, blocks)
+        if all(layer.kept for layer in layers):
+            raise BuildError(
+                f"no block is faster in int8 here within a quality budget of {options.budget:g}; raise --quality-budget, "
+                "or build with another --precision"
+            )
     return Int8Choice(
         options=options,
         statistics=statistics,

@@ -10,6 +10,7 @@ from controlrt.compiler.quantization.thresholds import METHODS
 from controlrt.runtime.errors import ParameterError
 
 MIN_PSNR_DB = 28.0
+SMOOTHING = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Int8Options:
     """Patterns of layers that stay as they are, beside ``layer_choice.KEPT``."""
     budget: float | None = None
     """The error of the final latents that is not to be passed, relative to theirs; blocks are measured for it."""
-    smoothing: float | None = None
+    smoothing: float | None = SMOOTHING
     """How much of the outliers of channels is moved into weights, from 0 to 1; None for nothing. See ``smoothing``."""
     reduce_range: bool | None = None
     """Whether weights take 7 bits of the 8, for CPUs that add products in 16 bits; None for what this machine needs."""

@@ -19,7 +19,7 @@ from controlrt.compiler.quantization.statistics import Case
 from controlrt.compiler.reference import rms_error
 from controlrt.compiler.weights import WeightStore
 from controlrt.engines.int8.layer_choice import amax_by_part
-from controlrt.engines.int8.replay import replay
+from controlrt.engines.int8.replay import replay_latents
 from controlrt.engines.int8.swapped_program import SwappedExecutor, with_program
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.executors import HostExecutor, open_host_executor
@@ -77,8 +77,8 @@ def _measure(
     errors = []
     with ControlNetPipeline(bundle, executor=before) as exact, ControlNetPipeline(changed, executor=after) as rounded:
         for case in cases:
-            expected, _ = replay(exact, case.arguments, case.hints)
-            latents, _ = replay(rounded, case.arguments, case.hints)
+            expected = replay_latents(exact, case.arguments, case.hints)
+            latents = replay_latents(rounded, case.arguments, case.hints)
             errors.append(rms_error(latents[-1], expected[-1]))
     ran = averages.median(before.seconds), averages.median(after.seconds)
     return float(np.sqrt(np.mean(np.square(errors)))), ran[0] - ran[1]

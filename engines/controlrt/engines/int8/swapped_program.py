@@ -63,4 +63,5 @@ class SwappedExecutor(HostExecutor):
 def with_program(bundle: Bundle, program: Program) -> Bundle:
     """``bundle`` with ``program`` in place of the one of its name."""
     programs = tuple(program if each.name == program.name else each for each in bundle.manifest.programs)
-    return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, programs=programs))
+    files = {**bundle.manifest.files, program.file: ""}
+    return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, programs=programs, files=files))
