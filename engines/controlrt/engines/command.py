@@ -61,7 +61,7 @@ def _add_int8_arguments(group: argparse._ArgumentGroup) -> None:
         type=_smoothing,
         default=SMOOTHING,
         metavar="ALPHA",
-        help=f"how much of the outliers of channels goes into weights, from 0 to 1, or none (SmoothQuant; {SMOOTHING:g})",
+        help=f"how much of outliers of channels goes into weights, from 0 to 1, or none (SmoothQuant; {SMOOTHING:g})",
     )
     group.add_argument(
         "--reduce-range",

@@ -105,8 +105,8 @@ def choose(
         layers = keep_others(layers, blocks)
         if all(layer.kept for layer in layers):
             raise BuildError(
-                f"no block is faster in int8 here within a quality budget of {options.budget:g}; raise --quality-budget, "
-                "or build with another --precision"
+                f"no block is faster in int8 here within a quality budget of {options.budget:g}; raise "
+                "--quality-budget, or build with another --precision"
             )
     return Int8Choice(
         options=options,
