@@ -29,7 +29,8 @@ def stepper(demo: ControlNetPipeline) -> Iterator[Stepper]:
 
 def staged(demo: ControlNetPipeline, prompt: str = PROMPT, **changes: Any) -> Staged:
     options = {"image": {"mask": square()}, "num_inference_steps": STEPS, "seed": 3, **changes}
-    drawing = Staged(demo.bundle.manifest, demo.prepare(prompt, **options))
+    prepared = demo.prepare(prompt, **options)
+    drawing = Staged(demo.plan(prepared.layout), prepared)
     demo.fill(drawing.drawing, drawing.plan, drawing.buffers)
     return drawing
 

@@ -21,8 +21,7 @@ from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.drawing import Drawing
 from controlrt.runtime.errors import DeviceMemoryError
 from controlrt.runtime.executors import BoundPlan, Executor
-from controlrt.runtime.manifest import Manifest
-from controlrt.runtime.plan import HALF, UNGUIDED, Layout, StepLayout, plan_denoising
+from controlrt.runtime.plan import HALF, UNGUIDED, Layout, Plan, StepLayout, plan_denoising
 from controlrt.runtime.samplers.table import HISTORY, OUTPUT_COLUMN
 from controlrt.runtime.vae import Vae
 
@@ -47,13 +46,12 @@ class Staged:
     """A drawing with memory of its own, somewhere between its first step and its last.
 
     Args:
-        manifest: of the bundle.
+        plan: of the drawing's layout.
         drawing: what to draw; ``buffers`` are to be filled with it, by ``ControlNetPipeline.fill``.
     """
 
-    def __init__(self, manifest: Manifest, drawing: Drawing) -> None:
-        self.drawing, self.serial = drawing, next(_serials)
-        self.plan = plan_denoising(manifest, drawing.layout)
+    def __init__(self, plan: Plan, drawing: Drawing) -> None:
+        self.plan, self.drawing, self.serial = plan, drawing, next(_serials)
         self.buffers: dict[str, NDArray[Any]] = {}
         for name in self.plan.inputs():
             shape, dtype = self.plan.buffers[name]
