@@ -21,13 +21,14 @@ from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.drawing import Drawing
 from controlrt.runtime.errors import DeviceMemoryError
 from controlrt.runtime.executors import BoundPlan, Executor
-from controlrt.runtime.plan import HALF, UNGUIDED, Layout, Plan, StepLayout, plan_denoising
+from controlrt.runtime.plan import HALF, STATE, UNGUIDED, Layout, Plan, StepLayout, View, plan_denoising
 from controlrt.runtime.samplers.table import HISTORY, OUTPUT_COLUMN
 from controlrt.runtime.vae import Vae
 
 _KEPT_PLANS = 16
 _OWN = ("rows", "guidance", "conditional", UNGUIDED)
 """Inputs that say which rows belong to which picture."""
+_STATE = tuple(f"{name}." for name in STATE)
 _serials = itertools.count()
 
 
@@ -107,16 +108,29 @@ class Staged:
         self.step += 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Input:
+    """An input of a step whose rows are gathered."""
+
+    source: str
+    """The buffer of a drawing's plan that has them."""
+    target: NDArray[Any]
+    """(batch or rows, ...), without an axis of steps."""
+    by_picture: bool
+    """Whether it has a row for each picture; else one for each row of the model's batch."""
+    changes: bool
+    """Whether it is another at every step."""
+
+
 @dataclass
 class _StepPlan:
     """A plan of one step with memory behind it, and whose rows lie in it."""
 
     bound: BoundPlan
     batch: int
-    axes: dict[str, str]
-    """What the first axis of each input counts: ``batch`` or ``rows``."""
-    tables: frozenset[str]
-    """Inputs that have an axis of steps before it, of length one."""
+    inputs: tuple[_Input, ...]
+    changing: tuple[_Input, ...]
+    """Those of them that are others at every step."""
     placed: dict[int, int]
     """Where the drawings of the last step lie, first row by serial number."""
 
@@ -202,8 +216,8 @@ class Stepper:
             for spec in self._manifest.program(call.program).inputs
             for view in (call.inputs[spec.name],)
         ]
-        inputs = set(plan.inputs())
         bound = self._executor.bind(plan, decodes=False)
+        inputs = _gathered(plan, bound, views)
         pictures = np.arange(batch)
         for name, value in (
             ("rows", np.tile(pictures, layout.rows // batch)),
@@ -216,8 +230,8 @@ class Stepper:
         return _StepPlan(
             bound=bound,
             batch=batch,
-            axes={view.buffer: str(axis) for view, axis in views if view.buffer in inputs and view.buffer not in _OWN},
-            tables=frozenset(view.buffer for view, _ in views if view.step is not None),
+            inputs=inputs,
+            changing=tuple(each for each in inputs if each.changes),
             placed={},
         )
 
@@ -226,29 +240,46 @@ class Stepper:
         known = plan.placed.get(drawing.serial) == first
         batch, step = drawing.batch, drawing.step
         guided = drawing.drawing.layout.guided
-        for name, axis in plan.axes.items():
-            source, target = drawing.buffers[name.removesuffix(HALF)], plan.bound.buffers[name]
-            if name in plan.tables:
-                target = target[0]
+        pictures = slice(first, first + batch)
+        for each in plan.changing if known else plan.inputs:
+            source, target = drawing.buffers[each.source], each.target
             if source.ndim > target.ndim:
                 source = source[step]
-            elif known and not name.startswith(("latents.", "history.")):
-                continue
-            if axis == "batch":
-                target[first : first + batch] = source
+            if each.by_picture:
+                target[pictures] = source
                 continue
             conditional = source[batch:] if guided else source
             if len(target) == 2 * plan.batch:
-                target[first : first + batch] = source[:batch]
+                target[pictures] = source[:batch]
                 target[plan.batch + first : plan.batch + first + batch] = conditional
             else:
-                target[first : first + batch] = conditional
-        if drawing.kind.step.guided:
+                target[pictures] = conditional
+        if drawing.drawing.layout.steps[step].guided:
             own = drawing.buffers["guidance"][step]
-            pictures = first + np.arange(batch)
             guidance = plan.bound.buffers["guidance"][0]
-            guidance[np.ix_(pictures, pictures)] = own[:, :batch]
-            guidance[np.ix_(pictures, plan.batch + pictures)] = own[:, batch:]
+            guidance[pictures, pictures] = own[:, :batch]
+            guidance[pictures, plan.batch + first : plan.batch + first + batch] = own[:, batch:]
+
+
+def _gathered(plan: Plan, bound: BoundPlan, views: Sequence[tuple[View, str | int]]) -> tuple[_Input, ...]:
+    """The inputs of a plan of one step that have rows of drawings.
+
+    Args:
+        plan, bound: the plan, and its memory.
+        views: what its programs read, and what the first axis of each counts.
+    """
+    inputs = set(plan.inputs()).difference(_OWN)
+    found = {}
+    for view, axis in views:
+        if view.buffer in inputs:
+            buffer, tabled = bound.buffers[view.buffer], view.step is not None
+            found[view.buffer] = _Input(
+                source=view.buffer.removesuffix(HALF),
+                target=buffer[0] if tabled else buffer,
+                by_picture=axis == "batch",
+                changes=tabled or view.buffer.startswith(_STATE),
+            )
+    return tuple(found.values())
 
 
 def _clear_guidance(plan: _StepPlan) -> None:
