@@ -4,11 +4,15 @@ Whatever a step reads of a picture (timestep, coefficients, scales, prompt, hint
 rows of a batch need not belong to one call. A drawing keeps its inputs and its state in the host's memory; a step
 gathers the rows of all drawings that do the same thing next into the buffers of a plan of one step, as iteration-level
 scheduling does for language models (Yu et al. 2022, Orca, OSDI).
+
+Where programs run in the host's memory, a drawing without company moves into a bound plan of its own layout, and takes
+its steps there as a call of the pipeline does: nothing is gathered.
 """
 
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,15 +24,15 @@ from numpy.typing import NDArray
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.drawing import Drawing
 from controlrt.runtime.errors import DeviceMemoryError
-from controlrt.runtime.executors import BoundPlan, Executor
+from controlrt.runtime.executors import BoundPlan, Executor, HostExecutor, HostPlan
 from controlrt.runtime.plan import HALF, STATE, UNGUIDED, Layout, Plan, StepLayout, View, plan_denoising
 from controlrt.runtime.samplers.table import HISTORY, OUTPUT_COLUMN
 from controlrt.runtime.vae import Vae
 
 _KEPT_PLANS = 16
+_KEPT_WHOLE_PLANS = 4
 _OWN = ("rows", "guidance", "conditional", UNGUIDED)
 """Inputs that say which rows belong to which picture."""
-_STATE = tuple(f"{name}." for name in STATE)
 _serials = itertools.count()
 
 
@@ -57,6 +61,8 @@ class Staged:
         for name in self.plan.inputs():
             shape, dtype = self.plan.buffers[name]
             self.buffers[name] = np.zeros(shape, dtype)
+        self.whole: HostPlan | None = None
+        """What it has its memory in, where it is not its own."""
         self.step = 0
         """The next one."""
 
@@ -84,7 +90,24 @@ class Staged:
     @property
     def latents(self) -> NDArray[np.float32]:
         """(batch, channels, height/8, width/8)."""
-        return self.buffers[self.plan.state("latents", 0)]
+        return self.state("latents")
+
+    def state(self, name: str) -> NDArray[np.float32]:
+        """Its latents or history. In memory of its own they stay in one place, in a plan's they take turns."""
+        return self.buffers[self.plan.state(name, 0 if self.whole is None else self.step)]
+
+    def move_into(self, whole: HostPlan) -> None:
+        """Moves to the memory of a bound plan of its layout."""
+        for name, value in self.buffers.items():
+            whole.buffers[name][...] = value
+        for name in STATE:
+            whole.buffers[self.plan.state(name, self.step)][...] = self.state(name)
+        self.buffers, self.whole = whole.buffers, whole
+
+    def move_out(self) -> None:
+        """Leaves that memory to others and takes its state along; once it is done."""
+        self.buffers = {self.plan.state(name, 0): self.state(name).copy() for name in STATE}
+        self.whole = None
 
     def keep_predictions(self) -> None:
         """Has the steps leave the picture that they predict in the last entry of the history, where the sampler has no
@@ -98,14 +121,14 @@ class Staged:
         """The latents that the last step predicts, (batch, ...); or those that it left, of the variance that the model
         sees, where the sampler needs all of the history."""
         if len(self.drawing.table.history) < HISTORY:
-            return self.buffers[self.plan.state("history", 0)][:, HISTORY - 1]
+            return self.state("history")[:, HISTORY - 1]
         return self.latents * np.float32(self.drawing.table.input_scale[min(self.step, self.steps - 1)])
 
     def advance(self, latents: NDArray[np.float32], history: NDArray[np.float32]) -> None:
         """Takes over what a step made."""
-        self.latents[...] = latents
-        self.buffers[self.plan.state("history", 0)][...] = history
         self.step += 1
+        self.state("latents")[...] = latents
+        self.state("history")[...] = history
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +141,8 @@ class _Input:
     """(batch or rows, ...), without an axis of steps."""
     by_picture: bool
     """Whether it has a row for each picture; else one for each row of the model's batch."""
+    state: str
+    """Which of the drawing's state it is, where it is that."""
     changes: bool
     """Whether it is another at every step."""
 
@@ -145,14 +170,20 @@ class Stepper:
 
     def __init__(self, bundle: Bundle, executor: Executor) -> None:
         self._manifest, self._executor = bundle.manifest, executor
+        self._host = executor if isinstance(executor, HostExecutor) else None
         self._vae = Vae(bundle.manifest, executor)
         self._plans: OrderedDict[tuple[Kind, int], _StepPlan] = OrderedDict()
+        self._whole: OrderedDict[Layout, tuple[HostPlan, weakref.ref[Staged]]] = OrderedDict()
+        """Plans of all steps, and who was the last to move into each."""
 
     def step(self, drawings: Sequence[Staged]) -> None:
         """Takes the next step of drawings of one kind, together of as many pictures as the bundle allows."""
         kinds = {drawing.kind for drawing in drawings}
         if len(kinds) != 1:
             raise ValueError(f"{len(kinds)} kinds of steps cannot be taken together")
+        if len(drawings) == 1 and self._moved_in(drawings[0]):
+            _step_alone(drawings[0])
+            return
         plan = self._plan(kinds.pop(), sum(drawing.batch for drawing in drawings))
         first = 0
         _clear_guidance(plan)
@@ -167,8 +198,7 @@ class Stepper:
             )
         )
         ran = plan.bound.run(decode=False, history=True)
-        if not np.isfinite(ran.latents).all():  # one's infinities times the others' zeros would be theirs too
-            raise FloatingPointError("the latents are not finite: guidance, scales or prompt weights are too large")
+        _check_finite(ran.latents)  # one's infinities times the others' zeros would be theirs too
         assert ran.history is not None
         for drawing in drawings:
             rows = slice(plan.placed[drawing.serial], plan.placed[drawing.serial] + drawing.batch)
@@ -180,8 +210,28 @@ class Stepper:
 
     def close(self) -> None:
         """Releases the plans' memory; safe to call twice, and to go on after."""
+        self._whole.clear()
         while self._plans:
             self._plans.popitem()[1].bound.close()
+
+    def _moved_in(self, drawing: Staged) -> bool:
+        """Whether a drawing has a whole plan to itself, now or before."""
+        if drawing.whole is not None or self._host is None:
+            return drawing.whole is not None
+        layout = drawing.drawing.layout
+        if layout in self._whole:
+            whole, last = self._whole[layout]
+            tenant = last()
+            if tenant is not None and tenant.whole is whole:
+                return False
+        else:
+            while len(self._whole) >= _KEPT_WHOLE_PLANS:
+                self._whole.popitem(last=False)
+            whole = self._host.bind(drawing.plan)
+        drawing.move_into(whole)
+        self._whole[layout] = whole, weakref.ref(drawing)
+        self._whole.move_to_end(layout)
+        return True
 
     def _plan(self, kind: Kind, pictures: int) -> _StepPlan:
         key = kind, pictures
@@ -242,7 +292,8 @@ class Stepper:
         guided = drawing.drawing.layout.guided
         pictures = slice(first, first + batch)
         for each in plan.changing if known else plan.inputs:
-            source, target = drawing.buffers[each.source], each.target
+            source = drawing.state(each.state) if each.state else drawing.buffers[each.source]
+            target = each.target
             if source.ndim > target.ndim:
                 source = source[step]
             if each.by_picture:
@@ -273,11 +324,14 @@ def _gathered(plan: Plan, bound: BoundPlan, views: Sequence[tuple[View, str | in
     for view, axis in views:
         if view.buffer in inputs:
             buffer, tabled = bound.buffers[view.buffer], view.step is not None
+            kind = view.buffer.partition(".")[0]
+            state = kind if kind in STATE else ""
             found[view.buffer] = _Input(
                 source=view.buffer.removesuffix(HALF),
                 target=buffer[0] if tabled else buffer,
                 by_picture=axis == "batch",
-                changes=tabled or view.buffer.startswith(_STATE),
+                state=state,
+                changes=tabled or bool(state),
             )
     return tuple(found.values())
 
@@ -286,3 +340,18 @@ def _clear_guidance(plan: _StepPlan) -> None:
     """No picture is guided by another's rows."""
     if "guidance" in plan.bound.buffers:
         plan.bound.buffers["guidance"][...] = 0
+
+
+def _step_alone(drawing: Staged) -> None:
+    """Takes a step in a plan of all of them, as a call of the pipeline does."""
+    assert drawing.whole is not None
+    drawing.whole.run_step(drawing.step)
+    drawing.step += 1
+    _check_finite(drawing.latents)
+    if drawing.done:
+        drawing.move_out()
+
+
+def _check_finite(latents: NDArray[np.float32]) -> None:
+    if not np.isfinite(latents).all():
+        raise FloatingPointError("the latents are not finite: guidance, scales or prompt weights are too large")

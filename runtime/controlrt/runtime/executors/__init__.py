@@ -5,10 +5,10 @@ from __future__ import annotations
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.cuda.device import Device
 from controlrt.runtime.cuda.engine import Engines
-from controlrt.runtime.executors.base import AfterStep, BoundPlan, Executor, HostExecutor, PlanRun, Runner
+from controlrt.runtime.executors.base import AfterStep, BoundPlan, Executor, HostExecutor, HostPlan, PlanRun, Runner
 from controlrt.runtime.storage import cache_root
 
-__all__ = ["AfterStep", "BoundPlan", "Executor", "HostExecutor", "PlanRun", "Runner", "open_executor"]
+__all__ = ["AfterStep", "BoundPlan", "Executor", "HostExecutor", "HostPlan", "PlanRun", "Runner", "open_executor"]
 
 
 def open_executor(bundle: Bundle, threads: int | None = None, device: int = 0) -> Executor:
