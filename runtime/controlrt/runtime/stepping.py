@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ class Staged:
 
     def __init__(self, plan: Plan, drawing: Drawing) -> None:
         self.plan, self.drawing, self.serial = plan, drawing, next(_serials)
-        self.buffers: dict[str, NDArray[Any]] = {}
+        self.buffers: MutableMapping[str, NDArray[Any]] = {}
         for name in self.plan.inputs():
             shape, dtype = self.plan.buffers[name]
             self.buffers[name] = np.zeros(shape, dtype)
@@ -181,10 +181,11 @@ class Stepper:
         kinds = {drawing.kind for drawing in drawings}
         if len(kinds) != 1:
             raise ValueError(f"{len(kinds)} kinds of steps cannot be taken together")
+        # also where it is not run: company may come, and OpenVINO forgets programs of sizes that no plan has
+        plan = self._plan(kinds.pop(), sum(drawing.batch for drawing in drawings))
         if len(drawings) == 1 and self._moved_in(drawings[0]):
             _step_alone(drawings[0])
             return
-        plan = self._plan(kinds.pop(), sum(drawing.batch for drawing in drawings))
         first = 0
         _clear_guidance(plan)
         for drawing in drawings:

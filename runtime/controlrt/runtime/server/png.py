@@ -27,7 +27,7 @@ def write_png(pixels: NDArray[np.uint8]) -> bytes:
     np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
     deflate = zlib.compressobj(strategy=zlib.Z_RLE)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB; not interlaced
-    data = deflate.compress(rows) + deflate.flush()
+    data = deflate.compress(rows.data) + deflate.flush()
     return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
 
 
