@@ -29,7 +29,8 @@ def stepper(demo: ControlNetPipeline) -> Iterator[Stepper]:
 
 def staged(demo: ControlNetPipeline, prompt: str = PROMPT, **changes: Any) -> Staged:
     options = {"image": {"mask": square()}, "num_inference_steps": STEPS, "seed": 3, **changes}
-    drawing = Staged(demo.bundle.manifest, demo.prepare(prompt, **options))
+    prepared = demo.prepare(prompt, **options)
+    drawing = Staged(demo.plan(prepared.layout), prepared)
     demo.fill(drawing.drawing, drawing.plan, drawing.buffers)
     return drawing
 
@@ -93,6 +94,25 @@ def test_a_plan_that_drawings_left_serves_others(demo: ControlNetPipeline, stepp
         stepper.step([third, second] if not second.done else [third])
     assert relative(third.latents, draw(demo, "a black ring", seed=4, image={"mask": square(70)})) < BOUND
     assert relative(second.latents, draw(demo, "a yellow heart", seed=2, image={"mask": square(10)})) < BOUND
+
+
+def test_alone_by_turns_then_together_then_alone(demo: ControlNetPipeline, stepper: Stepper) -> None:
+    """Two of one layout, whose plan has room for one of them; and a third that comes when the first is done."""
+    calls: list[dict[str, Any]] = [{"seed": seed, "scheduler": "UniPC", "num_inference_steps": 6} for seed in (1, 2, 3)]
+    first, second, third = (staged(demo, **call) for call in calls)
+    for group in ([first], [second], [first, second], [second], [first], [first, second], [first]):
+        stepper.step(group)
+    assert first.whole is not None
+    assert second.whole is None
+    while not first.done:
+        stepper.step([first])
+    while not third.done:
+        stepper.step([third])
+    while not second.done:
+        stepper.step([second])
+    for call, drawing in zip(calls, (first, second, third), strict=True):
+        assert drawing.done
+        assert relative(drawing.latents, draw(demo, **call)) < BOUND, call
 
 
 def test_kinds_do_not_mix(demo: ControlNetPipeline, stepper: Stepper) -> None:

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -49,6 +50,8 @@ DEFAULT_STEPS = 50
 ON_FIRST_USE = ("vae_encoder", "adapter.", "ip_adapter.")
 """How the parts begin that are opened when a call first needs them."""
 _KEPT_PLANS = 4
+"""With memory behind them."""
+_KEPT_LAYOUTS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,8 @@ class ControlNetPipeline:
         self._conditioner = Conditioner(bundle, self._executor)
         self._vae = Vae(bundle.manifest, self._executor)
         self._scheduler: dict[str, Any] = json.loads(bundle.file("scheduler.json").read_text())
+        self.plan = lru_cache(_KEPT_LAYOUTS)(partial(plan_denoising, bundle.manifest))
+        """The plan of a layout: laying one out takes milliseconds, and calls have much in common."""
         self._bound: OrderedDict[Layout, BoundPlan] = OrderedDict()
         self._lock = threading.Lock()
         self._drawing: int | None = None
@@ -602,7 +607,7 @@ class ControlNetPipeline:
     def _bind(self, layout: Layout) -> BoundPlan:
         """The bound plan of ``layout``; the last few are kept."""
         if layout not in self._bound:
-            plan = plan_denoising(self.bundle.manifest, layout)
+            plan = self.plan(layout)
             while len(self._bound) >= _KEPT_PLANS:
                 self._bound.popitem(last=False)[1].close()
             while True:

@@ -4,13 +4,17 @@ Whatever a step reads of a picture (timestep, coefficients, scales, prompt, hint
 rows of a batch need not belong to one call. A drawing keeps its inputs and its state in the host's memory; a step
 gathers the rows of all drawings that do the same thing next into the buffers of a plan of one step, as iteration-level
 scheduling does for language models (Yu et al. 2022, Orca, OSDI).
+
+Where programs run in the host's memory, a drawing without company moves into a bound plan of its own layout, and takes
+its steps there as a call of the pipeline does: nothing is gathered.
 """
 
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +24,13 @@ from numpy.typing import NDArray
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.drawing import Drawing
 from controlrt.runtime.errors import DeviceMemoryError
-from controlrt.runtime.executors import BoundPlan, Executor
-from controlrt.runtime.manifest import Manifest
-from controlrt.runtime.plan import HALF, UNGUIDED, Layout, StepLayout, plan_denoising
+from controlrt.runtime.executors import BoundPlan, Executor, HostExecutor, HostPlan
+from controlrt.runtime.plan import HALF, STATE, UNGUIDED, Layout, Plan, StepLayout, View, plan_denoising
 from controlrt.runtime.samplers.table import HISTORY, OUTPUT_COLUMN
 from controlrt.runtime.vae import Vae
 
 _KEPT_PLANS = 16
+_KEPT_WHOLE_PLANS = 4
 _OWN = ("rows", "guidance", "conditional", UNGUIDED)
 """Inputs that say which rows belong to which picture."""
 _serials = itertools.count()
@@ -47,17 +51,18 @@ class Staged:
     """A drawing with memory of its own, somewhere between its first step and its last.
 
     Args:
-        manifest: of the bundle.
+        plan: of the drawing's layout.
         drawing: what to draw; ``buffers`` are to be filled with it, by ``ControlNetPipeline.fill``.
     """
 
-    def __init__(self, manifest: Manifest, drawing: Drawing) -> None:
-        self.drawing, self.serial = drawing, next(_serials)
-        self.plan = plan_denoising(manifest, drawing.layout)
-        self.buffers: dict[str, NDArray[Any]] = {}
+    def __init__(self, plan: Plan, drawing: Drawing) -> None:
+        self.plan, self.drawing, self.serial = plan, drawing, next(_serials)
+        self.buffers: MutableMapping[str, NDArray[Any]] = {}
         for name in self.plan.inputs():
             shape, dtype = self.plan.buffers[name]
             self.buffers[name] = np.zeros(shape, dtype)
+        self.whole: HostPlan | None = None
+        """What it has its memory in, where it is not its own."""
         self.step = 0
         """The next one."""
 
@@ -85,7 +90,24 @@ class Staged:
     @property
     def latents(self) -> NDArray[np.float32]:
         """(batch, channels, height/8, width/8)."""
-        return self.buffers[self.plan.state("latents", 0)]
+        return self.state("latents")
+
+    def state(self, name: str) -> NDArray[np.float32]:
+        """Its latents or history. In memory of its own they stay in one place, in a plan's they take turns."""
+        return self.buffers[self.plan.state(name, 0 if self.whole is None else self.step)]
+
+    def move_into(self, whole: HostPlan) -> None:
+        """Moves to the memory of a bound plan of its layout."""
+        for name, value in self.buffers.items():
+            whole.buffers[name][...] = value
+        for name in STATE:
+            whole.buffers[self.plan.state(name, self.step)][...] = self.state(name)
+        self.buffers, self.whole = whole.buffers, whole
+
+    def move_out(self) -> None:
+        """Leaves that memory to others and takes its state along; once it is done."""
+        self.buffers = {self.plan.state(name, 0): self.state(name).copy() for name in STATE}
+        self.whole = None
 
     def keep_predictions(self) -> None:
         """Has the steps leave the picture that they predict in the last entry of the history, where the sampler has no
@@ -99,14 +121,30 @@ class Staged:
         """The latents that the last step predicts, (batch, ...); or those that it left, of the variance that the model
         sees, where the sampler needs all of the history."""
         if len(self.drawing.table.history) < HISTORY:
-            return self.buffers[self.plan.state("history", 0)][:, HISTORY - 1]
+            return self.state("history")[:, HISTORY - 1]
         return self.latents * np.float32(self.drawing.table.input_scale[min(self.step, self.steps - 1)])
 
     def advance(self, latents: NDArray[np.float32], history: NDArray[np.float32]) -> None:
         """Takes over what a step made."""
-        self.latents[...] = latents
-        self.buffers[self.plan.state("history", 0)][...] = history
         self.step += 1
+        self.state("latents")[...] = latents
+        self.state("history")[...] = history
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Input:
+    """An input of a step whose rows are gathered."""
+
+    source: str
+    """The buffer of a drawing's plan that has them."""
+    target: NDArray[Any]
+    """(batch or rows, ...), without an axis of steps."""
+    by_picture: bool
+    """Whether it has a row for each picture; else one for each row of the model's batch."""
+    state: str
+    """Which of the drawing's state it is, where it is that."""
+    changes: bool
+    """Whether it is another at every step."""
 
 
 @dataclass
@@ -115,10 +153,9 @@ class _StepPlan:
 
     bound: BoundPlan
     batch: int
-    axes: dict[str, str]
-    """What the first axis of each input counts: ``batch`` or ``rows``."""
-    tables: frozenset[str]
-    """Inputs that have an axis of steps before it, of length one."""
+    inputs: tuple[_Input, ...]
+    changing: tuple[_Input, ...]
+    """Those of them that are others at every step."""
     placed: dict[int, int]
     """Where the drawings of the last step lie, first row by serial number."""
 
@@ -133,15 +170,22 @@ class Stepper:
 
     def __init__(self, bundle: Bundle, executor: Executor) -> None:
         self._manifest, self._executor = bundle.manifest, executor
+        self._host = executor if isinstance(executor, HostExecutor) else None
         self._vae = Vae(bundle.manifest, executor)
         self._plans: OrderedDict[tuple[Kind, int], _StepPlan] = OrderedDict()
+        self._whole: OrderedDict[Layout, tuple[HostPlan, weakref.ref[Staged]]] = OrderedDict()
+        """Plans of all steps, and who was the last to move into each."""
 
     def step(self, drawings: Sequence[Staged]) -> None:
         """Takes the next step of drawings of one kind, together of as many pictures as the bundle allows."""
         kinds = {drawing.kind for drawing in drawings}
         if len(kinds) != 1:
             raise ValueError(f"{len(kinds)} kinds of steps cannot be taken together")
+        # also where it is not run: company may come, and OpenVINO forgets programs of sizes that no plan has
         plan = self._plan(kinds.pop(), sum(drawing.batch for drawing in drawings))
+        if len(drawings) == 1 and self._moved_in(drawings[0]):
+            _step_alone(drawings[0])
+            return
         first = 0
         _clear_guidance(plan)
         for drawing in drawings:
@@ -155,8 +199,7 @@ class Stepper:
             )
         )
         ran = plan.bound.run(decode=False, history=True)
-        if not np.isfinite(ran.latents).all():  # one's infinities times the others' zeros would be theirs too
-            raise FloatingPointError("the latents are not finite: guidance, scales or prompt weights are too large")
+        _check_finite(ran.latents)  # one's infinities times the others' zeros would be theirs too
         assert ran.history is not None
         for drawing in drawings:
             rows = slice(plan.placed[drawing.serial], plan.placed[drawing.serial] + drawing.batch)
@@ -168,8 +211,28 @@ class Stepper:
 
     def close(self) -> None:
         """Releases the plans' memory; safe to call twice, and to go on after."""
+        self._whole.clear()
         while self._plans:
             self._plans.popitem()[1].bound.close()
+
+    def _moved_in(self, drawing: Staged) -> bool:
+        """Whether a drawing has a whole plan to itself, now or before."""
+        if drawing.whole is not None or self._host is None:
+            return drawing.whole is not None
+        layout = drawing.drawing.layout
+        if layout in self._whole:
+            whole, last = self._whole[layout]
+            tenant = last()
+            if tenant is not None and tenant.whole is whole:
+                return False
+        else:
+            while len(self._whole) >= _KEPT_WHOLE_PLANS:
+                self._whole.popitem(last=False)
+            whole = self._host.bind(drawing.plan)
+        drawing.move_into(whole)
+        self._whole[layout] = whole, weakref.ref(drawing)
+        self._whole.move_to_end(layout)
+        return True
 
     def _plan(self, kind: Kind, pictures: int) -> _StepPlan:
         key = kind, pictures
@@ -204,8 +267,8 @@ class Stepper:
             for spec in self._manifest.program(call.program).inputs
             for view in (call.inputs[spec.name],)
         ]
-        inputs = set(plan.inputs())
         bound = self._executor.bind(plan, decodes=False)
+        inputs = _gathered(plan, bound, views)
         pictures = np.arange(batch)
         for name, value in (
             ("rows", np.tile(pictures, layout.rows // batch)),
@@ -218,8 +281,8 @@ class Stepper:
         return _StepPlan(
             bound=bound,
             batch=batch,
-            axes={view.buffer: str(axis) for view, axis in views if view.buffer in inputs and view.buffer not in _OWN},
-            tables=frozenset(view.buffer for view, _ in views if view.step is not None),
+            inputs=inputs,
+            changing=tuple(each for each in inputs if each.changes),
             placed={},
         )
 
@@ -228,32 +291,68 @@ class Stepper:
         known = plan.placed.get(drawing.serial) == first
         batch, step = drawing.batch, drawing.step
         guided = drawing.drawing.layout.guided
-        for name, axis in plan.axes.items():
-            source, target = drawing.buffers[name.removesuffix(HALF)], plan.bound.buffers[name]
-            if name in plan.tables:
-                target = target[0]
+        pictures = slice(first, first + batch)
+        for each in plan.changing if known else plan.inputs:
+            source = drawing.state(each.state) if each.state else drawing.buffers[each.source]
+            target = each.target
             if source.ndim > target.ndim:
                 source = source[step]
-            elif known and not name.startswith(("latents.", "history.")):
-                continue
-            if axis == "batch":
-                target[first : first + batch] = source
+            if each.by_picture:
+                target[pictures] = source
                 continue
             conditional = source[batch:] if guided else source
             if len(target) == 2 * plan.batch:
-                target[first : first + batch] = source[:batch]
+                target[pictures] = source[:batch]
                 target[plan.batch + first : plan.batch + first + batch] = conditional
             else:
-                target[first : first + batch] = conditional
-        if drawing.kind.step.guided:
+                target[pictures] = conditional
+        if drawing.drawing.layout.steps[step].guided:
             own = drawing.buffers["guidance"][step]
-            pictures = first + np.arange(batch)
             guidance = plan.bound.buffers["guidance"][0]
-            guidance[np.ix_(pictures, pictures)] = own[:, :batch]
-            guidance[np.ix_(pictures, plan.batch + pictures)] = own[:, batch:]
+            guidance[pictures, pictures] = own[:, :batch]
+            guidance[pictures, plan.batch + first : plan.batch + first + batch] = own[:, batch:]
+
+
+def _gathered(plan: Plan, bound: BoundPlan, views: Sequence[tuple[View, str | int]]) -> tuple[_Input, ...]:
+    """The inputs of a plan of one step that have rows of drawings.
+
+    Args:
+        plan, bound: the plan, and its memory.
+        views: what its programs read, and what the first axis of each counts.
+    """
+    inputs = set(plan.inputs()).difference(_OWN)
+    found = {}
+    for view, axis in views:
+        if view.buffer in inputs:
+            buffer, tabled = bound.buffers[view.buffer], view.step is not None
+            kind = view.buffer.partition(".")[0]
+            state = kind if kind in STATE else ""
+            found[view.buffer] = _Input(
+                source=view.buffer.removesuffix(HALF),
+                target=buffer[0] if tabled else buffer,
+                by_picture=axis == "batch",
+                state=state,
+                changes=tabled or bool(state),
+            )
+    return tuple(found.values())
 
 
 def _clear_guidance(plan: _StepPlan) -> None:
     """No picture is guided by another's rows."""
     if "guidance" in plan.bound.buffers:
         plan.bound.buffers["guidance"][...] = 0
+
+
+def _step_alone(drawing: Staged) -> None:
+    """Takes a step in a plan of all of them, as a call of the pipeline does."""
+    assert drawing.whole is not None
+    drawing.whole.run_step(drawing.step)
+    drawing.step += 1
+    _check_finite(drawing.latents)
+    if drawing.done:
+        drawing.move_out()
+
+
+def _check_finite(latents: NDArray[np.float32]) -> None:
+    if not np.isfinite(latents).all():
+        raise FloatingPointError("the latents are not finite: guidance, scales or prompt weights are too large")

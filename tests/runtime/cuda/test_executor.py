@@ -112,7 +112,7 @@ def test_steps_of_several_drawings_are_one_launch_each(
 
 def _staged(pipe: ControlNetPipeline, **call: Any) -> Staged:
     drawing = pipe.prepare(PROMPT, {"mask": square()}, seed=3, **call)
-    staged = Staged(pipe.bundle.manifest, drawing)
+    staged = Staged(pipe.plan(drawing.layout), drawing)
     pipe.fill(drawing, staged.plan, staged.buffers)
     return staged
 

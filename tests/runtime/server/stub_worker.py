@@ -27,14 +27,14 @@ from controlrt.runtime.server.worker import WorkerOptions
 def main(connection: Connection, options: WorkerOptions) -> None:
     """``options.batch`` says how often in a row it is broken from the start."""
     if options.batch:
-        connection.send(Broken("cannot start"))
+        connection.send([Broken("cannot start")])
         return
-    connection.send(Ready())
+    connection.send([Ready()])
     held: set[str] = set()
     while not isinstance(message := connection.recv(), Stop):
         if isinstance(message, Cancel):
             if message.id in held:
-                connection.send(Failed(id=message.id, reason="cancelled", message="cancelled"))
+                connection.send([Failed(id=message.id, reason="cancelled", message="cancelled")])
             continue
         for answer in _answers(message):
             if answer == "die":
@@ -42,7 +42,7 @@ def main(connection: Connection, options: WorkerOptions) -> None:
             if answer == "hold":
                 held.add(message.id)
             else:
-                connection.send(answer)
+                connection.send([answer])
 
 
 def _answers(submit: Submit) -> list[Any]:

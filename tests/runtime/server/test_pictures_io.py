@@ -137,6 +137,17 @@ def test_writes_png_exactly_and_the_others_nearly() -> None:
         assert base64.b64decode(encode_base64(smooth, encoding)) == encode(smooth, encoding)
 
 
+def test_a_png_of_any_size_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow reads what was written without it."""
+    monkeypatch.setattr(Image.Image, "save", None)
+    rng = np.random.default_rng(0)
+    for height, width in ((1, 1), (1, 7), (5, 1), (37, 64)):
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        picture = Image.open(io.BytesIO(encode(pixels)))
+        assert (picture.format, picture.mode) == ("PNG", "RGB")
+        np.testing.assert_array_equal(np.asarray(picture), pixels)
+
+
 def test_a_png_says_of_itself_what_it_is_told() -> None:
     data = encode(Image.fromarray(PIXELS), "png", {"parameters": "a — b\nSteps: 20"})
     assert Image.open(io.BytesIO(data)).text == {"parameters": "a — b\nSteps: 20"}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from controlrt.perf.server.client import Answer, Client
+from controlrt.perf.server.client import Answer, BlockingClient
 from controlrt.perf.server.latencies import median_interval
 from controlrt.perf.server.results import CallOverhead, Overhead, OverheadSplit
 from controlrt.perf.server.site import Site
@@ -48,34 +47,33 @@ def measure_overhead(site: Site, *, rounds: int) -> Overhead:
         site.serve("overhead", site.policy) as server,
         ControlNetPipeline.load(site.bundle, threads=site.threads) as pipeline,
     ):
-        return asyncio.run(_measure(site, server.url, pipeline, rounds))
+        return _measure(site, server.url, pipeline, rounds)
 
 
-async def _measure(site: Site, url: str, pipeline: ControlNetPipeline, rounds: int) -> Overhead:
+def _measure(site: Site, url: str, pipeline: ControlNetPipeline, rounds: int) -> Overhead:
     found, number = [], FIRST
     kinds = [(steps, encoding) for steps in STEPS for encoding in ENCODINGS]
-    with Progress("overhead", len(kinds)) as progress:
-        async with Client(url) as client:
-            for steps, encoding in kinds:
-                progress.start(f"{steps} steps, {encoding}")
-                measured = []
-                for turn in range(_WARM_UPS + rounds):
-                    asked = site.workload.one(number, steps)
-                    measured.append(await _round(asked, encoding, client, pipeline, request_first=turn % 2 == 0))
-                    number += 1
-                found.append(_found(steps, encoding, measured[_WARM_UPS:]))
+    with Progress("overhead", len(kinds)) as progress, BlockingClient(url) as client:
+        for steps, encoding in kinds:
+            progress.start(f"{steps} steps, {encoding}")
+            measured = []
+            for turn in range(_WARM_UPS + rounds):
+                asked = site.workload.one(number, steps)
+                measured.append(_round(asked, encoding, client, pipeline, request_first=turn % 2 == 0))
+                number += 1
+            found.append(_found(steps, encoding, measured[_WARM_UPS:]))
     return Overhead(calls=tuple(found))
 
 
-async def _round(
-    asked: Asked, encoding: str, client: Client, pipeline: ControlNetPipeline, *, request_first: bool
+def _round(
+    asked: Asked, encoding: str, client: BlockingClient, pipeline: ControlNetPipeline, *, request_first: bool
 ) -> _Round:
     body, arguments = asked.body(response=encoding), asked.arguments()
-    answer = await client.generate(body) if request_first else None
+    answer = client.generate(body) if request_first else None
     started = time.perf_counter()
     drawn = pipeline(**arguments)
     call_seconds = time.perf_counter() - started
-    answer = answer or await client.generate(body)
+    answer = answer or client.generate(body)
     if answer.status != 200:
         raise ControlRTError(f"a request was answered with {answer.status}: {answer.body[:300]!r}")
     return _Round(request=answer, call_seconds=call_seconds, timings=drawn.timings)
@@ -96,13 +94,17 @@ def _split(rounds: Sequence[_Round]) -> OverheadSplit:
     """By the server's own account, and the pipeline's."""
     inside = [each.request.fields()["seconds"] for each in rounds]
     calls = [each.timings for each in rounds]
+    outside = [each.call_seconds - each.timings.total for each in rounds]
 
     def median(values: Sequence[float]) -> float:
         return statistics.median(values)
 
     pairs = list(zip(inside, calls, strict=True))
+    transport = [
+        each.request.seconds - of["total"] - call for each, of, call in zip(rounds, inside, outside, strict=True)
+    ]
     return OverheadSplit(
-        transport=median([each.request.seconds - of["total"] for each, of in zip(rounds, inside, strict=True)]),
+        transport=median(transport),
         before=median([of["queued"] - call.bind - call.condition - call.noise for of, call in pairs]),
         steps=median([of["steps"] - sum(call.steps) for of, call in pairs]),
         decode=median([of["decode"] - call.decode for of, call in pairs]),

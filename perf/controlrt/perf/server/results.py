@@ -190,9 +190,10 @@ class OverheadSplit(_Record, frozen=True, kw_only=True):
     """Medians of what a request takes more than a call, by where; they add up to the whole but for what medians do."""
 
     transport: float
-    """HTTP, pictures to and from files and base64, to the worker and back."""
+    """HTTP, pictures to and from files and base64, to the worker and back; the client's own share too. A call has its
+    checks and its PIL pictures here."""
     before: float
-    """Until the first step: checks, text encoders, control pictures, noise."""
+    """Until the first step: text encoders, control pictures, noise."""
     steps: float
     decode: float
 

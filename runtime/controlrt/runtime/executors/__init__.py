@@ -8,12 +8,12 @@ from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.cpu import adds_in_32_bits
 from controlrt.runtime.cuda.device import Device
 from controlrt.runtime.cuda.engine import Engines
-from controlrt.runtime.executors.base import AfterStep, BoundPlan, Executor, HostExecutor, PlanRun, Runner
+from controlrt.runtime.executors.base import AfterStep, BoundPlan, Executor, HostExecutor, HostPlan, PlanRun, Runner
 from controlrt.runtime.storage import cache_root
 
-_log = logging.getLogger(__name__)
+__all__ = ["AfterStep", "BoundPlan", "Executor", "HostExecutor", "HostPlan", "PlanRun", "Runner", "open_executor"]
 
-__all__ = ["AfterStep", "BoundPlan", "Executor", "HostExecutor", "PlanRun", "Runner", "open_executor"]
+_log = logging.getLogger(__name__)
 
 
 def open_executor(bundle: Bundle, threads: int | None = None, device: int = 0) -> Executor:

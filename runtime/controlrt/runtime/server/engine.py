@@ -238,7 +238,7 @@ class Engine:
             return None
 
     def _staged(self, drawing: Drawing) -> Staged:
-        staged = Staged(self._bundle.manifest, drawing)
+        staged = Staged(self._pipeline.plan(drawing.layout), drawing)
         self._pipeline.fill(drawing, staged.plan, staged.buffers)
         return staged
 

@@ -36,7 +36,7 @@ class Stop:
     """End, now."""
 
 
-# from the worker
+# from the worker, several at once
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from controlrt.runtime.errors import RequestError
+from controlrt.runtime.server.png import write_png
 
 Encoding = Literal["png", "jpeg", "webp"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
@@ -105,6 +106,8 @@ def encode(
         encoding: its format.
         text: what a PNG says of itself, by keyword; other formats leave it out.
     """
+    if encoding == "png" and not text and not isinstance(picture, Image.Image):
+        return write_png(picture)
     written = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     options: dict[str, int | PngInfo] = dict(_SAVE_OPTIONS[encoding])
     if encoding == "png" and text:

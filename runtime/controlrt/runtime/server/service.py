@@ -176,16 +176,16 @@ class _Worker:
                 _log.exception("a message to the worker of %s", self.bundle)
                 if isinstance(message, Submit):
                     said = f"the arguments cannot be handed to a worker: {error}"
-                    self._told(self._hear, Refused(id=message.id, message=said, parameter=None))
+                    self._told(self._hear_all, [Refused(id=message.id, message=said, parameter=None)])
 
     def _receive_all(self, connection: Connection, process: multiprocessing.process.BaseProcess) -> None:
         """A thread's work: what the process says, and that it has ended."""
         while True:
             try:
-                message: Incoming = connection.recv()
+                messages: list[Incoming] = connection.recv()
             except (EOFError, OSError):
                 break
-            if not self._told(self._hear, message):
+            if not self._told(self._hear_all, messages):
                 return
         process.join()
         connection.close()
@@ -198,6 +198,10 @@ class _Worker:
         except RuntimeError:
             return False
         return True
+
+    def _hear_all(self, messages: Sequence[Incoming]) -> None:
+        for message in messages:
+            self._hear(message)
 
     def _hear(self, message: Incoming) -> None:
         if isinstance(message, Ready):

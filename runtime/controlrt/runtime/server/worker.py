@@ -74,10 +74,17 @@ def _serve(connection: Connection, engine: Engine) -> None:
 
 
 def _send_all(connection: Connection, outgoing: queue.SimpleQueue[Incoming | None]) -> None:
-    while (message := outgoing.get()) is not None:
+    """Sends what there is at once: whoever wakes up to hear of it takes time from the cores that draw."""
+    while True:
+        messages = [outgoing.get()]
+        while not outgoing.empty():
+            messages.append(outgoing.get())
+        said = [message for message in messages if message is not None]
         try:
-            connection.send(message)
+            connection.send(said)
         except OSError:  # nobody is there to hear of it
             return
-        if isinstance(message, Broken):
+        if any(isinstance(message, Broken) for message in said):
             os._exit(BROKEN)  # threads may hang in the device
+        if len(said) < len(messages):
+            return
