@@ -109,7 +109,8 @@ def test_within_a_budget_the_fast_blocks_are_taken(
 
 
 def test_a_budget_that_cannot_be_met(calibrated: Calibrated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensitivity.averages, "median", lambda seconds: len(seconds))
+    medians = iter([2.0, 1.0])
+    monkeypatch.setattr(sensitivity.averages, "median", lambda _: next(medians))
     keep = ("down_blocks", "up_blocks", "controlnet.", "shortcut", "attentions", "resnets.1")
     with pytest.raises(BuildError, match=r"no block is faster in int8 here within a quality budget of 1e-06"):
         build(options(calibrated, tmp_path / "bundle", budget=1e-6, keep=keep), "pytest")
@@ -122,10 +123,28 @@ def test_below_the_gate_nothing_is_left(calibrated: Calibrated, tmp_path: Path) 
 
 
 def test_statistics_of_other_weights_are_refused(calibrated: Calibrated, tmp_path: Path) -> None:
-    about = msgspec.structs.replace(calibrated.statistics.about, sources={"model": "0" * 64})
+    parts = {**calibrated.statistics.about.parts, "controlnet.mask": "0" * 64}
+    about = msgspec.structs.replace(calibrated.statistics.about, parts=parts)
     file = tmp_path / "statistics.safetensors"
     dataclasses.replace(calibrated.statistics, about=about).save(file)
-    with pytest.raises(UserError, match="the statistics are of other weights than"):
+    with pytest.raises(UserError, match=r"the statistics are of other weights than those of controlnet\.mask"):
+        build(options(Calibrated(file, calibrated.statistics), tmp_path / "bundle"), "pytest")
+
+
+def test_statistics_of_fewer_parts_are_refused(calibrated: Calibrated, tmp_path: Path) -> None:
+    layers = {part: found for part, found in calibrated.statistics.layers.items() if part != "controlnet.mask"}
+    file = tmp_path / "statistics.safetensors"
+    dataclasses.replace(calibrated.statistics, layers=layers).save(file)
+    with pytest.raises(UserError, match=r"the statistics say nothing of controlnet\.mask"):
+        build(options(Calibrated(file, calibrated.statistics), tmp_path / "bundle"), "pytest")
+
+
+def test_pictures_that_the_build_cannot_draw_are_none(calibrated: Calibrated, tmp_path: Path) -> None:
+    (case,) = calibrated.statistics.unseen
+    larger = dataclasses.replace(case, arguments={**case.arguments, "width": 768})
+    file = tmp_path / "statistics.safetensors"
+    dataclasses.replace(calibrated.statistics, unseen=(larger,)).save(file)
+    with pytest.raises(UserError, match="the statistics hold no unseen picture that a bundle of 512x512"):
         build(options(Calibrated(file, calibrated.statistics), tmp_path / "bundle"), "pytest")
 
 

@@ -46,7 +46,7 @@ def statistics(hostile: str = "") -> Statistics:
     unet = {name + hostile: layer(seed, factor=10.0 ** (3 * seed - 3)) for seed, name in enumerate(NAMES)}
     return Statistics(
         about=About(
-            sources={f"unet{hostile}": "ab" * 32},
+            parts={f"unet{hostile}": "ab" * 32},
             data="demo" + hostile,
             cases=16,
             steps=10,

@@ -19,10 +19,10 @@ from controlrt.calibration.cases import CollectOptions, PlannedCase, plan_cases
 from controlrt.calibration.data import read_examples
 from controlrt.calibration.gathered import Gathered
 from controlrt.calibration.tapped import TappedExecutor
-from controlrt.compiler.quantization.statistics import About, Case, Statistics
+from controlrt.compiler.quantization.statistics import About, Case, Statistics, weights_of
 from controlrt.engines.int8.replay import replay
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.errors import UserError
+from controlrt.runtime.errors import OutputError, UserError
 from controlrt.runtime.manifest import Manifest
 from controlrt.runtime.pipeline import ControlNetPipeline
 from controlrt.runtime.profile import ShapeProfile
@@ -49,14 +49,14 @@ def collect(bundle: Bundle, data: str, options: CollectOptions, output: Path) ->
         OutputError: a place that cannot be written.
         CalibrationError: a layer whose input is not finite.
     """
-    check_writable(output)
+    check_output(output)
     manifest = bundle.manifest
     names = [name for control in manifest.controls for name in control.names]
     annotators = {name: bundle.hint(name).annotator for name in names}
     examples = read_examples(data, annotators, count=options.cases + options.unseen, seed=options.seed)
     cases = plan_cases(options, examples, names)
     about = About(
-        sources=dict(manifest.provenance.sources),
+        parts=weights_of(manifest),
         data=data,
         cases=options.cases,
         steps=options.steps,
@@ -68,12 +68,28 @@ def collect(bundle: Bundle, data: str, options: CollectOptions, output: Path) ->
         key=_key(manifest, options, cases),
     )
     with lock(output), ControlNetPipeline(bundle, executor=(executor := TappedExecutor(bundle))) as pipeline:
+        if pipeline.sees_mask:
+            raise UserError(
+                "the model was made for inpainting, which cannot be calibrated yet; build it in fp32 or fp16"
+            )
         return _Collection(pipeline, executor, options, about, output).run(cases)
+
+
+def check_output(output: Path) -> None:
+    """Makes the folder of ``output``, and sees that a file can be written there.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    if output.is_dir():
+        raise OutputError(f"{output} is a directory; name a file")
+    check_writable(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
 
 
 def partial_file(output: Path) -> Path:
     """Where the state of an unfinished calibration lies."""
-    return output.with_suffix(".partial.safetensors")
+    return output.with_name(f"{output.name.removesuffix('.safetensors')}.partial.safetensors")
 
 
 class _Collection:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from controlrt.calibration import report
 from controlrt.calibration.cases import GUIDANCE_SCALES, SAMPLERS, CollectOptions
-from controlrt.calibration.collect import collect
-from controlrt.calibration.data import DEMO
+from controlrt.calibration.collect import check_output, collect, partial_file
+from controlrt.calibration.data import DEMO, check_set
 from controlrt.compiler.quantization.statistics import Statistics
 from controlrt.engines.build import BuildOptions, build
 from controlrt.engines.source_options import Sources, add_source_arguments, parse_sources
@@ -99,10 +99,15 @@ def _collect(arguments: argparse.Namespace) -> int:
         unseen=arguments.unseen,
     )
     profile.check(*options.size, profile.batch.low)
-    check_writable(arguments.output)
+    check_output(arguments.output)
+    check_set(arguments.data or DEMO)
     started = time.monotonic()
     bundle = calibration_bundle(sources, shlex.join(["controlrt", *sys.argv[1:]]))
-    statistics = collect(bundle, arguments.data or DEMO, options, arguments.output)
+    try:
+        statistics = collect(bundle, arguments.data or DEMO, options, arguments.output)
+    except KeyboardInterrupt:
+        print(f"what was seen is in {partial_file(arguments.output)}; the same call goes on from it", file=sys.stderr)
+        raise
     layers = sum(map(len, statistics.layers.values()))
     print(
         f"{arguments.output}: {layers} layers of {', '.join(sorted(statistics.layers))} in {options.cases} cases of "

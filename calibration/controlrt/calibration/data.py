@@ -36,6 +36,16 @@ class Example:
     """By control, those that it has."""
 
 
+def check_set(named: str) -> None:
+    """Sees that there is a set, before anything is built for it.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if named != DEMO and not Path(named).exists():
+        raise UserError(f"there is no calibration set {named}; give a folder, a .jsonl file, or {DEMO}")
+
+
 def read_examples(named: str, controls: Mapping[str, str | None], *, count: int, seed: int) -> list[Example]:
     """Examples of a set, in an order that the seed decides. No picture is read yet.
 
@@ -49,15 +59,14 @@ def read_examples(named: str, controls: Mapping[str, str | None], *, count: int,
         UnknownNameError: a control that the bundle does not have.
         PictureError, UserError: no such set, or one that is empty or cannot be read.
     """
+    check_set(named)
     if named == DEMO:
         return [_scene(controls, seed, number) for number in range(count)]
     path = Path(named)
-    if path.is_dir():
-        found = _read_folder(path, controls)
-    elif path.is_file():
-        found = _read_lines(path, controls)
-    else:
-        raise UserError(f"there is no calibration set {named}; give a folder, a .jsonl file, or {DEMO}")
+    try:
+        found = _read_folder(path, controls) if path.is_dir() else _read_lines(path, controls)
+    except OSError as error:
+        raise UserError(f"calibration set {named} cannot be read ({error}); see that it may be read") from None
     if not found:
         raise UserError(f"calibration set {named} is empty; give it pictures with captions, or prompts")
     order = np.random.default_rng(seed).permutation(len(found))

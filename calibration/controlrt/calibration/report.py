@@ -97,7 +97,7 @@ def _origin(statistics: Statistics) -> Section:
         ("guidance scales", ", ".join(f"{scale:g}" for scale in about.guidance_scales)),
         ("size", f"{about.size[0]}×{about.size[1]}"),
         ("seed", str(about.seed)),
-        *((f"SHA-256 of {name}", digest) for name, digest in about.sources.items()),
+        *((f"SHA-256 of {name}", digest) for name, digest in about.parts.items()),
         ("versions", ", ".join(f"{name} {version}" for name, version in about.versions.items())),
     ]
     return Section(name="origin", heading="Where they come from", markup=fact_list(facts))

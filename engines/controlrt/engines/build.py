@@ -38,7 +38,7 @@ from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS, Backend
 from controlrt.engines.exported_files import copy_files, exported_files
 from controlrt.engines.int8.choice import choose, reduces_range
-from controlrt.engines.int8.layer_choice import check_statistics
+from controlrt.engines.int8.layer_choice import fitting
 from controlrt.engines.int8.options import Int8Options
 from controlrt.engines.int8.quality_gate import measure_quality, pass_gate
 from controlrt.engines.quality import measure_loss
@@ -197,7 +197,7 @@ def build(options: BuildOptions, command: str) -> Built:
         exported = read_manifest(source)
         _refuse_fused_union(options, exported)
         if statistics is not None:
-            check_statistics(statistics, exported)
+            statistics = fitting(statistics, exported, options.profile)
         folders = [*controlrt.compiler.__path__, *controlrt.engines.__path__]
         code = [sha256_tree(Path(folder), "*.py") for folder in folders]
         passes = [type(each).__name__ for each in options.passes]
@@ -298,6 +298,7 @@ def _compile(
             ),  # digested last
             provenance=msgspec.structs.replace(
                 exported.provenance,
+                sources=_renamed_sources(options, exported),
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 command=command,
                 versions={**exported.provenance.versions, **backend.versions()},
@@ -323,6 +324,16 @@ def _compile(
             shutil.rmtree(compiled_to)
         progress.start("hash files")
         return msgspec.structs.replace(manifest, programs=tuple(finished), files=digest_files(target))
+
+
+def _renamed_sources(options: BuildOptions, exported: Manifest) -> dict[str, str]:
+    """Digests of the checkpoints by how the build names them; a cached export may have come by other names."""
+    named = {exported.model.source: options.model}
+    named |= {
+        control.source: {**options.controlnets, **options.adapters}[control.name] for control in exported.controls
+    }
+    named |= {adapter.source: options.ip_adapters[adapter.name] for adapter in exported.ip_adapters}
+    return {named.get(source, source): digest for source, digest in exported.provenance.sources.items()}
 
 
 def _precision(part: str, options: BuildOptions, exported: Manifest) -> Precision:

@@ -20,6 +20,7 @@ from controlrt.engines.int8.options import MIN_PSNR_DB, SMOOTHING, Int8Options
 from controlrt.engines.source_options import add_source_arguments, parse_sources, source_name
 from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime.commands import guarded, run_command
+from controlrt.runtime.errors import ParameterError
 from controlrt.runtime.manifest import Precision
 
 
@@ -140,11 +141,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _smoothing(text: str) -> float | None:
-    return None if text == "none" else float(text)
+    try:
+        return None if text == "none" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 0 to 1 nor none") from None
 
 
 def _int8_options(arguments: argparse.Namespace) -> Int8Options | None:
     if arguments.calibration is None:
+        for option, given, default in (
+            ("--amax", arguments.amax, METHODS[0]),
+            ("--keep", arguments.keep, []),
+            ("--smooth", arguments.smooth, SMOOTHING),
+            ("--reduce-range", arguments.reduce_range, None),
+            ("--quality-budget", arguments.quality_budget, None),
+            ("--min-psnr", arguments.min_psnr, MIN_PSNR_DB),
+        ):
+            if given != default:
+                raise ParameterError(option, given, "left out without --precision int8 and --calibration FILE")
         return None
     return Int8Options(
         statistics=arguments.calibration,

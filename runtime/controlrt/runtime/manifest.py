@@ -216,7 +216,7 @@ class QuantizedLayer(_Record, frozen=True, kw_only=True):
     part: str
     name: str
     amax: float
-    """The largest magnitude that its input keeps in int8."""
+    """The largest magnitude that its input keeps in int8; of an input that is smoothed, before that."""
     kept: str | None
     """Why it stays as it was; None where it is in int8."""
 

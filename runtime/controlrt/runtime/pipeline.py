@@ -51,7 +51,7 @@ ON_FIRST_USE = ("vae_encoder", "adapter.", "ip_adapter.")
 """How the parts begin that are opened when a call first needs them."""
 _KEPT_PLANS = 4
 """With memory behind them."""
-_KEPT_LAYOUTS = 64
+_KEPT_LAYOUTS = 16
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -216,23 +216,35 @@ class Stepper:
             self._plans.popitem()[1].bound.close()
 
     def _moved_in(self, drawing: Staged) -> bool:
-        """Whether a drawing has a whole plan to itself, now or before."""
-        if drawing.whole is not None or self._host is None:
-            return drawing.whole is not None
+        """Whether a drawing has a whole plan to itself, now or before; there are few of them."""
         layout = drawing.drawing.layout
+        if drawing.whole is not None:
+            if layout in self._whole:  # not after close()
+                self._whole.move_to_end(layout)
+            return True
+        if self._host is None:
+            return False
         if layout in self._whole:
-            whole, last = self._whole[layout]
-            tenant = last()
-            if tenant is not None and tenant.whole is whole:
+            if not self._is_vacant(layout):
                 return False
+            whole, _ = self._whole[layout]
         else:
-            while len(self._whole) >= _KEPT_WHOLE_PLANS:
-                self._whole.popitem(last=False)
+            if len(self._whole) >= _KEPT_WHOLE_PLANS:
+                vacant = next(filter(self._is_vacant, self._whole), None)
+                if vacant is None:
+                    return False
+                del self._whole[vacant]
             whole = self._host.bind(drawing.plan)
         drawing.move_into(whole)
         self._whole[layout] = whole, weakref.ref(drawing)
         self._whole.move_to_end(layout)
         return True
+
+    def _is_vacant(self, layout: Layout) -> bool:
+        """Whether nobody lives in the whole plan of a layout."""
+        whole, last = self._whole[layout]
+        tenant = last()
+        return tenant is None or tenant.whole is not whole
 
     def _plan(self, kind: Kind, pictures: int) -> _StepPlan:
         key = kind, pictures

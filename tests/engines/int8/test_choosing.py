@@ -20,7 +20,7 @@ from controlrt.runtime.errors import BuildError, ParameterError, UserError
 from controlrt.runtime.manifest import Quality, QuantizedBlock
 
 ABOUT = About(
-    sources={"model": "0" * 64},
+    parts={"unet": "0" * 64},
     data="demo",
     cases=1,
     steps=1,
@@ -60,6 +60,11 @@ def test_some_layers_stay_and_it_is_said_why() -> None:
     kept = {each.name: each.kept for each in choose_layers(seen, options(keep=("to_q",)))}
     assert {name for name, why in kept.items() if why is None} == {"unet.mid.conv1"}
     assert kept["unet.mid.to_q"] == "--keep to_q"
+    of_part = choose_layers(
+        statistics(unet={"unet.mid.conv1": layer()}, controlnet_canny={"mid": layer()}),
+        options(keep=("controlnet.canny",)),
+    )
+    assert [each.kept for each in of_part] == [None, "--keep controlnet.canny"]
     assert kept["unet.conv_in"] == "it reads the latents themselves"
     assert kept["unet.zero"] == "all that it reads is 0"
     assert amax_by_part(choose_layers(seen, options(method="minmax", keep=("to_q",)))) == {

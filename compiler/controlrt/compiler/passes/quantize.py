@@ -21,7 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from controlrt.compiler.graph import constant, new_initializer
-from controlrt.compiler.quantization.arithmetic import LEVELS, quantize_weights, scales_of
+from controlrt.compiler.quantization.arithmetic import LEVELS, quantize, quantize_weights, scales_of
 from controlrt.compiler.quantization.layers import Layer, layers_of
 from controlrt.compiler.quantization.smoothing import smooth
 
@@ -71,22 +71,31 @@ class Quantize(ir.passes.InPlacePass):
         for layer in chosen:
             amax = smoothed.get(layer.input, self.amax[layer.name])
             shared[layer.input] = max(shared.get(layer.input, 0.0), amax)
+        chosen = [layer for layer in chosen if _has_scales(layer, shared[layer.input])]
         inputs = {
-            value: value if self.inputs is None else _input(model.graph, value, amax, self.inputs)
-            for value, amax in shared.items()
-            if amax > 0
+            value: value if self.inputs is None else _input(model.graph, value, shared[value], self.inputs)
+            for value in dict.fromkeys(layer.input for layer in chosen)
         }
         weights: dict[tuple[ir.Value, int], ir.Value] = {}
         for layer in chosen:
-            if layer.input not in inputs:
-                continue
             key = layer.weight, layer.output_axis
             if key not in weights:
                 weights[key] = _weight(model.graph, layer, self.weight_levels)
-            if self.inputs is not None:
-                layer.node.replace_input_with(0, inputs[layer.input])
+            layer.node.replace_input_with(0, inputs[layer.input])
             layer.node.replace_input_with(1, weights[key])
         return ir.passes.PassResult(model, bool(weights))
+
+
+def _has_scales(layer: Layer, amax: float) -> bool:
+    """Whether the graph's type can say the scales of a layer: float16 has no small ones, float32 all but 0."""
+    tensor = constant(layer.weight)
+    assert tensor is not None  # or it were no layer
+    if amax == 0 or _numpy(layer.weight) != np.float16:
+        return amax > 0
+    others = tuple(axis for axis in range(len(tensor.shape)) if axis != layer.output_axis)
+    channels = np.abs(tensor.numpy().astype(np.float32)).max(axis=others)
+    least = min(amax, float(channels[channels > 0].min(initial=np.inf)))
+    return bool(least / LEVELS >= np.finfo(np.float16).tiny)
 
 
 def _input(graph: ir.Graph, value: ir.Value, amax: float, inputs: Inputs) -> ir.Value:
@@ -120,14 +129,17 @@ def _weight(graph: ir.Graph, layer: Layer, levels: int) -> ir.Value:
     shape, axis = tensor.shape.numpy(), layer.output_axis
 
     @functools.cache
-    def quantized() -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        return quantize_weights(tensor.numpy(), axis, levels)
+    def quantized() -> tuple[NDArray[np.int8], NDArray[np.floating]]:
+        """By the scales as the graph's type has them."""
+        weights = tensor.numpy()
+        scales = quantize_weights(weights, axis, levels)[1].astype(_numpy(layer.weight))
+        return quantize(weights, scales.astype(np.float32), axis).clip(-levels, levels), scales
 
     def integers() -> ir.TensorProtocol:
         return ir.tensor(quantized()[0])
 
     def scales() -> ir.TensorProtocol:
-        return ir.tensor(quantized()[1].astype(_numpy(layer.weight)))
+        return ir.tensor(quantized()[1])
 
     name = layer.weight.name
     read = [

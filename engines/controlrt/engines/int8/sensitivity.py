@@ -22,13 +22,16 @@ from controlrt.engines.int8.layer_choice import amax_by_part
 from controlrt.engines.int8.replay import replay_latents
 from controlrt.engines.int8.swapped_program import SwappedExecutor, with_program
 from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.errors import UserError
 from controlrt.runtime.executors import HostExecutor, open_host_executor
-from controlrt.runtime.manifest import QuantizedBlock, QuantizedLayer
+from controlrt.runtime.manifest import Manifest, QuantizedBlock, QuantizedLayer
 from controlrt.runtime.pipeline import ControlNetPipeline
 from controlrt.runtime.progress import Progress
 
 Compile = Callable[[str, Mapping[str, float]], ProgramGraph]
 """The step of a part with these layers in int8, by name and threshold."""
+CASES = 2
+"""That a block draws."""
 _BLOCK = re.compile(r"^(.*?\.(?:resnets|attentions|downsamplers|upsamplers)\.\d+)\.")
 _ZERO = re.compile(r"^(.*?\.?controlnet_(?:down_blocks|mid_block))")
 
@@ -48,13 +51,17 @@ def measure_blocks(
         bundle: in float32, its programs in ``store``.
         store: where programs with a block in int8 are put beside them.
         layers: those with ``kept`` None are to be in int8.
-        cases: what to draw.
+        cases: what can be drawn; each block draws the first few that its part has to do with.
         compile_step: see ``Compile``.
+
+    Raises:
+        UserError: a part that no case has to do with.
     """
     blocks: dict[tuple[str, str], dict[str, float]] = {}
     for part, thresholds in amax_by_part(layers).items():
         for name, amax in thresholds.items():
             blocks.setdefault((part, block_of(name)), {})[name] = amax
+    drawn = {part: _cases_of(part, bundle.manifest, cases) for part, _ in blocks}
     found = []
     with Progress("sensitivity", len(blocks)) as progress, open_host_executor(bundle) as rest:
         for number, ((part, block), thresholds) in enumerate(blocks.items()):
@@ -63,8 +70,20 @@ def measure_blocks(
             file = f"block_{number}.onnx"
             store.save(step.model, file)
             program = msgspec.structs.replace(step.program, file=f"programs/{file}")
-            error, saved = _measure(bundle, rest, with_program(bundle, program), program.name, cases)
+            error, saved = _measure(bundle, rest, with_program(bundle, program), program.name, drawn[part])
             found.append(QuantizedBlock(part=part, name=block, latent_error=error, seconds_saved=saved, chosen=False))
+    return found
+
+
+def _cases_of(part: str, manifest: Manifest, cases: Sequence[Case]) -> Sequence[Case]:
+    """Those at which the programs of a part run."""
+    names = {name for control in manifest.controls if control.part == part for name in control.names}
+    found = [case for case in cases if not names or names.intersection(case.hints)][:CASES]
+    if not found:
+        raise UserError(
+            f"the statistics hold no unseen picture that {part} is on in, to measure its blocks by; take them again "
+            "with a larger --unseen: controlrt calibrate --unseen 8"
+        )
     return found
 
 

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import controlrt.calibration
 from controlrt.calibration.cases import CollectOptions
 from controlrt.calibration.collect import collect
 from controlrt.calibration.data import DEMO
@@ -24,7 +25,7 @@ from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import ControlRTError
 from controlrt.runtime.inspection.workload import PROMPTS, ControlWindow, plan_picture
 from controlrt.runtime.profile import ShapeProfile
-from controlrt.runtime.storage import atomic_file
+from controlrt.runtime.storage import atomic_file, sha256_tree
 
 CALIBRATION_CASES, CALIBRATION_STEPS = 6, 5
 """Of a bundle in int8."""
@@ -164,9 +165,11 @@ class Workshop:
             for_calibration=True,
         )
         bundle = build(options, "controlrt bench").bundle
-        statistics = directory / f"statistics-{bundle.manifest.key[:12]}.safetensors"
+        seen = CollectOptions(cases=CALIBRATION_CASES, steps=CALIBRATION_STEPS, unseen=1, size=profile.default_size)
+        code = [sha256_tree(Path(folder), "*.py") for folder in controlrt.calibration.__path__]
+        decisive = hashlib.sha256(repr([bundle.manifest.key, seen, code]).encode()).hexdigest()
+        statistics = directory / f"statistics-{decisive[:12]}.safetensors"
         if not statistics.is_file():
-            seen = CollectOptions(cases=CALIBRATION_CASES, steps=CALIBRATION_STEPS, unseen=1, size=profile.default_size)
             collect(bundle, DEMO, seen, statistics)
         return Int8Options(statistics=statistics, min_psnr_db=0.0)
 

@@ -6,6 +6,7 @@ import base64
 import http.client
 import io
 import json
+import math
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,6 +20,8 @@ from PIL import Image
 
 GENERATE = "/v1/generate"
 _TIMEOUT = 600.0
+_KEEP_ALIVE = 4.0
+"""Seconds that a connection may lie idle: servers close it after five."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,7 @@ class BlockingClient:
 
     def __init__(self, url: str, timeout: float = _TIMEOUT) -> None:
         self._http = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout)
+        self._used = -math.inf
 
     def __enter__(self) -> Self:
         return self
@@ -114,11 +118,17 @@ class BlockingClient:
     def generate(self, body: dict[str, Any]) -> Answer:
         """Asks for pictures and waits for the answer, whatever it is."""
         content = json.dumps(body).encode()
+        if time.monotonic() - self._used > _KEEP_ALIVE:
+            self._http.close()
         sent = time.perf_counter()
         try:
+            if self._http.sock is None:
+                self._http.connect()
+                sent = time.perf_counter()
             self._http.request("POST", GENERATE, content, {"Content-Type": "application/json"})
             answer = self._http.getresponse()
             received = answer.read()
+            self._used = time.monotonic()
         except (OSError, http.client.HTTPException) as error:
             self._http.close()
             return Answer(status=0, sent=sent, received=time.perf_counter(), body=repr(error).encode())

@@ -63,8 +63,8 @@ def open_host_executor(bundle: Bundle, threads: int | None = None) -> HostExecut
     int8 = bundle.manifest.quantization
     if int8 is not None and not int8.reduced_range and not adds_in_32_bits():
         _log.warning(
-            "%s is in int8 for CPUs with VNNI, which this one has not: sums may overflow and spoil pictures; build it "
-            "here, or with --reduce-range",
+            "%s is in int8 for CPUs with VNNI, which this one is not known to have: sums may overflow and spoil "
+            "pictures; build it here, or with --reduce-range",
             bundle.path,
         )
     if bundle.manifest.backend == "openvino":
