@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from controlrt.engines.int8.options import Int8Options
 from controlrt.engines.int8.replay import replay
 from controlrt.engines.likeness import psnr
 from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.commands import main
 from controlrt.runtime.errors import BuildError, ParameterError, UserError
 from controlrt.runtime.pipeline import ControlNetPipeline
 from controlrt.runtime.profile import ShapeProfile
@@ -83,6 +85,13 @@ def test_the_manifest_says_how_good_it_is(built: Built, calibrated: Calibrated) 
     assert kept["unet.mid_block.resnets.0.conv1"] is None
 
 
+def test_inspect_shows_what_is_in_int8(built: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(built.bundle.path), "--int8"]) == 0
+    printed = capsys.readouterr().out
+    assert re.match(r"212 of 230 layers, by mse, weights of [78] bits, smoothed by 0\.5; 1 unseen pictures", printed)
+    assert re.search(r"unet +\d+ layers: it carries the picture past the block", printed)
+
+
 def test_a_second_build_does_nothing(built: Built, calibrated: Calibrated) -> None:
     again = options(calibrated, built.bundle.path, built.bundle.manifest.backend)
     assert build(again, "pytest").cached
@@ -91,19 +100,18 @@ def test_a_second_build_does_nothing(built: Built, calibrated: Calibrated) -> No
 def test_within_a_budget_the_fast_blocks_are_taken(
     calibrated: Calibrated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if int8 were faster in the first block and in the third, whatever CPU this is."""
-    medians = iter([2.0, 1.0, 1.0, 2.0, 2.0, 1.0])
+    """As if int8 were faster in the first block and slower in the second, whatever CPU this is."""
+    medians = iter([2.0, 1.0, 1.0, 2.0])
     monkeypatch.setattr(sensitivity.averages, "median", lambda _: next(medians))
-    rest = ("down_blocks", "up_blocks", "controlnet.", "shortcut")
+    rest = ("down_blocks", "up_blocks", "controlnet.", "shortcut", "attentions")
     int8 = build(options(calibrated, tmp_path / "bundle", budget=0.5, keep=rest), "pytest").bundle.manifest.quantization
     assert int8 is not None
     assert {block.name for block in int8.blocks} == {
-        "unet.mid_block.attentions.0",
         "unet.mid_block.resnets.0",
         "unet.mid_block.resnets.1",
     }
     assert all(0 < block.latent_error < 0.5 for block in int8.blocks)
-    assert [block.chosen for block in int8.blocks] == [True, False, True]
+    assert [block.chosen for block in int8.blocks] == [True, False]
     chosen = {block.name for block in int8.blocks if block.chosen}
     assert {sensitivity.block_of(layer.name) for layer in int8.layers if layer.kept is None} == chosen
 
