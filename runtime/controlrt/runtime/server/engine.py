@@ -280,9 +280,10 @@ class Engine:
                 queue = sorted(self._ready, key=lambda task: self._rank(task, now))
                 if queue:
                     group = begun or self._fitting(queue)
+                    if self._waiting:
+                        self._changed.notify_all()  # there may be room to encode, or no time left
                     for task in group:
                         task.started = task.started or now
-                    self._changed.notify_all()  # there may be room to encode
                     return group
                 self._changed.wait()
             return []

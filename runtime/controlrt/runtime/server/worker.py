@@ -4,7 +4,6 @@ one that dies is replaced."""
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import threading
 from dataclasses import dataclass
@@ -14,11 +13,13 @@ from pathlib import Path
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import ControlRTError
 from controlrt.runtime.server.engine import Engine
-from controlrt.runtime.server.messages import Broken, Cancel, Incoming, Outgoing, Ready, Submit
+from controlrt.runtime.server.messages import Advanced, Broken, Cancel, Incoming, Outgoing, Ready, Stepped, Submit
 from controlrt.runtime.server.policies import Policy
 
 BROKEN = 70
 """Exit status of one whose device or engine failed (EX_SOFTWARE)."""
+PATIENCE = 0.1
+"""Seconds that news nobody waits for may lie before they are sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,25 +39,22 @@ def main(connection: Connection, options: WorkerOptions) -> None:
     """The process's work, until it is told to stop or nobody is at the other end any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's interrupt reaches all processes; the service decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    outgoing: queue.SimpleQueue[Incoming | None] = queue.SimpleQueue()
-    sender = threading.Thread(target=_send_all, args=(connection, outgoing), daemon=True)
-    sender.start()
+    outbox = Outbox(connection)
     try:
         engine = Engine(
             Bundle.open(options.bundle, verify=options.verify),
-            outgoing.put,
+            outbox.put,
             policy=options.policy,
             batch=options.batch,
             threads=options.threads,
             device=options.device,
         )
         with engine:
-            outgoing.put(Ready())
+            outbox.put(Ready())
             _serve(connection, engine)
     except ControlRTError as error:
-        outgoing.put(Broken(str(error)))
-    outgoing.put(None)
-    sender.join()
+        outbox.put(Broken(str(error)))
+    outbox.close()
 
 
 def _serve(connection: Connection, engine: Engine) -> None:
@@ -73,18 +71,56 @@ def _serve(connection: Connection, engine: Engine) -> None:
             return
 
 
-def _send_all(connection: Connection, outgoing: queue.SimpleQueue[Incoming | None]) -> None:
-    """Sends what there is at once: whoever wakes up to hear of it takes time from the cores that draw."""
-    while True:
-        messages = [outgoing.get()]
-        while not outgoing.empty():
-            messages.append(outgoing.get())
-        said = [message for message in messages if message is not None]
-        try:
-            connection.send(said)
-        except OSError:  # nobody is there to hear of it
-            return
-        if any(isinstance(message, Broken) for message in said):
-            os._exit(BROKEN)  # threads may hang in the device
-        if len(said) < len(messages):
-            return
+class Outbox:
+    """What a worker says, sent by a thread of its own, several messages at once: whoever wakes up to hear of one takes
+    time from the cores that draw.
+
+    Args:
+        connection: to the service.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._changed = threading.Condition()
+        self._messages: list[Incoming] = []
+        self._pressing, self._closing = False, False
+        self._sender = threading.Thread(target=self._send_all, daemon=True)
+        self._sender.start()
+
+    def put(self, message: Incoming) -> None:
+        """Has a message sent: at once, or within ``PATIENCE`` where it says only how far things are."""
+        with self._changed:
+            self._messages.append(message)
+            pressing = not _can_wait(message)
+            self._pressing |= pressing
+            if pressing or len(self._messages) == 1:
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Sends what there is, and returns when that is done."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._sender.join()
+
+    def _send_all(self) -> None:
+        while said := self._next():
+            try:
+                self._connection.send(said)
+            except OSError:  # nobody is there to hear of it
+                return
+            if any(isinstance(message, Broken) for message in said):
+                os._exit(BROKEN)  # threads may hang in the device
+
+    def _next(self) -> list[Incoming]:
+        """What is to be sent now; nothing at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._messages or self._closing)
+            self._changed.wait_for(lambda: self._pressing or self._closing, PATIENCE)
+            said, self._messages, self._pressing = self._messages, [], False
+            return said
+
+
+def _can_wait(message: Incoming) -> bool:
+    """Whether nobody acts on it: a step that is done, without a picture of it."""
+    return isinstance(message, Stepped) or (isinstance(message, Advanced) and message.step > 0 and not message.previews)
