@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -71,13 +72,14 @@ class FakeService:
         """What drawing raises, after half of the steps."""
         self.requests: list[Request] = []
         self.jobs: dict[str, Job] = {}
+        self._holders = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def submit(self, request: Request) -> Job:
+    async def submit(self, request: Request, *, going_on: bool = False) -> Job:
         """See ``Service``."""
         if self.refusal is not None:
             raise self.refusal
-        if self.state == "draining":
+        if self.state == "draining" and not going_on:
             raise UnavailableError("the server is shutting down; ask another one", "draining", 5)
         name = request.bundle or next(iter(self.bundles))
         if name not in self.bundles:
@@ -101,10 +103,17 @@ class FakeService:
         """See ``Service``."""
         return self.jobs.get(name)
 
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """See ``Service``."""
+        self._holders += 1
+        yield
+        self._holders -= 1
+
     async def drain(self) -> None:
         """See ``Service``."""
         self.state = "draining"
-        while any(job.status not in FINISHED for job in self.jobs.values()):
+        while self._holders or any(job.status not in FINISHED for job in self.jobs.values()):
             await asyncio.sleep(0.01)
 
     async def _draw(self, job: Job) -> None:

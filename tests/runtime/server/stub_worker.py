@@ -39,6 +39,8 @@ def main(connection: Connection, options: WorkerOptions) -> None:
         for answer in _answers(message):
             if answer == "die":
                 os._exit(9)
+            if answer == "hang":
+                time.sleep(60)
             if answer == "hold":
                 held.add(message.id)
             else:
@@ -60,6 +62,8 @@ def _answers(submit: Submit) -> list[Any]:
         return [accepted, Failed(id=name, reason="engine", message="a kernel failed")]
     if prompt == "kill" or (prompt == "kill once" and not submit.alone):
         return [accepted, Advanced(id=name, step=0, previews=()), "die"]
+    if prompt == "hang once" and not submit.alone:
+        return [accepted, Advanced(id=name, step=0, previews=()), "hang"]
     picture = np.full((8, 8, 3), submit.arguments["seed"] % 256, np.uint8)
     steps = [Advanced(id=name, step=step, previews=(picture[:1, :1],)) for step in (1, 2)]
     seconds = {"queued": 0.0, "steps": 0.1, "decode": 0.0, "total": 0.1}

@@ -235,6 +235,18 @@ def test_a_worker_that_dies_is_replaced_and_its_jobs_are_drawn(serve: Any, notes
     assert notes.restarts == 3
 
 
+def test_a_worker_that_hangs_is_replaced(serve: Any, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "SILENT_SECONDS", 1.0)
+
+    async def test(service: LocalService) -> None:
+        await asyncio.sleep(1.2)  # nothing is asked of it, and nothing is wrong
+        assert notes.restarts == 0
+        assert (await drawn(service, request("hang once"))).seeds == (7,)
+
+    serve(test)
+    assert notes.restarts == 1
+
+
 def test_what_a_dying_worker_has_not_heard_of_is_cancelled_all_the_same(serve: Any) -> None:
     async def test(service: LocalService) -> None:
         held = await service.submit(request("hold"))
@@ -277,6 +289,36 @@ def test_draining(serve: Any) -> None:
         assert refused.value.reason == "draining"
         await drain
         assert [job.status for job in running] == ["done", "done"]
+
+    serve(test)
+
+
+def test_draining_waits_for_who_goes_on(serve: Any) -> None:
+    async def test(service: LocalService) -> None:
+        with service.holding():
+            await drawn(service, request("draw"))
+            drain = asyncio.create_task(service.drain())
+            await asyncio.sleep(0.05)
+            assert not drain.done()
+            with pytest.raises(UnavailableError, match="shutting down"):
+                await service.submit(request("draw"))
+            second = await service.submit(request("slow"), going_on=True)
+        assert second.status != "done"
+        await drain
+        assert second.status == "done"
+
+    serve(test)
+
+
+def test_who_goes_on_finds_the_queue_full(serve: Any) -> None:
+    async def test(service: LocalService) -> None:
+        held = [await service.submit(request("hold")) for _ in range(4)]
+        with pytest.raises(UnavailableError, match="is full"):
+            await service.submit(request("draw"))
+        second = await service.submit(request("draw"), going_on=True)
+        for job in held:
+            job.cancel()
+        assert (await second.wait()).seeds == (7,)
 
     serve(test)
 

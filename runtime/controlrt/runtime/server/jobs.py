@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -120,8 +121,13 @@ class Service(Protocol):
     def state(self) -> Literal["starting", "ready", "draining", "failed"]:
         """Whether it takes requests."""
 
-    async def submit(self, request: Request) -> Job:
+    async def submit(self, request: Request, *, going_on: bool = False) -> Job:
         """Has a request checked and queued; returns once it is accepted.
+
+        Args:
+            request: what to draw.
+            going_on: whether it goes on with what an accepted one has made: it is taken though the queue is full or the
+                service drains.
 
         Raises:
             RequestError: the bundle cannot draw it.
@@ -133,5 +139,8 @@ class Service(Protocol):
         """A job by its id, which nobody can guess; the last thousand or so are kept for a while after they are
         finished."""
 
+    def holding(self) -> AbstractContextManager[None]:
+        """While this is open the service does not end, though all jobs are finished: one may go on with another."""
+
     async def drain(self) -> None:
-        """Takes no more requests; returns when all that it has taken are finished."""
+        """Takes no more requests; returns when all that it has taken are finished, and nobody holds it."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from controlrt.runtime.errors import (
@@ -37,6 +38,7 @@ class Register:
         self._finished: OrderedDict[str, float] = OrderedDict()
         self._numbers = itertools.count(1)
         self._changed = asyncio.Event()
+        self._holders = 0
         self.mean_seconds = 1.0
         """From submission to picture, a running mean: by Little's law, as long as all that wait take to be drawn."""
 
@@ -85,9 +87,19 @@ class Register:
             self._jobs.pop(oldest, None)
         self._changed.set()
 
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """See ``Service``."""
+        self._holders += 1
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            self._changed.set()
+
     async def all_finished(self) -> None:
-        """Returns when every job is finished."""
-        while any(job.status not in FINISHED for job in self._jobs.values()):
+        """Returns when every job is finished, and nobody holds the service."""
+        while self._holders or any(job.status not in FINISHED for job in self._jobs.values()):
             self._changed.clear()
             await self._changed.wait()
 

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from functools import partial
 from typing import Literal, Protocol
 
@@ -91,15 +91,15 @@ class RemoteService:
         """See ``Service``."""
         return "draining" if self._draining else self.condition
 
-    async def submit(self, request: Request) -> Job:
+    async def submit(self, request: Request, *, going_on: bool = False) -> Job:
         """See ``Service``. It takes as long as it takes until a replica has room for the request."""
         name = request.bundle or next(iter(self._manifests))
         if name not in self._manifests:
             raise UnknownNameError("bundle", name, self._manifests)
-        if self._draining:
+        if self._draining and not going_on:
             raise UnavailableError("the server is shutting down; ask another one", "draining", 5)
         tasks = self._tasks[name]
-        if len(tasks) >= self.limits[name]:
+        if len(tasks) >= self.limits[name] and not going_on:
             wait = max(1.0, self._register.mean_seconds)
             said = f"the queue of bundle {name} is full ({len(tasks)} requests); try again in {wait:.0f} s"
             raise UnavailableError(said, "queue_full", wait)
@@ -127,6 +127,10 @@ class RemoteService:
     def job(self, name: str) -> Job | None:
         """See ``Service``."""
         return self._register.get(name)
+
+    def holding(self) -> AbstractContextManager[None]:
+        """See ``Service``."""
+        return self._register.holding()
 
     async def drain(self) -> None:
         """See ``Service``."""

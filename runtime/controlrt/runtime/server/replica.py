@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 
 from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.server import worker
 from controlrt.runtime.server.engine import Engine
 from controlrt.runtime.server.messages import (
     Accepted,
@@ -29,8 +30,6 @@ from controlrt.runtime.server.worker import BROKEN, WorkerOptions
 Answer = Accepted | Refused | Advanced | Finished | Failed
 """What a stream is made of; it begins with an acceptance or is a refusal, and ends with what ends the request."""
 LAST = (Refused, Finished, Failed)
-SILENT_SECONDS = 300.0
-"""After so long without a word while it has requests, an engine is stuck."""
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +94,7 @@ class Replica:
             TimeoutError: it has requests, and has said nothing for long.
         """
         silent = time.monotonic() - self._heard
-        if self._streams and silent > SILENT_SECONDS:
+        if self._streams and silent > worker.SILENT_SECONDS:
             raise TimeoutError(f"the engine has {len(self._streams)} requests and said nothing for {silent:.0f} s")
 
     def close(self) -> None:

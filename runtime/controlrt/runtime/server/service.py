@@ -116,6 +116,7 @@ class _Worker:
         self.failure: str | None = None
         """Why it was given up."""
         self._failures = 0
+        self._heard = time.monotonic()
         self._was_ready = False
         self._closing = False
         self._loop = asyncio.get_running_loop()
@@ -145,6 +146,8 @@ class _Worker:
 
     def submit(self, assigned: _Assigned) -> None:
         """Gives the process a job."""
+        if not self.assigned:
+            self._heard = time.monotonic()
         self.assigned[assigned.job.id] = assigned
         self.send(assigned.submit)
         self._count(self.bundle)
@@ -154,6 +157,13 @@ class _Worker:
         if (assigned := self.assigned.get(name)) is not None:
             assigned.cancelled = True
             self.send(Cancel(name))
+
+    def kill_if_stuck(self) -> None:
+        """Ends a process that has jobs and has said nothing for long; another one takes its place."""
+        silent = time.monotonic() - self._heard
+        if self.ready.is_set() and self.assigned and silent > worker.SILENT_SECONDS:
+            _log.error("worker of %s has %d jobs and said nothing for %.0f s", self.bundle, len(self.assigned), silent)
+            self._process.kill()
 
     async def close(self) -> None:
         """Ends the process."""
@@ -200,6 +210,7 @@ class _Worker:
         return True
 
     def _hear_all(self, messages: Sequence[Incoming]) -> None:
+        self._heard = time.monotonic()
         for message in messages:
             self._hear(message)
 
@@ -307,6 +318,7 @@ class LocalService:
         self._queue_size, self._observer = queue_size, observer
         self._register = Register()
         self._draining = False
+        self._watching: asyncio.Task[None] | None = None
         self.workers = {
             name: [_Worker(name, options, observer, self._register, self._count) for options in workers[name]]
             for name in bundles
@@ -338,19 +350,20 @@ class LocalService:
                 await each.ready.wait()
                 if each.failure:
                     raise ServiceError(f"bundle {each.bundle}: {each.failure}")
+        self._watching = asyncio.create_task(self._watch())
 
-    async def submit(self, request: Request) -> Job:
+    async def submit(self, request: Request, *, going_on: bool = False) -> Job:
         """See ``Service``."""
         name = request.bundle or next(iter(self._manifests))
         if name not in self.workers:
             raise UnknownNameError("bundle", name, self._manifests)
-        if self._draining:
+        if self._draining and not going_on:
             raise UnavailableError("the server is shutting down; ask another one", "draining", 5)
         able = [each for each in self.workers[name] if not each.failure]
         if not able:
             raise UnavailableError(f"no worker draws with bundle {name}: see the server's log", "no_worker", 30)
         jobs = sum(len(each.assigned) for each in able)
-        if jobs >= self._queue_size:
+        if jobs >= self._queue_size and not going_on:
             wait = max(1.0, self._register.mean_seconds)
             said = f"the queue of bundle {name} is full ({jobs} requests); try again in {wait:.0f} s"
             raise UnavailableError(said, "queue_full", wait)
@@ -373,15 +386,29 @@ class LocalService:
         """See ``Service``."""
         return self._register.get(name)
 
+    def holding(self) -> contextlib.AbstractContextManager[None]:
+        """See ``Service``."""
+        return self._register.holding()
+
     async def drain(self) -> None:
-        """Takes no more requests, and returns when all are finished."""
+        """See ``Service``."""
         self._draining = True
         await self._register.all_finished()
 
     async def close(self) -> None:
         """Ends the workers; jobs that are left fail."""
         self._draining = True
+        if self._watching is not None:
+            self._watching.cancel()
         await asyncio.gather(*(each.close() for group in self.workers.values() for each in group))
+
+    async def _watch(self) -> None:
+        """Has workers replaced that are stuck."""
+        while True:
+            await asyncio.sleep(worker.SILENT_SECONDS / 10)
+            for group in self.workers.values():
+                for each in group:
+                    each.kill_if_stuck()
 
     def _count(self, name: str) -> None:
         """Tells how many jobs of a bundle there are, whichever worker has them."""

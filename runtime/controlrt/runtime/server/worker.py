@@ -18,6 +18,8 @@ from controlrt.runtime.server.policies import Policy
 
 BROKEN = 70
 """Exit status of one whose device or engine failed (EX_SOFTWARE)."""
+SILENT_SECONDS = 300.0
+"""After so long without a word while it has requests, an engine is stuck."""
 PATIENCE = 0.1
 """Seconds that news nobody waits for may lie before they are sent."""
 

@@ -82,9 +82,18 @@ class Calls:
             steps=first.first.arguments["num_inference_steps"],
         )
         self._running.append(call)
+        try:
+            return await self._draw(request, call, drawing)
+        finally:
+            self._running.remove(call)
+            call.cancel()
+
+    async def _draw(
+        self, request: HttpRequest, call: RunningCall, drawing: Drawing
+    ) -> list[tuple[int, tuple[Pixels, ...]]]:
         drawn: list[tuple[int, tuple[Pixels, ...]]] = []
         following: list[tuple[int, Job]] = []
-        try:
+        with self._service.holding():
             jobs = [(index, await self._submit(call, each.first)) for index, each in enumerate(drawing.iterations)]
             note(request, jobs=[job.id for _, job in jobs], model=drawing.bundle)
             for index, job in jobs:
@@ -96,19 +105,16 @@ class Calls:
                     drawn.append((index, result.pictures))
                 else:
                     start = await asyncio.to_thread(second.starting_from, result.pictures)
-                    following.append((index, await self._submit(call, start)))
+                    following.append((index, await self._submit(call, start, going_on=True)))
             for index, job in following:
                 result = await _result(request, call, job)
                 if result is not None:
                     drawn.append((index, result.pictures))
-        finally:
-            self._running.remove(call)
-            call.cancel()
         return drawn
 
-    async def _submit(self, call: RunningCall, request: Request) -> Job:
+    async def _submit(self, call: RunningCall, request: Request, *, going_on: bool = False) -> Job:
         with renamed(PARAMETERS):
-            job = await self._service.submit(request)
+            job = await self._service.submit(request, going_on=going_on)
         call.jobs.append(job)
         if call.interrupted:  # while the service checked it
             call.interrupt()
