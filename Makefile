@@ -43,9 +43,11 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# the first run builds the bundles; the runtime's tests run without extras, and with them what needs them
 test: check $(RUNTIME_VENV)/.installed-tests
-	$(BIN)/python -m pytest $(WORKERS)
-	$(RUNTIME_BIN)/python -m pytest $(WORKERS) tests/runtime
+	$(BIN)/python -m pytest $(WORKERS) --ignore tests/runtime
+	$(RUNTIME_BIN)/python -m pytest $(WORKERS) tests/runtime --passed-to $(RUNTIME_VENV)/passed
+	$(BIN)/python -m pytest $(WORKERS) tests/runtime --not-again $(RUNTIME_VENV)/passed
 
 # the comparisons with eager diffusers that take too long for every run
 parity: $(VENV)/.installed

@@ -21,7 +21,12 @@ DEMO_BUNDLE = Path(os.environ["CONTROLRT_CACHE"]) / "tests" / "demo-512x512"
 CAN_EXPORT = importlib.util.find_spec("torch") is not None
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--passed-to", type=Path, metavar="FILE", help="write the names of the tests that passed")
+    parser.addoption("--not-again", type=Path, metavar="FILE", help="leave out those that such a file names")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     # a core for each worker, which every library then takes for the whole machine
     if worker is not None and hasattr(os, "sched_setaffinity"):
@@ -31,6 +36,30 @@ def pytest_configure() -> None:
         import torch
 
         torch.set_grad_enabled(False)
+    if worker is None and (file := config.getoption("--passed-to")) is not None:
+        config.pluginmanager.register(Passed(file))
+
+
+class Passed:
+    """Notes which tests passed, those that workers ran among them."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._outcomes: dict[str, set[str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._outcomes.setdefault(report.nodeid, set()).add(report.outcome)
+
+    def pytest_sessionfinish(self) -> None:
+        passed = [name for name, outcomes in self._outcomes.items() if outcomes == {"passed"}]
+        self._file.write_text("".join(f"{name}\n" for name in passed), encoding="utf-8")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (file := config.getoption("--not-again")) is not None:
+        passed = set(file.read_text(encoding="utf-8").splitlines())
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
+        items[:] = [item for item in items if item.nodeid not in passed]
 
 
 @pytest.fixture(scope="session")
