@@ -6,7 +6,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -94,7 +94,8 @@ def trace_beside(
     directory: Path,
     processes: int,
     progress: Progress,
-) -> list[Program]:
+    keep: Callable[[Program], None],
+) -> None:
     """Traces ``specs``, those that take longest first, each in a process that loads the checkpoint anew.
 
     Args:
@@ -103,29 +104,26 @@ def trace_beside(
         directory: where the programs go.
         processes: at most so many at once.
         progress: counts those that are there.
-
-    Returns:
-        Their manifest entries, in the order of ``specs``.
+        keep: called with the manifest entry of each when it is there.
 
     Raises:
         BuildError: one cannot be traced, or its process was killed.
     """
     threads = max(1, usable_cores() // processes)
-    found: dict[str, Program] = {}
+    left = [spec.name for spec in sorted(specs, key=_parameters, reverse=True)]
     pool = concurrent.futures.ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(threads,)
     )
     try:
-        names = [spec.name for spec in sorted(specs, key=_parameters, reverse=True)]
-        waiting = {pool.submit(_trace, options, sources, name, directory): name for name in names}
-        progress.start(f"trace {', '.join(names)}, {processes} at a time")
+        waiting = {pool.submit(_trace, options, sources, name, directory): name for name in left}
+        progress.start(f"trace {', '.join(left)}, {processes} at a time")
         for future in concurrent.futures.as_completed(waiting):
             name = waiting[future]
             try:
-                found[name] = future.result()
+                keep(future.result())
             except BrokenProcessPool as error:
                 raise BuildError(f"a process that traces {name} was killed; was there enough memory?") from error
-            left = [each for each in names if each not in found]
+            left.remove(name)
             if left:
                 progress.start(f"{name} is traced; left: {', '.join(left)}")
     except BaseException:
@@ -134,7 +132,6 @@ def trace_beside(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-    return [found[spec.name] for spec in specs]
 
 
 def _prepare(threads: int) -> None:

@@ -175,11 +175,15 @@ def export_key(options: ExportOptions, sources: Sources, versions: Mapping[str, 
             "loras": [[lora.name, lora.weight] for lora in sources.loras],
             "prediction_type": options.prediction_type,
             "profile": msgspec.to_builtins(options.profile),
-            "versions": dict(versions),
-            "schema": SCHEMA_VERSION,
-            "exporter": sha256_tree(Path(__file__).parent, "*.py"),
+            "tools": _tools(versions),
         }
     )
+
+
+def _tools(versions: Mapping[str, str]) -> dict[str, str]:
+    """What makes an export of sources."""
+    exporter = sha256_tree(Path(__file__).parent, "*.py")
+    return {**versions, "schema": str(SCHEMA_VERSION), "exporter": exporter}
 
 
 def _resolve_loras(options: tuple[LoraOption, ...]) -> tuple[LoraSource, ...]:
@@ -205,6 +209,7 @@ def _export_into(directory: Path, options: ExportOptions, sources: Sources, key:
         usable_cores,
     )
     from controlrt.export.trace import export_program
+    from controlrt.export.traced import keep_traced, program_key, take_traced
 
     parts = len(sources.controlnets) + len(sources.adapters) + len(sources.ip_adapters)
     with Progress("export", 4 + parts) as progress:
@@ -215,21 +220,35 @@ def _export_into(directory: Path, options: ExportOptions, sources: Sources, key:
         progress.total = 1 + len(specs)
         target = directory / "programs"
         target.mkdir()
-        programs: list[Program] = []
-        processes = processes_for(specs, usable_cores(), free_memory())
+        tools = _tools(provenance.versions)
+        keys = {spec.name: program_key(spec, options.profile.of(spec.name), tools) for spec in specs}
+        by_name: dict[str, Program] = {}
+
+        def keep(program: Program) -> None:
+            by_name[program.name] = program
+            keep_traced(keys[program.name], program, target)
+
+        new = []
+        for spec in specs:
+            program = take_traced(keys[spec.name], target)
+            if program is None:
+                new.append(spec)
+            else:
+                progress.start(f"{spec.name} was traced before")
+                by_name[spec.name] = program
+        processes = processes_for(new, usable_cores(), free_memory())
         if processes > 1:
-            programs = trace_beside(options, sources, specs, target, processes, progress)
+            trace_beside(options, sources, new, target, processes, progress, keep)
         else:
-            for spec in specs:
+            for spec in new:
                 progress.start(f"trace {spec.name}")
-                programs.append(export_program(spec, options.profile.of(spec.name), target))
+                keep(export_program(spec, options.profile.of(spec.name), target))
     for parts in loaded.text_encoders:
         folder = directory / parts.name.replace("text_encoder", "tokenizer")
         folder.mkdir()
         parts.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     (directory / "scheduler.json").write_text(json.dumps(loaded.scheduler_config, indent=2, default=str) + "\n")
     (directory / "hints").mkdir()
-    by_name = {program.name: program for program in programs}
     controls = _manifest_controls(options, loaded, by_name)
     for control in controls:
         for name, annotator in _annotators(control).items():
@@ -280,7 +299,7 @@ def _export_into(directory: Path, options: ExportOptions, sources: Sources, key:
             for parts in loaded.ip_adapters
         ),
         fusion=None,
-        programs=tuple(programs),
+        programs=tuple(by_name[spec.name] for spec in specs),
         checks=(),
         files=bundle.digest_files(directory),
         provenance=provenance,
