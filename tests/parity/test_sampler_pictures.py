@@ -56,7 +56,7 @@ def expected_picture(
 
 
 @pytest.mark.parametrize("family", ["sd15"], indirect=True, scope="module")
-@pytest.mark.parametrize("steps", [4, 20])
+@pytest.mark.parametrize("steps", [4, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", list(SAMPLERS))
 def test_small_model(compiled: ControlNetPipeline, family: Family, name: str, steps: int) -> None:
     """Two pictures with a generator each, through the list-of-generators rule; latents: its pictures are faint."""
@@ -67,7 +67,7 @@ def test_small_model(compiled: ControlNetPipeline, family: Family, name: str, st
 
 
 @pytest.mark.parametrize("family", ["sd15"], indirect=True, scope="module")
-@pytest.mark.parametrize("steps", [4, 20])
+@pytest.mark.parametrize("steps", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_the_bound_tells_samplers_apart(compiled: ControlNetPipeline, steps: int) -> None:
     hint = hints(SIDE, 1)[0]
     for one, other in (("Euler", "LMS"), ("DPM++ 2M", "DEIS"), ("DPM++ 2M", "UniPC"), ("Euler", "Heun")):
