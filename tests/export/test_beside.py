@@ -20,7 +20,6 @@ from controlrt.export.beside import load_checkpoint, processes_for, program_spec
 from controlrt.export.exporter import ExportOptions, resolve_sources
 from controlrt.export.trace import export_program
 from controlrt.runtime.errors import BuildError
-from controlrt.runtime.manifest import Program
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.progress import Progress
 
@@ -40,10 +39,7 @@ def test_they_are_those_that_one_process_traces(options: ExportOptions, tmp_path
     (tmp_path / "beside").mkdir()
     (tmp_path / "alone").mkdir()
     with Progress("export", 3) as progress:
-        found: dict[str, Program] = {}
-        trace_beside(
-            options, sources, few, tmp_path / "beside", 2, progress, lambda ready: found.update({ready.name: ready})
-        )
+        found = trace_beside(options, sources, few, tmp_path / "beside", 2, progress)
     expected = [export_program(spec, options.profile, tmp_path / "alone") for spec in few]
     assert len(found) == len(expected)
     for theirs in expected:
@@ -66,7 +62,7 @@ def test_one_that_is_killed_is_an_error(
         Progress("export", 2) as progress,
         pytest.raises(BuildError, match="a process that traces text_encoder was killed; was there enough memory"),
     ):
-        trace_beside(options, sources, specs, tmp_path, 1, progress, pytest.fail)
+        trace_beside(options, sources, specs, tmp_path, 1, progress)
 
 
 def test_an_interruption_ends_all(options: ExportOptions, tmp_path: Path) -> None:
@@ -91,7 +87,7 @@ def _interrupt_itself(model: str, controlnet: str, folder: str) -> None:
     threading.Thread(target=_interrupt_once_they_run, daemon=True).start()
     try:
         with Progress("export", 3) as progress:
-            trace_beside(options, sources, specs, Path(folder), 2, progress, print)
+            trace_beside(options, sources, specs, Path(folder), 2, progress)
     except KeyboardInterrupt:
         print(f"interrupted, {len(beside.multiprocessing.active_children())} left")
 

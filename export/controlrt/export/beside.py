@@ -6,7 +6,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -94,8 +94,7 @@ def trace_beside(
     directory: Path,
     processes: int,
     progress: Progress,
-    keep: Callable[[Program], None],
-) -> None:
+) -> dict[str, Program]:
     """Traces ``specs``, those that take longest first, each in a process that loads the checkpoint anew.
 
     Args:
@@ -104,12 +103,15 @@ def trace_beside(
         directory: where the programs go.
         processes: at most so many at once.
         progress: counts those that are there.
-        keep: called with the manifest entry of each when it is there.
+
+    Returns:
+        Their manifest entries by name.
 
     Raises:
         BuildError: one cannot be traced, or its process was killed.
     """
     threads = max(1, usable_cores() // processes)
+    found: dict[str, Program] = {}
     left = [spec.name for spec in sorted(specs, key=_parameters, reverse=True)]
     pool = concurrent.futures.ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(threads,)
@@ -120,7 +122,7 @@ def trace_beside(
         for future in concurrent.futures.as_completed(waiting):
             name = waiting[future]
             try:
-                keep(future.result())
+                found[name] = future.result()
             except BrokenProcessPool as error:
                 raise BuildError(f"a process that traces {name} was killed; was there enough memory?") from error
             left.remove(name)
@@ -132,6 +134,7 @@ def trace_beside(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+    return found
 
 
 def _prepare(threads: int) -> None:

@@ -111,7 +111,8 @@ def export(options: ExportOptions, command: str) -> Exported:
                 sources=sources.digests,
                 versions=versions,
             )
-            _export_into(partial, options, sources, key, provenance)
+            keys = _export_into(partial, options, sources, key, provenance)
+        _note_traced(target, keys)
     return Exported(path=target, cached=False)
 
 
@@ -199,7 +200,18 @@ def _resolve_loras(options: tuple[LoraOption, ...]) -> tuple[LoraSource, ...]:
     return tuple(found)
 
 
-def _export_into(directory: Path, options: ExportOptions, sources: Sources, key: str, provenance: Provenance) -> None:
+def _note_traced(export: Path, keys: Mapping[str, str]) -> None:
+    from controlrt.export.traced import note_traced
+
+    manifest = bundle.read_manifest(export)
+    for program in manifest.programs:
+        note_traced(keys[program.name], program, export, manifest.files)
+
+
+def _export_into(
+    directory: Path, options: ExportOptions, sources: Sources, key: str, provenance: Provenance
+) -> dict[str, str]:
+    """Writes an export; returns the keys of its programs by their names."""
     from controlrt.export.beside import (
         free_memory,
         load_checkpoint,
@@ -209,7 +221,7 @@ def _export_into(directory: Path, options: ExportOptions, sources: Sources, key:
         usable_cores,
     )
     from controlrt.export.trace import export_program
-    from controlrt.export.traced import keep_traced, program_key, take_traced
+    from controlrt.export.traced import program_key, take_traced
 
     parts = len(sources.controlnets) + len(sources.adapters) + len(sources.ip_adapters)
     with Progress("export", 4 + parts) as progress:
@@ -223,11 +235,6 @@ def _export_into(directory: Path, options: ExportOptions, sources: Sources, key:
         tools = _tools(provenance.versions)
         keys = {spec.name: program_key(spec, options.profile.of(spec.name), tools) for spec in specs}
         by_name: dict[str, Program] = {}
-
-        def keep(program: Program) -> None:
-            by_name[program.name] = program
-            keep_traced(keys[program.name], program, target)
-
         new = []
         for spec in specs:
             program = take_traced(keys[spec.name], target)
@@ -238,11 +245,11 @@ def _export_into(directory: Path, options: ExportOptions, sources: Sources, key:
                 by_name[spec.name] = program
         processes = processes_for(new, usable_cores(), free_memory())
         if processes > 1:
-            trace_beside(options, sources, new, target, processes, progress, keep)
+            by_name |= trace_beside(options, sources, new, target, processes, progress)
         else:
             for spec in new:
                 progress.start(f"trace {spec.name}")
-                keep(export_program(spec, options.profile.of(spec.name), target))
+                by_name[spec.name] = export_program(spec, options.profile.of(spec.name), target)
     for parts in loaded.text_encoders:
         folder = directory / parts.name.replace("text_encoder", "tokenizer")
         folder.mkdir()
@@ -305,6 +312,7 @@ def _export_into(directory: Path, options: ExportOptions, sources: Sources, key:
         provenance=provenance,
     )
     bundle.write_manifest(directory, manifest)
+    return keys
 
 
 def _controls(options: ExportOptions) -> dict[str, str]:

@@ -1,11 +1,10 @@
-"""Programs that were traced before. Each is kept by all that decides what it is, so that an export traces only what has
-changed, and one that was ended goes on where it was."""
+"""Programs that were traced before: each is known by all that decides what it is, so that an export traces only what is
+new."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,17 +18,18 @@ from torch import Tensor
 from controlrt.export.programs import ProgramSpec
 from controlrt.runtime.manifest import Program
 from controlrt.runtime.profile import ShapeProfile
-from controlrt.runtime.storage import atomic_directory, cache_root, lock, sha256_file
+from controlrt.runtime.storage import atomic_file, cache_root, sha256_file
 
-_ENTRY = "program.json"
 _SOURCES = ("_name_or_path", "name_or_path")
 """Attributes that say where a checkpoint came from."""
 
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True):
     program: Program
+    export: str
+    """Where it lies."""
     files: dict[str, str]
-    """SHA-256 by name."""
+    """SHA-256 by name within the export."""
 
 
 def program_key(spec: ProgramSpec, profile: ShapeProfile, tools: Mapping[str, str]) -> str:
@@ -49,39 +49,40 @@ def program_key(spec: ProgramSpec, profile: ShapeProfile, tools: Mapping[str, st
 
 
 def take_traced(key: str, directory: Path) -> Program | None:
-    """Puts a program that was kept into ``directory``; returns its manifest entry, or None where it is not whole."""
-    kept = _directory(key)
+    """Copies a program of an earlier export into ``directory``; returns its manifest entry, or None where it is gone.
+
+    It is a copy, not a link: onnx-ir refuses weights in files that have other names.
+    """
     try:
-        entry = msgspec.json.decode((kept / _ENTRY).read_bytes(), type=_Entry)
-        if any(sha256_file(kept / name) != digest for name, digest in entry.files.items()):
+        entry = msgspec.json.decode(_entry(key).read_bytes(), type=_Entry)
+        files = {Path(entry.export) / name: digest for name, digest in entry.files.items()}
+        if any(sha256_file(file) != digest for file, digest in files.items()):
             return None
-    except (OSError, msgspec.DecodeError):
+        for file in files:
+            shutil.copyfile(file, directory / file.name)
+    except (FileNotFoundError, msgspec.DecodeError):
         return None
-    for name in entry.files:
-        _link(kept / name, directory / name)
     return entry.program
 
 
-def keep_traced(key: str, program: Program, directory: Path) -> None:
-    """Keeps a program that lies in ``directory``, without taking room of its own where the file system has links."""
-    files = [file for file in directory.iterdir() if file.name.startswith(f"{program.name}.onnx")]
-    kept = _directory(key)
-    with lock(kept), atomic_directory(kept) as partial:
-        for file in files:
-            _link(file, partial / file.name)
-        entry = _Entry(program=program, files={file.name: sha256_file(file) for file in files})
-        (partial / _ENTRY).write_bytes(msgspec.json.encode(entry))
+def note_traced(key: str, program: Program, export: Path, digests: Mapping[str, str]) -> None:
+    """Notes that a program lies in an export.
+
+    Args:
+        key: the program's.
+        program: its manifest entry.
+        export: which is there to stay.
+        digests: SHA-256 of the export's files, by relative name.
+    """
+    files = {name: digest for name, digest in digests.items() if name in (program.file, f"{program.file}.data")}
+    target = _entry(key)
+    target.parent.mkdir(exist_ok=True)
+    with atomic_file(target) as partial:
+        partial.write_bytes(msgspec.json.encode(_Entry(program=program, export=str(export), files=files)))
 
 
-def _directory(key: str) -> Path:
-    return cache_root() / "traced" / key
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # not every file system has hard links
-        shutil.copyfile(source, target)
+def _entry(key: str) -> Path:
+    return cache_root() / "traced" / f"{key}.json"
 
 
 class _Digest:
