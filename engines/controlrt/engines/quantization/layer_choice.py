@@ -1,4 +1,4 @@
-"""Which layers are brought to int8, before anything is measured."""
+"""Which layers are brought to int8 or fp8, before anything is measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from controlrt.compiler.quantization.statistics import Case, Statistics, weights_of
 from controlrt.compiler.quantization.thresholds import amax_of
-from controlrt.engines.int8.options import Int8Options
+from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.runtime.errors import BuildError, ControlRTError, UserError
 from controlrt.runtime.manifest import Manifest, QuantizedLayer
 from controlrt.runtime.profile import ShapeProfile
@@ -22,8 +22,8 @@ KEPT = {
 """Patterns of names of layers that stay as they are, and why."""
 
 
-def choose_layers(statistics: Statistics, options: Int8Options) -> tuple[QuantizedLayer, ...]:
-    """All layers that there are statistics of, and which of them are to be in int8.
+def choose_layers(statistics: Statistics, options: QuantizationOptions) -> tuple[QuantizedLayer, ...]:
+    """All layers that there are statistics of, and which of them are to be in 8 bits.
 
     Raises:
         UserError: a pattern of ``keep`` that no layer has.
@@ -37,18 +37,20 @@ def choose_layers(statistics: Statistics, options: Int8Options) -> tuple[Quantiz
     found = []
     for part, layers in statistics.layers.items():
         for name, layer in layers.items():
-            amax = amax_of(layer, options.method)
+            amax = amax_of(layer, options.amax_method, options.number_format)
             kept = next((why for pattern, why in reasons.items() if _matches(f"{part}:{name}", pattern)), None)
             if kept is None and amax == 0:
                 kept = "all that it reads is 0"
             found.append(QuantizedLayer(part=part, name=name, amax=amax, kept=kept))
     if all(layer.kept for layer in found):
-        raise BuildError("no layer is left for int8; leave out --keep, or build with another --precision")
+        raise BuildError(
+            f"no layer is left for {options.precision}; leave out --keep, or build with another --precision"
+        )
     return tuple(found)
 
 
 def amax_by_part(layers: Iterable[QuantizedLayer]) -> dict[str, dict[str, float]]:
-    """The threshold of every layer that is in int8, by part and name."""
+    """The threshold of every layer that is in 8 bits, by part and name."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for layer in layers:
         if layer.kept is None:

@@ -1,4 +1,4 @@
-"""What a build in int8 quantizes, and what the manifest says of it."""
+"""What a build in int8 or fp8 quantizes, and what the manifest says of it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import msgspec
 
 from controlrt.compiler.compile import ProgramGraph, compile_program
 from controlrt.compiler.passes.quantize import Quantize
-from controlrt.compiler.quantization.arithmetic import LEVELS, REDUCED_LEVELS
+from controlrt.compiler.quantization.arithmetic import REDUCED_LEVELS
 from controlrt.compiler.quantization.statistics import Case, Statistics
 from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS, Backend
 from controlrt.engines.exported_files import copy_files, exported_files
-from controlrt.engines.int8.layer_choice import amax_by_part, choose_layers
-from controlrt.engines.int8.options import Int8Options
-from controlrt.engines.int8.sensitivity import choose_blocks, keep_others, measure_blocks
+from controlrt.engines.quantization.layer_choice import amax_by_part, choose_layers
+from controlrt.engines.quantization.options import QuantizationOptions
+from controlrt.engines.quantization.sensitivity import choose_blocks, keep_others, measure_blocks
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.cpu import adds_in_32_bits
 from controlrt.runtime.errors import BuildError
@@ -29,10 +29,10 @@ from controlrt.runtime.storage import sha256_file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int8Choice:
+class QuantizationChoice:
     """The layers, and why."""
 
-    options: Int8Options
+    options: QuantizationOptions
     statistics: Statistics
     layers: tuple[QuantizedLayer, ...]
     blocks: tuple[QuantizedBlock, ...]
@@ -41,15 +41,16 @@ class Int8Choice:
     backend: Backend
 
     def quantize(self, part: str) -> Quantize | None:
-        """The pass for one part, if any of its layers is to be in int8."""
+        """The pass for one part, if any of its layers is to be in 8 bits."""
         amax = amax_by_part(self.layers).get(part)
         return _quantize(part, amax, self.statistics, self.options, self.backend) if amax else None
 
     def record(self, quality: Quality) -> Quantization:
         """For the manifest."""
         return Quantization(
+            precision=self.options.precision,
             statistics=sha256_file(self.options.statistics),
-            method=self.options.method,
+            method=self.options.amax_method,
             smoothing=self.options.smoothing,
             reduced_range=reduces_range(self.options, self.backend),
             budget=self.options.budget,
@@ -61,13 +62,13 @@ class Int8Choice:
 
 def choose(
     statistics: Statistics,
-    options: Int8Options,
+    options: QuantizationOptions,
     backend_name: BackendName,
     exported: Manifest,
     source: Path,
     graphs: Sequence[ProgramGraph],
-) -> Int8Choice:
-    """Says which layers are brought to int8; with a budget, measures blocks for it.
+) -> QuantizationChoice:
+    """Says which layers are brought to 8 bits; with a budget, measures blocks for it.
 
     Args:
         statistics: of these weights.
@@ -101,10 +102,10 @@ def choose(
         layers = keep_others(layers, blocks)
         if all(layer.kept for layer in layers):
             raise BuildError(
-                f"no block is faster in int8 here within a quality budget of {options.budget:g}; raise "
+                f"no block is faster in {options.precision} here within a quality budget of {options.budget:g}; raise "
                 "--quality-budget, or build with another --precision"
             )
-    return Int8Choice(
+    return QuantizationChoice(
         options=options,
         statistics=statistics,
         layers=layers,
@@ -115,22 +116,25 @@ def choose(
 
 
 def _quantize(
-    part: str, amax: Mapping[str, float], statistics: Statistics, options: Int8Options, backend: Backend
+    part: str, amax: Mapping[str, float], statistics: Statistics, options: QuantizationOptions, backend: Backend
 ) -> Quantize:
-    levels = REDUCED_LEVELS if reduces_range(options, backend) else LEVELS
+    inputs = "fp8" if options.precision == "fp8" else backend.int8_inputs
+    levels = REDUCED_LEVELS if reduces_range(options, backend) else None
     if options.smoothing is None:
-        return Quantize(amax, inputs=backend.int8_inputs, weight_levels=levels)
+        return Quantize(amax, inputs=inputs, weight_levels=levels)
     return Quantize(
         amax,
-        inputs=backend.int8_inputs,
+        inputs=inputs,
         weight_levels=levels,
         channel_amax={name: layer.channel_amax for name, layer in statistics.layers[part].items()},
         smoothing=options.smoothing,
     )
 
 
-def reduces_range(options: Int8Options, backend: Backend) -> bool:
-    """Whether weights take 7 bits, as asked for, or as this machine's CPU needs it."""
+def reduces_range(options: QuantizationOptions, backend: Backend) -> bool:
+    """Whether weights in int8 take 7 bits, as asked for, or as this machine's CPU needs it."""
+    if options.precision != "int8":
+        return False
     if options.reduce_range is not None:
         return options.reduce_range
     return backend.device == "cpu" and not adds_in_32_bits()

@@ -18,9 +18,9 @@ from controlrt.compiler.compile import ProgramGraph
 from controlrt.compiler.quantization.statistics import Case
 from controlrt.compiler.reference import rms_error
 from controlrt.compiler.weights import WeightStore
-from controlrt.engines.int8.layer_choice import amax_by_part
-from controlrt.engines.int8.replay import replay_latents
-from controlrt.engines.int8.swapped_program import SwappedExecutor, with_program
+from controlrt.engines.quantization.layer_choice import amax_by_part
+from controlrt.engines.quantization.replay import replay_latents
+from controlrt.engines.quantization.swapped_program import SwappedExecutor, with_program
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import UserError
 from controlrt.runtime.executors import HostExecutor, open_host_executor
