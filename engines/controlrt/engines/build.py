@@ -143,8 +143,6 @@ class BuildOptions:
                 f"--precision {self.precision} needs to know what its layers read; name that with --calibration FILE, "
                 "and make the file with: controlrt calibrate"
             )
-        if self.fuse:
-            raise ParameterError("--fuse", ", ".join(self.fuse), f"left out with --precision {self.precision}")
         old = [each for each in self.engine.compute_capabilities if float(each) < FP8_CAPABILITY]
         if old and self.precision == "fp8":
             allowed = f"{FP8_CAPABILITY} or later with --precision fp8, which GPUs before have no numbers of"
@@ -249,8 +247,9 @@ def _compile(
     checks: list[PassCheck] = []
     choice = None
     if options.quantization is not None and statistics is not None:
-        graphs = tuple(_sources(options, source, exported))
-        choice = choose(statistics, options.quantization, options.backend, exported, source, graphs)
+        graphs = [each for each in _sources(options, source, exported) if each.program.name != FUSED]
+        fused = {control.name: control.part for control in exported.controls if control.name in options.fuse}
+        choice = choose(statistics, options.quantization, options.backend, exported, source, graphs, fused)
     (target / "programs").mkdir()
     compiled_to = target if backend.ships_onnx else target / COMPILED
     (compiled_to / "programs").mkdir(parents=True, exist_ok=True)

@@ -233,6 +233,13 @@ class QuantizedBlock(_Record, frozen=True, kw_only=True):
     """Of one run of the part's step; negative where 8 bits are slower."""
     chosen: bool
 
+    @property
+    def kept(self) -> str | None:
+        """Why it stays as it was; None where it was chosen."""
+        if self.chosen:
+            return None
+        return "it is no faster here" if self.seconds_saved <= 0 else "the quality budget was spent"
+
 
 class Quality(_Record, frozen=True, kw_only=True):
     """Pictures in 8 bits beside those of float32, of prompts and controls that the calibration left out."""

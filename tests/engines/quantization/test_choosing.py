@@ -170,7 +170,7 @@ def test_layers_of_blocks_that_were_not_chosen_stay() -> None:
     ]
     assert [each.kept for each in keep_others(layers, blocks)] == [
         None,
-        "int8 is no faster here",
+        "it is no faster here",
         "the quality budget was spent",
         "it reads the latents themselves",
     ]

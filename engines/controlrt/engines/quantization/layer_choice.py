@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
+from controlrt.compiler.compile import FUSED, UNET
+from controlrt.compiler.fuse import fused_name
 from controlrt.compiler.quantization.statistics import Case, Statistics, weights_of
 from controlrt.compiler.quantization.thresholds import amax_of
 from controlrt.engines.quantization.options import QuantizationOptions
@@ -14,6 +17,7 @@ from controlrt.runtime.errors import BuildError, ControlRTError, UserError
 from controlrt.runtime.manifest import Manifest, QuantizedLayer
 from controlrt.runtime.profile import ShapeProfile
 
+T = TypeVar("T")
 KEPT = {
     ".conv_in": "it reads the latents themselves",
     ".conv_out": "it makes the latents themselves",
@@ -55,6 +59,22 @@ def amax_by_part(layers: Iterable[QuantizedLayer]) -> dict[str, dict[str, float]
     for layer in layers:
         if layer.kept is None:
             found[layer.part][layer.name] = layer.amax
+    return found
+
+
+def in_part(by_part: Mapping[str, Mapping[str, T]], part: str, fused: Mapping[str, str]) -> dict[str, T]:
+    """What is known of the layers of one part, by the names that they have in its graph.
+
+    Args:
+        by_part: by part, and by the names that layers have there.
+        part: whose; the fused one has the layers of the UNet and of its ControlNets.
+        fused: the parts of the ControlNets in the fused one, by control.
+    """
+    if part != FUSED:
+        return dict(by_part.get(part, {}))
+    found = dict(by_part.get(UNET, {}))
+    for control, own in fused.items():
+        found |= {fused_name(control, name): each for name, each in by_part.get(own, {}).items()}
     return found
 
 

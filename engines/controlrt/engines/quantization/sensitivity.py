@@ -132,8 +132,7 @@ def keep_others(layers: Iterable[QuantizedLayer], blocks: Iterable[QuantizedBloc
     found = []
     for layer in layers:
         block = measured.get((layer.part, block_of(layer.name)))
-        if layer.kept is None and block is not None and not block.chosen:
-            why = "int8 is no faster here" if block.seconds_saved <= 0 else "the quality budget was spent"
-            layer = msgspec.structs.replace(layer, kept=why)
+        if layer.kept is None and block is not None:
+            layer = msgspec.structs.replace(layer, kept=block.kept)
         found.append(layer)
     return tuple(found)
