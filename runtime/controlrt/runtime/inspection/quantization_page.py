@@ -134,14 +134,14 @@ def _layers(place: int, part: str, precision: str, layers: Sequence[QuantizedLay
         for layer in layers
     ]
     reasons = Counter(layer.kept for layer in layers if layer.kept is not None)
-    kept = "; ".join(f"{count} stay as they were: {why}" for why, count in reasons.items())
+    kept = "; ".join(f"{why} ({count})" for why, count in reasons.items())
     text = (
         f"amax is the largest magnitude that a layer's input keeps, and the scale that over {LARGEST[precision]}. "
         "Layers that read the same value share the largest of their scales; of what was smoothed, amax is the one "
         "before."
     )
     head = ("layer", "in", "amax", "scale", "because")
-    markup = paragraph(text) + (paragraph(f"{kept}.") if kept else "") + heading("Every layer")
+    markup = paragraph(text) + (paragraph(f"As they were: {kept}.") if kept else "") + heading("Every layer")
     return Section(name=f"part-{place}", heading=part, markup=markup + table(f"Layers of {part}", head, rows))
 
 
