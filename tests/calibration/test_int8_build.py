@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from calibrations import Calibrated
 from controlrt.demo import CONTROLNETS, MODEL_DIR
-from controlrt.engines.build import BuildOptions, Built, build
+from controlrt.engines.build import BuildOptions, Built, build, refuse_fp8_without_gpu_for_it
 from controlrt.engines.likeness import psnr
 from controlrt.engines.quantization import sensitivity
 from controlrt.engines.quantization.options import QuantizationOptions
@@ -22,6 +23,7 @@ from controlrt.engines.quantization.replay import replay
 from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.commands import main
+from controlrt.runtime.cuda.gpu import Gpu
 from controlrt.runtime.errors import BuildError, ParameterError, UserError
 from controlrt.runtime.manifest import QuantizedPrecision
 from controlrt.runtime.pipeline import ControlNetPipeline
@@ -207,8 +209,14 @@ def test_what_makes_no_sense_is_refused(calibrated: Calibrated, tmp_path: Path) 
     for precision in ("fp32", "fp8"):
         with pytest.raises(ParameterError, match="left out without --precision int8 or fp8"):
             dataclasses.replace(good, backend="onnxruntime", precision=precision)
-    with pytest.raises(ParameterError, match="one of fp32, fp16, bf16, int8 with openvino"):
+    with pytest.raises(ParameterError, match="int8 with openvino; fp8 is for tensorrt, tensorrt-rtx, onnxruntime"):
         options(calibrated, tmp_path / "bundle", "openvino", "fp8")
+    named = options(calibrated, tmp_path / "bundle", "tensorrt-rtx", "fp8").engine_options.compute_capabilities
+    assert named == ("8.9", "12.0", "12.1")
+    for capability, has_it in (("8.6", False), ("8.9", True), ("12.0", True)):
+        asked = options(calibrated, tmp_path / "bundle", "tensorrt", "fp8")
+        with contextlib.nullcontext() if has_it else pytest.raises(UserError, match=r"has compute capability 8\.6"):
+            refuse_fp8_without_gpu_for_it(asked, Gpu(name="GeForce", compute_capability=capability))
     old = EngineOptions(compute_capabilities=("8.6", "8.9"))
     with pytest.raises(ParameterError, match=r"--compute-capability is '8\.6', but must be 8\.9 or later"):
         options(calibrated, tmp_path / "bundle", "tensorrt-rtx", "fp8", engine=old)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -47,6 +47,7 @@ from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime.bundle import Bundle, digest_files, read_manifest, write_manifest
 from controlrt.runtime.commands import INTERRUPTED
 from controlrt.runtime.commands.lora_option import LoraOption
+from controlrt.runtime.cuda.gpu import RTX_CAPABILITIES, Gpu, find_gpu
 from controlrt.runtime.errors import (
     BuildError,
     BundleError,
@@ -124,7 +125,9 @@ class BuildOptions:
             raise UnknownNameError("backend", self.backend, BACKENDS)
         allowed = BACKENDS[self.backend].precisions
         if self.precision not in allowed:
-            raise ParameterError("--precision", self.precision, f"one of {', '.join(allowed)} with {self.backend}")
+            others = ", ".join(name for name, each in BACKENDS.items() if self.precision in each.precisions)
+            known = f"one of {', '.join(allowed)} with {self.backend}; {self.precision} is for {others}"
+            raise ParameterError("--precision", self.precision, known)
         if self.precision in QUANTIZED:
             self._check_quantization()
         if self.quantization is not None and self.quantization.precision != self.precision:
@@ -150,6 +153,14 @@ class BuildOptions:
         if self.quantization.budget is not None and BACKENDS[self.backend].device != "cpu":
             allowed = f"left out with {self.backend}: blocks are timed on CPUs only so far; choose layers with --keep"
             raise ParameterError("--quality-budget", self.quantization.budget, allowed)
+
+    @property
+    def engine_options(self) -> EngineOptions:
+        """Of engines, ``engine``; in fp8, where no GPUs are named, for those that have it."""
+        if self.precision == "fp8" and self.backend == "tensorrt-rtx" and not self.engine.compute_capabilities:
+            able = tuple(each for each in RTX_CAPABILITIES if float(each) >= FP8_CAPABILITY)
+            return replace(self.engine, compute_capabilities=able)
+        return self.engine
 
     @property
     def passes(self) -> Passes:
@@ -189,6 +200,7 @@ def build(options: BuildOptions, command: str) -> Built:
     check_writable(options.output)
     backend = BACKENDS[options.backend]
     backend.check_options(options.engine)
+    refuse_fp8_without_gpu_for_it(options, find_gpu())
     statistics = Statistics.load(options.quantization.statistics) if options.quantization is not None else None
     with lock(options.output):
         source = export_programs(
@@ -211,7 +223,7 @@ def build(options: BuildOptions, command: str) -> Built:
         passes = [type(each).__name__ for each in options.passes]
         decisive = [
             *(exported.key, options.backend, options.precision, options.fuse, options.verify, options.measure),
-            *(asdict(options.engine), backend.versions(), code, passes, SCHEMA_VERSION),
+            *(asdict(options.engine_options), backend.versions(), code, passes, SCHEMA_VERSION),
         ]
         if options.quantization is not None:
             decisive += [sha256_file(options.quantization.statistics), asdict(options.quantization)]
@@ -224,6 +236,21 @@ def build(options: BuildOptions, command: str) -> Built:
             manifest = _compile(options, backend, source, exported, key, command, partial, statistics)
             write_manifest(partial, manifest)
     return Built(bundle=Bundle(options.output, manifest), cached=False)
+
+
+def refuse_fp8_without_gpu_for_it(options: BuildOptions, gpu: Gpu | None) -> None:
+    """TensorRT builds for the GPU of this machine, which may have no fp8.
+
+    Raises:
+        UserError: it has none.
+    """
+    if options.precision != "fp8" or options.backend != "tensorrt" or gpu is None:
+        return
+    if float(gpu.compute_capability) < FP8_CAPABILITY:
+        raise UserError(
+            f"--precision fp8: {gpu.name} has compute capability {gpu.compute_capability}, and fp8 comes with "
+            f"{FP8_CAPABILITY}; build with --precision int8"
+        )
 
 
 def _refuse_fused_union(options: BuildOptions, exported: Manifest) -> None:
@@ -328,7 +355,7 @@ def _compile(
             progress.start(f"{options.backend} {part}")
             for program in (each for each in manifest.programs if each.part == part):
                 onnx = compiled_to / program.file
-                finished.append(backend.finish(program, onnx, target, options.profile, options.engine))
+                finished.append(backend.finish(program, onnx, target, options.profile, options.engine_options))
         if not backend.ships_onnx:
             shutil.rmtree(compiled_to)
         progress.start("hash files")
