@@ -51,15 +51,20 @@ from controlrt.runtime.pipeline import ControlNetPipeline
 from controlrt.runtime.profile import ShapeProfile
 
 GROUPS = {
+    "hint encoder": ".controlnet_cond_embedding.",
+    "time embedding": ".time_emb",
     "first convolution": ".conv_in",
     "last convolution": ".conv_out",
     "shortcuts": ".conv_shortcut",
-    "time embedding": ".time_emb",
-    "hint encoder": ".controlnet_cond_embedding",
 }
-"""Groups of layers that stay as they are, and what is in their names."""
+"""Groups of layers that stay as they are, and what is in their names; a layer is of the first that fits."""
 RUNS = 15
 """Of each program, in float32 and in int8."""
+
+
+def group_of(layer: str) -> str | None:
+    """The group of a layer, by its name; None where it has none."""
+    return next((group for group, pattern in GROUPS.items() if pattern in layer), None)
 
 
 class Listener(HostExecutor):
@@ -89,16 +94,16 @@ class Listener(HostExecutor):
         """The other executor is not its own."""
 
 
-def heard_amax(file: Path, model: ir.Model, read: Sequence[Arrays], pattern: str) -> dict[str, float]:
-    """The largest magnitude that each layer of a program with ``pattern`` in its name reads.
+def heard_amax(file: Path, model: ir.Model, read: Sequence[Arrays], group: str) -> dict[str, float]:
+    """The largest magnitude that each layer of a group reads in a program.
 
     Args:
         file: of the program, its weights beside it.
         model: its graph, which is changed.
         read: what it was given, run by run.
-        pattern: of layers.
+        group: which layers.
     """
-    layers = {layer.name: layer.input for layer in layers_of(model.graph) if pattern in layer.name}
+    layers = {layer.name: layer.input for layer in layers_of(model.graph) if group_of(layer.name) == group}
     known = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
     model.graph.outputs.extend(value for value in dict.fromkeys(layers.values()) if value.name not in known)
     session = open_session(file, model=ir.to_proto(model).SerializeToString())
@@ -151,34 +156,35 @@ class Measurement:
         options = QuantizationOptions(statistics=Path())
         self.levels = REDUCED_LEVELS if reduces_range(options, self.backend) else None
 
-    def amax(self, graph: ProgramGraph, pattern: str) -> dict[str, float]:
-        """The thresholds of one part's layers."""
-        part = graph.program.name
-        seen = self.statistics.layers.get(part, {})
-        found = {name: amax_of(layer, DEFAULT_METHODS["int8"]) for name, layer in seen.items() if pattern in name}
+    def amax(self, graph: ProgramGraph, group: str) -> dict[str, float]:
+        """The thresholds of one part's layers that are of a group."""
+        names = {layer.name for layer in layers_of(graph.model.graph) if group_of(layer.name) == group}
+        seen = self.statistics.layers.get(graph.program.name, {})
+        found = {name: amax_of(seen[name], DEFAULT_METHODS["int8"]) for name in names & seen.keys()}
+        if found.keys() == names:
+            return found
         passes = tuple(each for each in self.backend.passes if not getattr(each, "float32_only", False))
         for each in compile_program(graph.program, graph.model, self.exported.profile, passes):
             name = each.program.name
             if each.program.stage == "step" or name not in self.listener.read:
                 continue
-            if any(pattern in layer.name for layer in layers_of(each.model.graph)):
-                self.store.save(each.model, f"heard.{name}.onnx")
-                file = self.store.directory / f"heard.{name}.onnx"
-                found |= heard_amax(file, ir.load(file), self.listener.read[name], pattern)
+            file = self.store.directory / f"heard.{name}.onnx"
+            self.store.save(each.model, file.name)
+            found |= heard_amax(file, ir.load(file), self.listener.read[name], group)
         return {name: amax for name, amax in found.items() if amax > 0}
 
-    def measure(self, name: str, pattern: str) -> dict[str, object]:
+    def measure(self, group: str) -> dict[str, object]:
         """What a group costs and saves."""
         changed, programs, layers = self.bundle, [], 0
         for graph in self.graphs:
-            amax = self.amax(graph, pattern)
+            amax = self.amax(graph, group)
             if not amax:
                 continue
             layers += len(amax)
             quantize = Quantize(amax, inputs=self.backend.int8_inputs, weight_levels=self.levels)
             for each in compile_part(graph, self.exported, self.backend, quantize):
                 if each.program.precision == "int8":
-                    file = f"{name.replace(' ', '_')}.{each.program.name}.onnx"
+                    file = f"{group.replace(' ', '_')}.{each.program.name}.onnx"
                     self.store.save(each.model, file)
                     changed = with_program(changed, msgspec.structs.replace(each.program, file=f"programs/{file}"))
                     programs.append(each.program.name)
@@ -222,9 +228,9 @@ def main() -> None:
             for case in statistics.unseen:
                 replay_latents(pipeline, case.arguments, case.hints)
         measurement = Measurement(statistics, arguments.backend, exported, graphs, bundle, store, listener)
-        for name, pattern in GROUPS.items():
-            groups[name] = measurement.measure(name, pattern)
-            print(name, groups[name], flush=True)
+        for group in GROUPS:
+            groups[group] = measurement.measure(group)
+            print(group, groups[group], flush=True)
     report = {
         "benchmark": "kept-layers",
         "model": "demo",
