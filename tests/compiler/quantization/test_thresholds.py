@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from controlrt.compiler.quantization.arithmetic import FP8, INT8, NumberFormat, dequantize, quantize, scales_of
 from controlrt.compiler.quantization.histogram import Histogram
 from controlrt.compiler.quantization.statistics import BINS, BUCKETS, LayerStatistics
-from controlrt.compiler.quantization.thresholds import METHODS, amax_of, entropy, least_squares, methods_of, percentile
+from controlrt.compiler.quantization.thresholds import (
+    METHODS,
+    amax_of,
+    entropy,
+    expected_error,
+    least_squares,
+    methods_of,
+    percentile,
+)
 from controlrt.runtime.errors import UserError
 
 COUNTS = hnp.arrays(np.int64, 32, elements=st.one_of(st.just(0), st.integers(0, 1000))).filter(np.any)
@@ -134,7 +142,9 @@ def test_mse_is_as_good_as_brute_force(distribution: str, outlier: float | None,
     layer = layer_of(values)
     tried = [relative_error(values, amax, number_format).sum() for amax in np.geomspace(0.02, 1, 80) * layer.amax]
     found = amax_of(layer, "mse", number_format)
-    assert relative_error(values, found, number_format).sum() <= 1.03 * min(tried)
+    error = relative_error(values, found, number_format)
+    assert error.sum() <= 1.03 * min(tried)
+    assert expected_error(layer, found, number_format) == pytest.approx(np.sqrt(error.mean()), rel=0.03)
 
 
 @pytest.mark.parametrize(("name", "paper"), [("norm", 3.92), ("laplace", 9.89)])
@@ -209,6 +219,7 @@ def test_layers_of_nothing(method: str) -> None:
         limit=0.0,
     )
     assert amax_of(unsampled, method) == 5
+    assert expected_error(unsampled, 5.0, INT8) == 0
 
 
 def test_unknown_methods_are_refused_by_name() -> None:

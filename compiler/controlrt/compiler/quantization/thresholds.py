@@ -129,23 +129,42 @@ def least_squares(histogram: NDArray[np.int64], number_format: NumberFormat = IN
     Returns:
         In bins.
     """
-    thresholds, errors, squares = _expected_errors(histogram.shape[1], number_format)
-    power = histogram @ squares
-    relative = (histogram @ errors.T)[power > 0] / power[power > 0, None]
-    return float(thresholds[relative.sum(axis=0).argmin()])
+    thresholds, errors = _candidates(histogram.shape[1], number_format)
+    return float(thresholds[_relative(histogram, errors).sum(axis=0).argmin()])
+
+
+def expected_error(layer: LayerStatistics, amax: float, number_format: NumberFormat) -> float:
+    """What a threshold costs by a layer's histogram: the root mean square error, relative to that of the values, at all
+    timesteps alike; 0 for a layer of nothing.
+
+    Args:
+        layer: what was seen.
+        amax: the threshold, above 0.
+        number_format: what the values become.
+    """
+    if not layer.histogram.any():
+        return 0.0
+    bins = layer.histogram.shape[1]
+    errors = _expected_errors(np.array([amax * bins / layer.limit]), bins, number_format)
+    return float(np.sqrt(_relative(layer.histogram, errors).mean()))
+
+
+def _relative(histogram: NDArray[np.int64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean squared errors by threshold, relative to the mean square: (buckets that are not empty, candidates)."""
+    edges = np.arange(histogram.shape[1] + 1, dtype=np.float64)
+    power = histogram @ np.diff(edges**3 / 3)
+    return np.asarray((histogram @ errors.T)[power > 0] / power[power > 0, None])
 
 
 @functools.cache
-def _expected_errors(
-    bins: int, number_format: NumberFormat
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """What rounding does to values that are spread evenly within each bin, of width 1.
-
-    Returns:
-        Thresholds (candidates,), from one bin to all; mean squared errors with each (candidates, bins); mean squares
-        (bins,).
-    """
+def _candidates(bins: int, number_format: NumberFormat) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Thresholds from one bin to all (candidates,), and the errors with each (candidates, bins)."""
     thresholds = np.geomspace(1, bins, _CANDIDATES)
+    return thresholds, _expected_errors(thresholds, bins, number_format)
+
+
+def _expected_errors(thresholds: NDArray[np.float64], bins: int, number_format: NumberFormat) -> NDArray[np.float64]:
+    """Mean squared errors of values that are spread evenly within each bin, of width 1: (thresholds, bins)."""
     edges = np.arange(bins + 1, dtype=np.float64)
     scale = thresholds[:, None] / number_format.largest
     levels = number_format.magnitudes
@@ -155,7 +174,7 @@ def _expected_errors(
     # level on the cube of the rest, or of what is cut off, / 3.
     up_to_level = np.concatenate([[0.0], np.cumsum(np.diff(levels) ** 3 / 12)])
     integral = scale**3 * (up_to_level[level] + (edges / scale - levels[level]) ** 3 / 3)
-    return thresholds, np.diff(integral, axis=1), np.diff(edges**3 / 3)
+    return np.diff(integral, axis=1)
 
 
 def _x_log_y(x: NDArray[np.int64], y: NDArray[Any]) -> NDArray[np.float64]:
