@@ -101,13 +101,17 @@ def test_the_manifest_says_how_good_it_is(built: Built, calibrated: Calibrated) 
     assert kept["unet.mid_block.resnets.0.conv1"] is None
 
 
-def test_inspect_shows_what_is_in_int8(built: Built, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_what_is_in_int8(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(built.bundle.path), "--quantization"]) == 0
     printed = capsys.readouterr().out
     assert re.match(
         r"212 of 230 layers in int8, by mse(, weights of 7 bits)?, smoothed by 0\.5; 1 unseen pictures", printed
     )
     assert re.search(r"unet +\d+ layers: it carries the picture past the block", printed)
+    page = tmp_path / "pages" / "page.html"
+    assert main(["inspect", str(built.bundle.path), "--quantization", "--html", str(page)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert "212 of 230 layers in int8" in page.read_text()
 
 
 def test_fp8_and_fused_in_onnx_runtime(

@@ -144,7 +144,8 @@ def test_mse_is_as_good_as_brute_force(distribution: str, outlier: float | None,
     found = amax_of(layer, "mse", number_format)
     error = relative_error(values, found, number_format)
     assert error.sum() <= 1.03 * min(tried)
-    assert expected_error(layer, found, number_format) == pytest.approx(np.sqrt(error.mean()), rel=0.03)
+    if distribution != "rectified":  # half of that are zeros, which are exact, and not spread over their bin
+        assert expected_error(layer, found, number_format) == pytest.approx(np.sqrt(error.mean()), rel=0.03)
 
 
 @pytest.mark.parametrize(("name", "paper"), [("norm", 3.92), ("laplace", 9.89)])

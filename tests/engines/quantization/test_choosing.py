@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlrt.compiler.quantization.statistics import BINS, BUCKETS, About, LayerStatistics, Statistics
-from controlrt.engines.quantization.layer_choice import amax_by_part, choose_layers
+from controlrt.engines.quantization.layer_choice import amax_by_part, choose_layers, in_part
 from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.engines.quantization.quality_gate import measure_quality, pass_gate
 from controlrt.engines.quantization.sensitivity import block_of, choose_blocks, keep_others
@@ -70,6 +70,19 @@ def test_some_layers_stay_and_it_is_said_why() -> None:
     assert amax_by_part(choose_layers(seen, options(method="minmax", keep=("to_q",)))) == {
         "unet": {"unet.mid.conv1": 2.0}
     }
+
+
+def test_fused_layers_are_told_apart_by_control() -> None:
+    amax = {
+        "unet": {"unet.conv1": 1.0},
+        "controlnet.a": {"controlnet.conv1": 2.0},
+        "controlnet.b": {"controlnet.conv1": 3.0},
+    }
+    fused = {"a": "controlnet.a", "b": "controlnet.b"}
+    assert in_part(amax, "controlnet.a", fused) == {"controlnet.conv1": 2.0}
+    assert in_part(amax, "vae_decoder", fused) == {}
+    assert in_part(amax, "fused", fused) == {"unet.conv1": 1.0, "a/controlnet.conv1": 2.0, "b/controlnet.conv1": 3.0}
+    assert in_part(amax, "fused", {"b": "controlnet.b"}) == {"unet.conv1": 1.0, "b/controlnet.conv1": 3.0}
 
 
 def test_patterns_that_fit_nothing_are_refused_and_so_is_a_build_of_nothing() -> None:
