@@ -13,12 +13,18 @@ from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.engines.quantization.replay import replay
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import BuildError, UserError
+from controlrt.runtime.executors import Executor
 from controlrt.runtime.manifest import Quality
 from controlrt.runtime.pipeline import ControlNetPipeline
 
 
-def measure_quality(bundle: Bundle, cases: Sequence[Case]) -> Quality:
+def measure_quality(bundle: Bundle, cases: Sequence[Case], executor: Executor | None = None) -> Quality:
     """Draws every case with ``bundle``.
+
+    Args:
+        bundle: what is measured.
+        cases: what it draws.
+        executor: what runs it, where that is open already; closed afterwards.
 
     Raises:
         UserError: there is none.
@@ -29,7 +35,7 @@ def measure_quality(bundle: Bundle, cases: Sequence[Case]) -> Quality:
             "the statistics hold no pictures to compare with; take them with: controlrt calibrate --unseen 4"
         )
     latents, decibels, likeness = [], [], []
-    with ControlNetPipeline(bundle) as pipeline:
+    with ControlNetPipeline(bundle, executor=executor) as pipeline:
         for case in cases:
             found, pictures = replay(pipeline, case.arguments, case.hints)
             if not np.isfinite(found).all():
