@@ -1,7 +1,8 @@
-"""The demo model in int8: what is built, what it draws, and what is refused."""
+"""The demo model in int8 and fp8: what is built, what it draws, and what is refused."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from pathlib import Path
@@ -14,14 +15,17 @@ import pytest
 
 from calibrations import Calibrated
 from controlrt.demo import CONTROLNETS, MODEL_DIR
-from controlrt.engines.build import BuildOptions, Built, build
-from controlrt.engines.int8 import sensitivity
-from controlrt.engines.int8.options import Int8Options
-from controlrt.engines.int8.replay import replay
+from controlrt.engines.build import BuildOptions, Built, build, refuse_fp8_without_gpu_for_it
 from controlrt.engines.likeness import psnr
+from controlrt.engines.quantization import sensitivity
+from controlrt.engines.quantization.options import QuantizationOptions
+from controlrt.engines.quantization.replay import replay
+from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.commands import main
+from controlrt.runtime.cuda.gpu import Gpu
 from controlrt.runtime.errors import BuildError, ParameterError, UserError
+from controlrt.runtime.manifest import QuantizedPrecision
 from controlrt.runtime.pipeline import ControlNetPipeline
 from controlrt.runtime.profile import ShapeProfile
 
@@ -31,15 +35,27 @@ LITTLE = 15.0
 """Decibels that two cases of two steps are enough for."""
 
 
-def options(calibrated: Calibrated, output: Path, backend: str = "openvino", **int8: Any) -> BuildOptions:
+def options(
+    calibrated: Calibrated,
+    output: Path,
+    backend: str = "openvino",
+    precision: QuantizedPrecision = "int8",
+    engine: EngineOptions | None = None,
+    fuse: tuple[str, ...] = (),
+    **given: Any,
+) -> BuildOptions:
     return BuildOptions(
         model=str(MODEL_DIR),
         controlnets={name: str(path) for name, path in CONTROLNETS.items()},
         profile=ShapeProfile.parse("512x512", "1-4"),
         output=output,
         backend=backend,  # type: ignore[arg-type]
-        precision="int8",
-        int8=Int8Options(statistics=calibrated.file, **{"min_psnr_db": LITTLE, **int8}),
+        precision=precision,
+        quantization=QuantizationOptions(
+            precision=precision, statistics=calibrated.file, **{"min_psnr_db": LITTLE, **given}
+        ),
+        engine=engine or EngineOptions(),
+        fuse=fuse,
     )
 
 
@@ -85,11 +101,45 @@ def test_the_manifest_says_how_good_it_is(built: Built, calibrated: Calibrated) 
     assert kept["unet.mid_block.resnets.0.conv1"] is None
 
 
-def test_inspect_shows_what_is_in_int8(built: Built, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(built.bundle.path), "--int8"]) == 0
+def test_inspect_shows_what_is_in_int8(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(built.bundle.path), "--quantization"]) == 0
     printed = capsys.readouterr().out
-    assert re.match(r"212 of 230 layers, by mse, weights of [78] bits, smoothed by 0\.5; 1 unseen pictures", printed)
+    assert re.match(
+        r"212 of 230 layers in int8, by mse(, weights of 7 bits)?, smoothed by 0\.5; 1 unseen pictures", printed
+    )
     assert re.search(r"unet +\d+ layers: it carries the picture past the block", printed)
+    page = tmp_path / "pages" / "page.html"
+    assert main(["inspect", str(built.bundle.path), "--quantization", "--html", str(page)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert "212 of 230 layers in int8" in page.read_text()
+
+
+def test_fp8_and_fused_in_onnx_runtime(
+    calibrated: Calibrated, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is fused has the layers of its networks in fp8, and draws what they draw one by one."""
+    (case,) = calibrated.statistics.unseen
+    asked = options(calibrated, tmp_path / "bundle", "onnxruntime", "fp8", fuse=tuple(case.hints))
+    bundle = build(asked, "pytest").bundle
+    programs = {program.name: program.precision for program in bundle.manifest.programs}
+    assert {name for name, precision in programs.items() if precision == "fp8"} == {*STEPS, "fused.step"}
+    fused = ir.load(bundle.file("programs/fused.step.onnx")).graph.initializers
+    assert {
+        name.partition("/")[0] for name in fused if name.endswith("resnets.0.conv1.weight.fp8") and "/" in name
+    } == {*case.hints}
+    assert "unet.mid_block.resnets.0.conv1.weight.fp8" in fused
+    apart = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, fusion=None))
+    drawn = []
+    for each in (bundle, apart):
+        with ControlNetPipeline(each) as pipeline:
+            drawn.append(replay(pipeline, case.arguments, case.hints)[1].astype(np.float32) / 255)
+    assert psnr(*drawn) > 35
+    stored = ir.load(bundle.file("programs/unet.step.onnx")).graph.initializers
+    assert stored["unet.mid_block.resnets.0.conv1.weight.fp8"].dtype == ir.DataType.FLOAT8E4M3FN
+    assert bundle.manifest.quantization is not None
+    assert bundle.manifest.quantization.quality.psnr_db > LITTLE
+    assert main(["inspect", str(bundle.path), "--quantization"]) == 0
+    assert re.match(r"212 of 230 layers in fp8, by minmax, smoothed by 0\.5; 1 unseen", capsys.readouterr().out)
 
 
 def test_a_second_build_does_nothing(built: Built, calibrated: Calibrated) -> None:
@@ -159,11 +209,21 @@ def test_pictures_that_the_build_cannot_draw_are_none(calibrated: Calibrated, tm
 def test_what_makes_no_sense_is_refused(calibrated: Calibrated, tmp_path: Path) -> None:
     good = options(calibrated, tmp_path / "bundle")
     with pytest.raises(UserError, match=r"--precision int8 needs .* --calibration FILE"):
-        dataclasses.replace(good, int8=None)
-    with pytest.raises(ParameterError, match="left out without --precision int8"):
-        dataclasses.replace(good, precision="fp32")
-    with pytest.raises(ParameterError, match="--fuse"):
-        dataclasses.replace(good, fuse=("canny",))
+        dataclasses.replace(good, quantization=None)
+    for precision in ("fp32", "fp8"):
+        with pytest.raises(ParameterError, match="left out without --precision int8 or fp8"):
+            dataclasses.replace(good, backend="onnxruntime", precision=precision)
+    with pytest.raises(ParameterError, match="int8 with openvino; fp8 is for tensorrt, tensorrt-rtx, onnxruntime"):
+        options(calibrated, tmp_path / "bundle", "openvino", "fp8")
+    named = options(calibrated, tmp_path / "bundle", "tensorrt-rtx", "fp8").engine_options.compute_capabilities
+    assert named == ("8.9", "12.0", "12.1")
+    for capability, has_it in (("8.6", False), ("8.9", True), ("12.0", True)):
+        asked = options(calibrated, tmp_path / "bundle", "tensorrt", "fp8")
+        with contextlib.nullcontext() if has_it else pytest.raises(UserError, match=r"has compute capability 8\.6"):
+            refuse_fp8_without_gpu_for_it(asked, Gpu(name="GeForce", compute_capability=capability))
+    old = EngineOptions(compute_capabilities=("8.6", "8.9"))
+    with pytest.raises(ParameterError, match=r"--compute-capability is '8\.6', but must be 8\.9 or later"):
+        options(calibrated, tmp_path / "bundle", "tensorrt-rtx", "fp8", engine=old)
     with pytest.raises(ParameterError, match="--quality-budget"):
         options(calibrated, tmp_path / "bundle", "tensorrt-rtx", budget=0.1)
     with pytest.raises(UserError, match="there are no statistics at"):

@@ -1,18 +1,20 @@
-"""Layers in int8, against the arithmetic written out in NumPy."""
+"""Layers in int8 and fp8, against the arithmetic written out in NumPy."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
 from compiler.graphs import graph_of
 from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 
 from controlrt.compiler.passes.half_precision import HalfPrecision
-from controlrt.compiler.passes.quantize import Inputs, Quantize, has_int8
+from controlrt.compiler.passes.quantize import Inputs, Quantize, quantized_precision
 from controlrt.compiler.quantization.arithmetic import REDUCED_LEVELS
 
 RNG = np.random.default_rng(0)
@@ -30,6 +32,13 @@ def int8(values: NDArray[Any], scale: NDArray[Any] | float) -> NDArray[Any]:
 def per_channel(weights: NDArray[Any], axis: int, levels: int = 127) -> NDArray[Any]:
     others = tuple(each for each in range(weights.ndim) if each != axis)
     return int8(weights, (np.abs(weights).max(axis=others, keepdims=True) / np.float32(levels)).astype(np.float32))
+
+
+def fp8(values: NDArray[Any], amax: NDArray[Any] | float) -> NDArray[Any]:
+    """What E4M3FN keeps of ``values``, in float64, where ``amax`` becomes 448."""
+    scale = (np.asarray(amax) / np.float32(448)).astype(np.float32)
+    scaled = (values.astype(np.float32) / scale).clip(-448, 448)
+    return scaled.astype(ml_dtypes.float8_e4m3fn).astype(np.float64) * scale
 
 
 def run(model: ir.Model, *, fused: bool = False, **values: Any) -> NDArray[Any]:
@@ -62,7 +71,7 @@ def test_a_linear_layer(inputs: Inputs, amax: float) -> None:
     assert Quantize({"unet.mid.to_q": amax}, inputs=inputs)(model).modified
     expected = int8(X, amax / 127) @ per_channel(W, 1)
     np.testing.assert_allclose(run(model, x=X), expected, rtol=1e-4, atol=1e-4)
-    assert has_int8(model.graph)
+    assert quantized_precision(model.graph) == "int8"
     stored = model.graph.initializers["unet.mid.to_q.weight.int8"]
     assert stored.dtype == ir.DataType.INT8
     assert not stored.const_value.numpy().min() < -127
@@ -92,7 +101,47 @@ def test_weights_alone() -> None:
     model = linear()
     Quantize({"unet.mid.to_q": 1.0}, inputs=None)(model)
     np.testing.assert_allclose(run(model, x=X), X @ per_channel(W, 1), rtol=1e-4, atol=1e-4)
-    assert has_int8(model.graph)
+    assert quantized_precision(model.graph) == "int8"
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("amax", [4.0, 1.0])
+def test_a_linear_layer_in_fp8(amax: float, fused: bool) -> None:
+    model = linear()
+    assert quantized_precision(model.graph) is None
+    Quantize({"unet.mid.to_q": amax}, inputs="fp8")(model)
+    expected = fp8(X, amax) @ fp8(W, np.abs(W).max(axis=0))
+    np.testing.assert_allclose(run(model, x=X, fused=fused), expected, rtol=1e-4, atol=1e-4)
+    assert quantized_precision(model.graph) == "fp8"
+    assert model.graph.initializers["unet.mid.to_q.weight.fp8"].dtype == ir.DataType.FLOAT8E4M3FN
+
+
+def test_a_convolution_in_fp8() -> None:
+    model = convolution()
+    Quantize({"unet.conv1": 3.0}, inputs="fp8")(model)
+    kernel = fp8(KERNEL, np.abs(KERNEL).max(axis=(1, 2, 3), keepdims=True))
+    x = np.pad(fp8(PICTURES, 3), [(0, 0), (0, 0), (1, 1), (1, 1)])
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))
+    expected = np.einsum("nchwij,ocij->nohw", windows, kernel) + np.arange(7)[:, None, None]
+    np.testing.assert_allclose(run(model, x=PICTURES), expected, rtol=1e-4, atol=1e-4)
+    assert {value.name: value.dtype for value in model.graph.inputs} == {"x": ir.DataType.FLOAT}
+
+
+def test_onnx_s_own_interpreter_agrees_on_fp8() -> None:
+    model = linear()
+    Quantize({"unet.mid.to_q": 2.0}, inputs="fp8")(model)
+    (found,) = ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": X})
+    np.testing.assert_allclose(found, fp8(X, 2.0) @ fp8(W, np.abs(W).max(axis=0)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("largest", "fits"), [(1e-2, True), (1e-4, False)])
+def test_fp8_scales_that_float16_cannot_say_leave_a_layer(largest: float, fits: bool) -> None:
+    model = linear()
+    scaled = (W / np.abs(W).max(axis=0) * largest).astype(np.float32)
+    model.graph.initializers["unet.mid.to_q.weight"].const_value = ir.tensor(scaled)
+    HalfPrecision({})(model)
+    assert Quantize({"unet.mid.to_q": 4.0}, inputs="fp8")(model).modified is fits
+    np.testing.assert_allclose(run(model, x=X), X @ scaled, atol=0.2 * largest * 8)
 
 
 def test_readers_of_one_value_share_its_quantizer() -> None:

@@ -103,5 +103,8 @@ def test_a_precision_that_the_backend_lacks(capsys: pytest.CaptureFixture[str], 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["build-engines", *arguments])
         assert main() == 2
-    assert "--precision is 'bf16', but must be one of fp32, fp16, int8 with onnxruntime" in capsys.readouterr().err
+    assert (
+        "--precision is 'bf16', but must be one of fp32, fp16, int8, fp8 with onnxruntime; bf16 is for openvino"
+        in capsys.readouterr().err
+    )
     assert not list(tmp_path.iterdir())

@@ -364,8 +364,8 @@ def test_graph_of_the_demo(demo_bundle: Path, capsys: pytest.CaptureFixture[str]
         (["--graph", "--control", "canny=edges.png"], "is not NAME[,scale=1][,start=0][,end=1]"),
         (["--steps", "20"], "add --programs or --graph"),
         (["--tensors", "--control", "canny"], "add --programs or --graph"),
-        (["--json", "--programs"], "one of --json, --tensors, --programs, --graph and --int8"),
-        (["--int8"], "has nothing in int8; build it with: build-engines --precision int8"),
+        (["--json", "--programs"], "one of --json, --tensors, --programs, --graph and --quantization"),
+        (["--quantization"], "has nothing in int8 or fp8; build it with: build-engines --precision int8"),
     ],
 )
 def test_mistakes(demo_bundle: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str) -> None:

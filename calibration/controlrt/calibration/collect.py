@@ -20,7 +20,7 @@ from controlrt.calibration.data import read_examples
 from controlrt.calibration.gathered import Gathered
 from controlrt.calibration.tapped import TappedExecutor
 from controlrt.compiler.quantization.statistics import About, Case, Statistics, weights_of
-from controlrt.engines.int8.replay import replay
+from controlrt.engines.quantization.replay import replay
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import OutputError, UserError
 from controlrt.runtime.manifest import Manifest

@@ -16,7 +16,7 @@ from controlrt.compiler.flops import count_flops, graph_size
 from controlrt.compiler.fuse import fuse
 from controlrt.compiler.passes.half_precision import HalfPrecision
 from controlrt.compiler.passes.half_weights import HalfWeights
-from controlrt.compiler.passes.quantize import Quantize, has_int8
+from controlrt.compiler.passes.quantize import Quantize, quantized_precision
 from controlrt.compiler.split import split_step
 from controlrt.compiler.standard_form import standard_form
 from controlrt.compiler.verify import Verifier
@@ -94,9 +94,9 @@ def compile_program(
             its precision, after all others; one whose attribute ``reshapes_inputs`` is true is not verified by itself.
         verifier: compares the graph before and after every pass and the cut, in float32: in "fp16", passes that see
             the graph in its precision are run for it on the float32 graph as well.
-        precision: what the programs compute in. "bf16" leaves the graph as it is: the backend rounds. With int8 layers,
-            that of all else.
-        quantize: brings layers to int8; not verified, since it changes the result.
+        precision: what the programs compute in; with quantized layers, that of all else. "bf16" leaves the graph as it
+            is: the backend rounds.
+        quantize: brings layers to int8 or fp8; not verified, since it changes the result.
         half_weights: store float32 weights in float16.
         split: have the UNet's encoder in a program of its own, to be run beside the ControlNets.
 
@@ -248,7 +248,7 @@ def _describe(
         name=name,
         part=exported.name,
         stage=stage,
-        precision="int8" if has_int8(model.graph) else _precision_of(name, stage, precision),
+        precision=quantized_precision(model.graph) or _precision_of(name, stage, precision),
         file=f"programs/{name}.onnx",
         inputs=tuple(map(_spec, model.graph.inputs)),
         outputs=tuple(map(_spec, model.graph.outputs)),

@@ -67,6 +67,11 @@ def fuse(unet: ir.Model, controlnets: Mapping[str, ir.Model]) -> ir.Model:
     return fused
 
 
+def fused_name(control: str, name: str) -> str:
+    """What a node, value or initializer of a ControlNet is called in the fused graph; the UNet's keep their names."""
+    return f"{control}/{name}"
+
+
 def _is_residual(name: str) -> bool:
     return name.startswith("residual_") and name.endswith("_in")
 
@@ -75,12 +80,12 @@ def _prefix_names(graph: ir.Graph, prefix: str) -> None:
     """Names of nodes, values and initializers that no other graph has."""
     for name, initializer in list(graph.initializers.items()):
         graph.initializers.pop(name)
-        initializer.name = f"{prefix}/{name}"
+        initializer.name = fused_name(prefix, name)
         graph.register_initializer(initializer)
     for node in graph:
-        node.name = f"{prefix}/{node.name or node.outputs[0].name}"
+        node.name = fused_name(prefix, node.name or node.outputs[0].name or "")
         for output in node.outputs:
-            output.name = f"{prefix}/{output.name}"
+            output.name = fused_name(prefix, output.name or "")
 
 
 def _add_nothing_before(residual: ir.Value) -> None:

@@ -12,8 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import onnx_ir as ir
@@ -37,15 +38,16 @@ from controlrt.compiler.verify import Verifier
 from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS, Backend
 from controlrt.engines.exported_files import copy_files, exported_files
-from controlrt.engines.int8.choice import choose, reduces_range
-from controlrt.engines.int8.layer_choice import fitting
-from controlrt.engines.int8.options import Int8Options
-from controlrt.engines.int8.quality_gate import measure_quality, pass_gate
 from controlrt.engines.quality import measure_loss
+from controlrt.engines.quantization.choice import choose, reduces_range
+from controlrt.engines.quantization.layer_choice import fitting
+from controlrt.engines.quantization.options import QuantizationOptions
+from controlrt.engines.quantization.quality_gate import measure_quality, pass_gate
 from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime.bundle import Bundle, digest_files, read_manifest, write_manifest
 from controlrt.runtime.commands import INTERRUPTED
 from controlrt.runtime.commands.lora_option import LoraOption
+from controlrt.runtime.cuda.gpu import RTX_CAPABILITIES, Gpu, find_gpu
 from controlrt.runtime.errors import (
     BuildError,
     BundleError,
@@ -64,6 +66,7 @@ from controlrt.runtime.manifest import (
     PassCheck,
     Precision,
     Program,
+    QuantizedPrecision,
 )
 from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.profile import ShapeProfile
@@ -77,6 +80,9 @@ from controlrt.runtime.storage import (
     sha256_tree,
 )
 
+QUANTIZED = get_args(QuantizedPrecision)
+FP8_CAPABILITY = 8.9
+"""The first compute capability of GPUs that have fp8."""
 COMPILED = "compiled"
 """Where ONNX that is not shipped lies while engines are built of it."""
 
@@ -109,8 +115,8 @@ class BuildOptions:
     """For a single file: what its UNet predicts, where neither it nor its kind tells."""
     engine: EngineOptions = field(default_factory=EngineOptions)
     """For the backends that build engines."""
-    int8: Int8Options | None = None
-    """With the precision "int8"."""
+    quantization: QuantizationOptions | None = None
+    """With the precisions "int8" and "fp8"."""
     for_calibration: bool = False
     """Leave out the passes that are for float32 alone: they hide layers from ``controlrt calibrate``."""
 
@@ -119,11 +125,14 @@ class BuildOptions:
             raise UnknownNameError("backend", self.backend, BACKENDS)
         allowed = BACKENDS[self.backend].precisions
         if self.precision not in allowed:
-            raise ParameterError("--precision", self.precision, f"one of {', '.join(allowed)} with {self.backend}")
-        if self.precision == "int8":
-            self._check_int8()
-        elif self.int8 is not None:
-            raise ParameterError("--calibration", str(self.int8.statistics), "left out without --precision int8")
+            others = ", ".join(name for name, each in BACKENDS.items() if self.precision in each.precisions)
+            known = f"one of {', '.join(allowed)} with {self.backend}; {self.precision} is for {others}"
+            raise ParameterError("--precision", self.precision, known)
+        if self.precision in QUANTIZED:
+            self._check_quantization()
+        if self.quantization is not None and self.quantization.precision != self.precision:
+            statistics = str(self.quantization.statistics)
+            raise ParameterError("--calibration", statistics, "left out without --precision int8 or fp8")
         if self.profile.vae_tile is not None and BACKENDS[self.backend].device != "cpu":
             allowed_here = f"left out with {self.backend}: on a GPU decoding is part of the captured run"
             raise ParameterError("--vae-tile", self.profile.vae_tile, allowed_here)
@@ -131,17 +140,27 @@ class BuildOptions:
             if name not in self.controlnets:
                 raise UnknownNameError("control in --fuse", name, self.controlnets)
 
-    def _check_int8(self) -> None:
-        if self.int8 is None:
+    def _check_quantization(self) -> None:
+        if self.quantization is None:
             raise UserError(
-                "--precision int8 needs to know what its layers read; name that with --calibration FILE, "
+                f"--precision {self.precision} needs to know what its layers read; name that with --calibration FILE, "
                 "and make the file with: controlrt calibrate"
             )
-        if self.fuse:
-            raise ParameterError("--fuse", ", ".join(self.fuse), "left out with --precision int8")
-        if self.int8.budget is not None and BACKENDS[self.backend].device != "cpu":
+        old = [each for each in self.engine.compute_capabilities if float(each) < FP8_CAPABILITY]
+        if old and self.precision == "fp8":
+            allowed = f"{FP8_CAPABILITY} or later with --precision fp8, which GPUs before have no numbers of"
+            raise ParameterError("--compute-capability", ",".join(old), allowed)
+        if self.quantization.budget is not None and BACKENDS[self.backend].device != "cpu":
             allowed = f"left out with {self.backend}: blocks are timed on CPUs only so far; choose layers with --keep"
-            raise ParameterError("--quality-budget", self.int8.budget, allowed)
+            raise ParameterError("--quality-budget", self.quantization.budget, allowed)
+
+    @property
+    def engine_options(self) -> EngineOptions:
+        """Of engines, ``engine``; in fp8, where no GPUs are named, for those that have it."""
+        if self.precision == "fp8" and self.backend == "tensorrt-rtx" and not self.engine.compute_capabilities:
+            able = tuple(each for each in RTX_CAPABILITIES if float(each) >= FP8_CAPABILITY)
+            return replace(self.engine, compute_capabilities=able)
+        return self.engine
 
     @property
     def passes(self) -> Passes:
@@ -181,7 +200,8 @@ def build(options: BuildOptions, command: str) -> Built:
     check_writable(options.output)
     backend = BACKENDS[options.backend]
     backend.check_options(options.engine)
-    statistics = Statistics.load(options.int8.statistics) if options.int8 is not None else None
+    refuse_fp8_without_gpu_for_it(options, find_gpu())
+    statistics = Statistics.load(options.quantization.statistics) if options.quantization is not None else None
     with lock(options.output):
         source = export_programs(
             options.model,
@@ -203,11 +223,11 @@ def build(options: BuildOptions, command: str) -> Built:
         passes = [type(each).__name__ for each in options.passes]
         decisive = [
             *(exported.key, options.backend, options.precision, options.fuse, options.verify, options.measure),
-            *(asdict(options.engine), backend.versions(), code, passes, SCHEMA_VERSION),
+            *(asdict(options.engine_options), backend.versions(), code, passes, SCHEMA_VERSION),
         ]
-        if options.int8 is not None:
-            decisive += [sha256_file(options.int8.statistics), asdict(options.int8)]
-            decisive.append(reduces_range(options.int8, backend))
+        if options.quantization is not None:
+            decisive += [sha256_file(options.quantization.statistics), asdict(options.quantization)]
+            decisive.append(reduces_range(options.quantization, backend))
         key = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
         found = _whole_bundle(options.output, key)
         if found is not None:
@@ -216,6 +236,21 @@ def build(options: BuildOptions, command: str) -> Built:
             manifest = _compile(options, backend, source, exported, key, command, partial, statistics)
             write_manifest(partial, manifest)
     return Built(bundle=Bundle(options.output, manifest), cached=False)
+
+
+def refuse_fp8_without_gpu_for_it(options: BuildOptions, gpu: Gpu | None) -> None:
+    """TensorRT builds for the GPU of this machine, which may have no fp8.
+
+    Raises:
+        UserError: it has none.
+    """
+    if options.precision != "fp8" or options.backend != "tensorrt" or gpu is None:
+        return
+    if float(gpu.compute_capability) < FP8_CAPABILITY:
+        raise UserError(
+            f"--precision fp8: {gpu.name} has compute capability {gpu.compute_capability}, and fp8 comes with "
+            f"{FP8_CAPABILITY}; build with --precision int8"
+        )
 
 
 def _refuse_fused_union(options: BuildOptions, exported: Manifest) -> None:
@@ -237,16 +272,17 @@ def _compile(
 ) -> Manifest:
     programs: list[Program] = []
     checks: list[PassCheck] = []
-    int8 = None
-    if options.int8 is not None and statistics is not None:
-        graphs = tuple(_sources(options, source, exported))
-        int8 = choose(statistics, options.int8, options.backend, exported, source, graphs)
+    choice = None
+    if options.quantization is not None and statistics is not None:
+        graphs = [each for each in _sources(options, source, exported) if each.program.name != FUSED]
+        fused = {control.name: control.part for control in exported.controls if control.name in options.fuse}
+        choice = choose(statistics, options.quantization, options.backend, exported, source, graphs, fused)
     (target / "programs").mkdir()
     compiled_to = target if backend.ships_onnx else target / COMPILED
     (compiled_to / "programs").mkdir(parents=True, exist_ok=True)
     measured = options.verify or (options.measure and options.precision != "fp32")
     parts = len(exported.programs) + bool(options.fuse)
-    with Progress("build", parts * (2 + measured) + 1 + (int8 is not None)) as progress:
+    with Progress("build", parts * (2 + measured) + 1 + (choice is not None)) as progress:
         with WeightStore(compiled_to / "programs") as weights:
             for each in _sources(options, source, exported):
                 name = each.program.name
@@ -260,8 +296,8 @@ def _compile(
                         options.passes,
                         verifier,
                         precision,
-                        quantize=int8.quantize(name) if int8 is not None else None,
-                        half_weights=int8 is not None and precision == "fp32",
+                        quantize=choice.quantize(name) if choice is not None else None,
+                        half_weights=choice is not None and precision == "fp32",
                         split=backend.device == "cuda",
                     ):
                         weights.save(compiled.model, Path(compiled.program.file).name)
@@ -306,20 +342,20 @@ def _compile(
         )
         if measured:
             manifest = _measured(options, Bundle(compiled_to, manifest), source, exported, progress)
-        if int8 is not None:
-            progress.start("draw in int8")
+        if choice is not None:
+            progress.start(f"draw in {options.precision}")
             if compiled_to != target:
                 copy_files(exported, source, compiled_to)
             with _measurable(options, Bundle(compiled_to, manifest)) as measurable:
-                quality = measure_quality(measurable, int8.cases)
-            pass_gate(quality, int8.options)
-            manifest = msgspec.structs.replace(manifest, quantization=int8.record(quality))
+                quality = measure_quality(measurable, choice.cases)
+            pass_gate(quality, choice.options)
+            manifest = msgspec.structs.replace(manifest, quantization=choice.record(quality))
         finished = []
         for part in dict.fromkeys(program.part for program in manifest.programs):
             progress.start(f"{options.backend} {part}")
             for program in (each for each in manifest.programs if each.part == part):
                 onnx = compiled_to / program.file
-                finished.append(backend.finish(program, onnx, target, options.profile, options.engine))
+                finished.append(backend.finish(program, onnx, target, options.profile, options.engine_options))
         if not backend.ships_onnx:
             shutil.rmtree(compiled_to)
         progress.start("hash files")
@@ -337,8 +373,8 @@ def _renamed_sources(options: BuildOptions, exported: Manifest) -> dict[str, str
 
 
 def _precision(part: str, options: BuildOptions, exported: Manifest) -> Precision:
-    """What all of a part but its int8 layers is in; a VAE whose activations leave float16's range stays in float32."""
-    base = BACKENDS[options.backend].default_precision if options.precision == "int8" else options.precision
+    """What all of a part but its quantized layers is in; a VAE that leaves float16's range is in float32."""
+    base = BACKENDS[options.backend].default_precision if options.precision in QUANTIZED else options.precision
     overflows = base == "fp16" and part.startswith("vae") and exported.model.vae_float32
     return "fp32" if overflows else base
 
@@ -357,7 +393,7 @@ def _measured(options: BuildOptions, built: Bundle, source: Path, exported: Mani
             part = each.program.name
             progress.start(f"measure {part}")
             stages = [program for program in built.manifest.programs if program.part == part]
-            if any(stage.precision == "int8" for stage in stages):  # seeded noise is not what their scales are for
+            if any(stage.precision in QUANTIZED for stage in stages):  # seeded noise is not what their scales are for
                 programs += stages
                 continue
             with (

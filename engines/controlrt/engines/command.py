@@ -16,7 +16,7 @@ import controlrt.engines.command
 from controlrt.compiler.quantization.thresholds import METHODS
 from controlrt.engines.backends import BACKENDS, choose_backend
 from controlrt.engines.build import BuildOptions, build
-from controlrt.engines.int8.options import MIN_PSNR_DB, SMOOTHING, Int8Options
+from controlrt.engines.quantization.options import MIN_PSNR_DB, SMOOTHING, QuantizationOptions
 from controlrt.engines.source_options import add_source_arguments, parse_sources, source_name
 from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime.commands import guarded, run_command
@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
-        help="what programs compute in; what is given up is measured and recorded (bf16: openvino only; int8: with "
-        "--calibration); where not given fp16 on a GPU and fp32 on a CPU",
+        help="what programs compute in; what is given up is measured and recorded (bf16: openvino only; int8 and "
+        "fp8: with --calibration); where not given fp16 on a GPU and fp32 on a CPU",
     )
     parser.add_argument(
         "--fuse", default="", metavar="NAME[,NAME]", help="controls to put into one program with the UNet"
@@ -42,20 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="check every compiler pass on seeded inputs and record the difference"
     )
-    _add_int8_arguments(parser.add_argument_group("int8"))
+    _add_quantization_arguments(parser.add_argument_group("int8 and fp8"))
     _add_engine_arguments(parser.add_argument_group("TensorRT engines"))
     parser.add_argument("--output", type=Path, help="bundle directory; bundles/MODEL-PROFILE where not given")
 
 
-def _add_int8_arguments(group: argparse._ArgumentGroup) -> None:
+def _add_quantization_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--calibration", type=Path, metavar="FILE", help="what layers read, as controlrt calibrate wrote it down"
     )
     group.add_argument(
-        "--amax", choices=METHODS, default=METHODS[0], help="how the largest magnitude that an input keeps is found"
+        "--amax",
+        choices=METHODS,
+        help="how the largest magnitude that an input keeps is found; mse for int8 and minmax for fp8 where not given",
     )
     group.add_argument(
-        "--keep", action="append", default=[], metavar="PATTERN", help="layers that stay out of int8; may be repeated"
+        "--keep", action="append", default=[], metavar="PATTERN", help="layers that stay as they are; may be repeated"
     )
     group.add_argument(
         "--smooth",
@@ -67,8 +69,8 @@ def _add_int8_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--reduce-range",
         action=argparse.BooleanOptionalAction,
-        help="weights of 7 bits, for CPUs without VNNI, whose sums overflow otherwise; as this machine needs it where "
-        "not given",
+        help="int8 weights of 7 bits, for CPUs without VNNI, whose sums overflow otherwise; as this machine needs it "
+        "where not given",
     )
     group.add_argument(
         "--quality-budget",
@@ -121,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
         precision=precision,
         fuse=tuple(name.strip() for name in arguments.fuse.split(",") if name.strip()),
         verify=arguments.verify,
-        int8=_int8_options(arguments),
+        quantization=_quantization_options(arguments, precision),
         engine=EngineOptions(
             compute_capabilities=EngineOptions.parse_capabilities(arguments.compute_capability),
             optimization_level=arguments.optimization_level,
@@ -147,10 +149,10 @@ def _smoothing(text: str) -> float | None:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 0 to 1 nor none") from None
 
 
-def _int8_options(arguments: argparse.Namespace) -> Int8Options | None:
+def _quantization_options(arguments: argparse.Namespace, precision: Precision) -> QuantizationOptions | None:
     if arguments.calibration is None:
         for option, given, default in (
-            ("--amax", arguments.amax, METHODS[0]),
+            ("--amax", arguments.amax, None),
             ("--keep", arguments.keep, []),
             ("--smooth", arguments.smooth, SMOOTHING),
             ("--reduce-range", arguments.reduce_range, None),
@@ -158,9 +160,12 @@ def _int8_options(arguments: argparse.Namespace) -> Int8Options | None:
             ("--min-psnr", arguments.min_psnr, MIN_PSNR_DB),
         ):
             if given != default:
-                raise ParameterError(option, given, "left out without --precision int8 and --calibration FILE")
+                raise ParameterError(option, given, "left out without --precision int8 or fp8 and --calibration FILE")
         return None
-    return Int8Options(
+    if precision != "int8" and precision != "fp8":
+        raise ParameterError("--calibration", str(arguments.calibration), "left out without --precision int8 or fp8")
+    return QuantizationOptions(
+        precision=precision,
         statistics=arguments.calibration,
         method=arguments.amax,
         keep=tuple(arguments.keep),

@@ -15,9 +15,10 @@ MANIFEST_NAME = "manifest.json"
 
 DType = Literal["float32", "float16", "int64", "int32", "uint8"]
 Backend = Literal["onnxruntime", "openvino", "cuda", "tensorrt", "tensorrt-rtx"]
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-"""What programs compute in. ``fp16`` and ``int8`` are a matter of the graph, ``bf16`` of the backend that runs it; with
-``int8`` some layers are in int8 and the rest in what the backend takes by default."""
+QuantizedPrecision = Literal["int8", "fp8"]
+Precision = Literal["fp32", "fp16", "bf16", QuantizedPrecision]
+"""What programs compute in. ``bf16`` is a matter of the backend that runs them, the others of the graph; with ``int8``
+and ``fp8`` some layers are in that and the rest in what the backend takes by default."""
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 
@@ -211,30 +212,37 @@ class PassCheck(_Record, frozen=True, kw_only=True):
 
 
 class QuantizedLayer(_Record, frozen=True, kw_only=True):
-    """A layer that could be computed in int8."""
+    """A layer that could be computed in 8 bits."""
 
     part: str
     name: str
     amax: float
-    """The largest magnitude that its input keeps in int8; of an input that is smoothed, before that."""
+    """The largest magnitude that its input keeps in 8 bits; of an input that is smoothed, before that."""
     kept: str | None
-    """Why it stays as it was; None where it is in int8."""
+    """Why it stays as it was; None where it is in 8 bits."""
 
 
 class QuantizedBlock(_Record, frozen=True, kw_only=True):
-    """What int8 costs and gives in one block of layers, all others being as they were (``--quality-budget``)."""
+    """What 8 bits cost and give in one block of layers, all others being as they were (``--quality-budget``)."""
 
     part: str
     name: str
     latent_error: float
     """Root mean square error of the final latents, relative to theirs."""
     seconds_saved: float
-    """Of one run of the part's step; negative where int8 is slower."""
+    """Of one run of the part's step; negative where 8 bits are slower."""
     chosen: bool
+
+    @property
+    def kept(self) -> str | None:
+        """Why it stays as it was; None where it was chosen."""
+        if self.chosen:
+            return None
+        return "it is no faster here" if self.seconds_saved <= 0 else "the quality budget was spent"
 
 
 class Quality(_Record, frozen=True, kw_only=True):
-    """Pictures in int8 beside those that float32 drew in the calibration, of prompts and controls that it left out."""
+    """Pictures in 8 bits beside those of float32, of prompts and controls that the calibration left out."""
 
     pictures: int
     latent_errors: tuple[float, ...]
@@ -247,8 +255,10 @@ class Quality(_Record, frozen=True, kw_only=True):
 
 
 class Quantization(_Record, frozen=True, kw_only=True):
-    """How int8 was decided, and what it gives up (``--precision int8``)."""
+    """How layers were chosen for 8 bits, and what is given up (``--precision int8`` or ``fp8``)."""
 
+    precision: QuantizedPrecision
+    """What they are in."""
     statistics: Sha256
     """Of the file of ``controlrt calibrate``."""
     method: str
@@ -256,7 +266,7 @@ class Quantization(_Record, frozen=True, kw_only=True):
     smoothing: float | None
     """How much of the outliers of channels was moved into weights (Xiao et al. 2023, arXiv 2211.10438)."""
     reduced_range: bool
-    """Whether weights take 7 bits of the 8, so that CPUs without VNNI do not overflow."""
+    """Whether weights in int8 take 7 bits of the 8, so that CPUs without VNNI do not overflow."""
     budget: float | None
     """Of the error of the final latents; None where layers were not measured."""
     layers: tuple[QuantizedLayer, ...]
@@ -294,7 +304,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     checks: tuple[PassCheck, ...]
     """Empty unless built with --verify."""
     quantization: Quantization | None = None
-    """None unless built with --precision int8."""
+    """None unless built with --precision int8 or fp8."""
     files: dict[str, Sha256]
     """Every file of the bundle but the manifest, with its digest."""
     provenance: Provenance

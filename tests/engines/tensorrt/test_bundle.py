@@ -18,6 +18,7 @@ from controlrt.engines.build import BuildOptions, build, export_programs
 from controlrt.engines.tensorrt import builder
 from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime.bundle import Bundle, read_manifest
+from controlrt.runtime.manifest import Precision
 from controlrt.runtime.profile import ShapeProfile
 
 if TYPE_CHECKING:
@@ -85,12 +86,12 @@ def test_a_small_sdxl(family: Family, cache: Path, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("batch", "profiles", "int8"),
-    [("1", 2, False), ("1-2", 1, False), ("1", 2, True)],
-    ids=["static", "range", "weights in int8"],
+    ("batch", "profiles", "precision"),
+    [("1", 2, "fp16"), ("1-2", 1, "fp16"), ("1", 2, "int8"), ("1", 2, "fp8")],
+    ids=["static", "range", "weights in int8", "fp8"],
 )
 @pytest.mark.usefixtures("cache")
-def test_the_demo_models_step(tmp_path: Path, batch: str, profiles: int, int8: bool) -> None:
+def test_the_demo_models_step(tmp_path: Path, batch: str, profiles: int, precision: Precision) -> None:
     """A fixed batch: one optimization profile with guidance and one without; a range of them: one for all."""
     source = export_programs(profile=ShapeProfile.parse("512x512", "1-4"), **DEMO)
     exported = read_manifest(source)
@@ -98,9 +99,11 @@ def test_the_demo_models_step(tmp_path: Path, batch: str, profiles: int, int8: b
     backend = BACKENDS["tensorrt-rtx"]
     model = load_program(entry, source, profile)
     middle = [layer.name for layer in layers_of(model.graph) if ".mid_block." in layer.name]
-    quantize = Quantize(dict.fromkeys(middle, 8.0), inputs=backend.int8_inputs) if int8 else None
+    inputs = "fp8" if precision == "fp8" else backend.int8_inputs
+    quantize = Quantize(dict.fromkeys(middle, 8.0), inputs=inputs) if precision != "fp16" else None
     compiled = compile_program(entry, model, profile, backend.passes, None, "fp16", quantize=quantize)
     (step,) = (each for each in compiled if each.program.stage == "step")
+    assert step.program.precision == precision
     for folder in ("programs", "onnx"):
         (tmp_path / folder).mkdir()
     with WeightStore(tmp_path / "onnx") as store:

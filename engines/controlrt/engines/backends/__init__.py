@@ -28,7 +28,7 @@ class Backend(Protocol):
     precisions: tuple[Precision, ...]
     """What it computes in, the exact one first."""
     default_precision: Precision
-    """What it computes in where nobody says, and with int8 in all other layers."""
+    """What it computes in where nobody says, and with int8 or fp8 in all other layers."""
     int8_inputs: Inputs | None
     """What layers in int8 read; None where weights alone are in int8."""
     ships_onnx: bool

@@ -36,7 +36,7 @@ class OnnxRuntimeBackend:
         TiledAttention(),
         WinogradConvolution(),
     )
-    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8", "fp8")
     default_precision: Precision = "fp32"
     int8_inputs: Inputs | None = "uint8"
     ships_onnx = True

@@ -28,7 +28,7 @@ class TensorRtBackend:
 
     device: Final = "cuda"
     passes: Passes = (RowAgnosticReshapes(), AttentionLayout(), UpsampleConvolution(), GuidanceSharing())
-    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8", "fp8")
     default_precision: Precision = "fp16"
     ships_onnx = False
 

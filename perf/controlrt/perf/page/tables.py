@@ -11,7 +11,7 @@ from controlrt.perf.statistics import Percentiles, Ratio
 from controlrt.runtime.inspection.units import readable_bytes, readable_flops
 from controlrt.runtime.page.markup import NOTHING, Cell, table
 
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8", "fp8": "fp8"}
 """Which measured ceiling a precision is held against."""
 
 

@@ -15,7 +15,7 @@ from controlrt.calibration.data import DEMO
 from controlrt.compiler.compile import load_program, one_picture
 from controlrt.compiler.flops import count_flops
 from controlrt.engines.build import BuildOptions, build, export_programs
-from controlrt.engines.int8.options import Int8Options
+from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.perf.models import BenchModel, bench_directory
 from controlrt.perf.peers.contenders import Peer
 from controlrt.perf.peers.half_export import in_half
@@ -138,7 +138,7 @@ class Workshop:
             backend=peer.backend,
             precision=peer.precision,
             measure=False,
-            int8=self._int8(task) if peer.precision == "int8" else None,
+            quantization=self._int8(task) if peer.precision == "int8" else None,
         )
         note = output.with_name(f"{peer.name}.seconds")
         started = time.monotonic()
@@ -149,7 +149,7 @@ class Workshop:
         compiled = float(note.read_text()) if note.is_file() else None
         return built.bundle, None if compiled is None else compiled + _export_seconds(exported)
 
-    def _int8(self, task: Task) -> Int8Options:
+    def _int8(self, task: Task) -> QuantizationOptions:
         """How a bundle in int8 is built: by scenes of the demo model's kind, whatever the model.
 
         What it gives up stands beside its speed, so no likeness is asked for.
@@ -171,7 +171,7 @@ class Workshop:
         statistics = directory / f"statistics-{decisive[:12]}.safetensors"
         if not statistics.is_file():
             collect(bundle, DEMO, seen, statistics)
-        return Int8Options(statistics=statistics, min_psnr_db=0.0)
+        return QuantizationOptions(statistics=statistics, min_psnr_db=0.0)
 
     def _export(self, task: Task) -> Bundle:
         """The export for a task. One that failed is not tried again."""

@@ -19,7 +19,7 @@ EAGER = "eager"
 PLAIN_CUDA = "plain-cuda"
 BFLOAT16_ISA = ("avx512_bf16", "amx_bf16")
 """A CPU without these computes bfloat16 by way of float32, which is of no use to anybody."""
-MIN_PSNR_DB: dict[str, float] = {"fp32": 45.0, "fp16": 30.0, "bf16": 20.0, "int8": 20.0}
+MIN_PSNR_DB: dict[str, float] = {"fp32": 45.0, "fp16": 30.0, "bf16": 20.0, "int8": 20.0, "fp8": 20.0}
 """What a picture must have against eager PyTorch's in float32 to count as the same one. Rounding alone gives 100 dB in
 float32, which many steps, and much more guidance, amplify."""
 

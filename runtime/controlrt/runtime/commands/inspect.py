@@ -12,12 +12,14 @@ from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.commands.control_option import PLANNING_FORM, parse_planned_control
 from controlrt.runtime.errors import UserError
 from controlrt.runtime.inspection.engines import describe_engines
-from controlrt.runtime.inspection.int8 import describe_int8, int8_table
 from controlrt.runtime.inspection.plan_drawing import draw_plan
 from controlrt.runtime.inspection.program_table import program_table
+from controlrt.runtime.inspection.quantization import describe_quantization, quantization_table
+from controlrt.runtime.inspection.quantization_page import quantization_document
 from controlrt.runtime.inspection.units import readable_bytes
 from controlrt.runtime.inspection.workload import ControlWindow, plan_picture
 from controlrt.runtime.manifest import TensorSpec
+from controlrt.runtime.storage import atomic_file, check_writable
 
 DEFAULT_STEPS = 50
 
@@ -30,7 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--programs", action="store_true", help="a table of what each program is made of and costs a guided picture"
     )
-    parser.add_argument("--int8", action="store_true", help="what is in int8, what blocks cost and save, what stays")
+    parser.add_argument(
+        "--quantization",
+        action="store_true",
+        help="what is in int8 or fp8, what blocks cost and save, what stays as it was",
+    )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="for --quantization: write a page of HTML, layer by layer, instead"
+    )
     parser.add_argument("--graph", action="store_true", help="draw the plan: what runs when, on which buffers")
     parser.add_argument(
         "--steps", type=int, help=f"for --programs and --graph: denoising steps, {DEFAULT_STEPS} where not given"
@@ -49,22 +58,36 @@ def run(arguments: argparse.Namespace) -> int:
     if not plans and (arguments.steps is not None or arguments.control is not None):
         option = "--steps" if arguments.steps is not None else "--control"
         raise UserError(f"{option} says what to plan; add --programs or --graph")
-    if sum((arguments.json, arguments.tensors, arguments.programs, arguments.graph, arguments.int8)) > 1:
-        raise UserError("give one of --json, --tensors, --programs, --graph and --int8")
+    if sum((arguments.json, arguments.tensors, arguments.programs, arguments.graph, arguments.quantization)) > 1:
+        raise UserError("give one of --json, --tensors, --programs, --graph and --quantization")
+    if arguments.html is not None and not arguments.quantization:
+        raise UserError("--html is for --quantization; add that, or drop it")
     windows = parse_windows(arguments.control)
     bundle = Bundle.open(arguments.bundle)
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(bundle.manifest), indent=2).decode())
-    elif arguments.int8:
-        if bundle.manifest.quantization is None:
-            raise UserError(f"{bundle.path} has nothing in int8; build it with: build-engines --precision int8")
-        print("\n".join(int8_table(bundle.manifest.quantization)))
+    elif arguments.quantization:
+        _show_quantization(bundle, arguments.html)
     elif plans:
         work = plan_picture(bundle, DEFAULT_STEPS if arguments.steps is None else arguments.steps, windows)
         print("\n".join(program_table(bundle, work) if arguments.programs else draw_plan(bundle, work)))
     else:
         _summarize(bundle, arguments.tensors)
     return 0
+
+
+def _show_quantization(bundle: Bundle, page: Path | None) -> None:
+    manifest, found = bundle.manifest, bundle.manifest.quantization
+    if found is None:
+        raise UserError(f"{bundle.path} has nothing in int8 or fp8; build it with: build-engines --precision int8")
+    if page is None:
+        print("\n".join(quantization_table(found)))
+        return
+    check_writable(page)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(page) as partial:
+        partial.write_text(quantization_document(bundle.path.resolve().name, manifest, found), encoding="utf-8")
+    print(page)
 
 
 def parse_windows(texts: Sequence[str] | None) -> dict[str, ControlWindow] | None:
@@ -113,7 +136,7 @@ def _summarize(bundle: Bundle, tensors: bool) -> None:
         loss, part = max(losses, key=lambda measured: measured[0].rms_relative_error)
         print(f"  loss       at most {loss.rms_relative_error:.1e} of the float32 export's outputs, rms ({part})")
     if manifest.quantization is not None:
-        print(f"  int8       {describe_int8(manifest.quantization)}")
+        print(f"  quantized  {describe_quantization(manifest.quantization)}")
     width = max(len(program.name) for program in manifest.programs)
     for program in manifest.programs:
         print(f"  {program.name:<{width}}  {program.file}, error against PyTorch {program.max_relative_error:.1e}")

@@ -60,8 +60,8 @@ def open_host_executor(bundle: Bundle, threads: int | None = None) -> HostExecut
     Raises:
         BundleError: the backend is not installed here.
     """
-    int8 = bundle.manifest.quantization
-    if int8 is not None and not int8.reduced_range and not adds_in_32_bits():
+    found = bundle.manifest.quantization
+    if found is not None and found.precision == "int8" and not found.reduced_range and not adds_in_32_bits():
         _log.warning(
             "%s is in int8 for CPUs with VNNI, which this one is not known to have: sums may overflow and spoil "
             "pictures; build it here, or with --reduce-range",

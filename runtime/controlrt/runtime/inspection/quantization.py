@@ -1,4 +1,4 @@
-"""What a bundle has in int8, why the rest is not, and what it gives up."""
+"""What a bundle has in int8 or fp8, why the rest is not, and what it gives up."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from itertools import groupby
 from controlrt.runtime.manifest import Quantization
 
 
-def describe_int8(found: Quantization) -> str:
-    """How much is in int8, and how good the pictures are, in a line."""
+def describe_quantization(found: Quantization) -> str:
+    """How much is quantized, and how good the pictures are, in a line."""
     layers = sum(layer.kept is None for layer in found.layers)
-    bits = "7" if found.reduced_range else "8"
+    bits = ", weights of 7 bits" if found.reduced_range else ""
     smoothed = "" if found.smoothing is None else f", smoothed by {found.smoothing:g}"
     quality = found.quality
     return (
-        f"{layers} of {len(found.layers)} layers, by {found.method}, weights of {bits} bits{smoothed}; "
+        f"{layers} of {len(found.layers)} layers in {found.precision}, by {found.method}{bits}{smoothed}; "
         f"{quality.pictures} unseen pictures {quality.psnr_db:.1f} dB from float32's, the worst "
         f"{quality.lowest_psnr_db:.1f} dB, SSIM {quality.ssim:.4f}"
     )
 
 
-def int8_table(found: Quantization) -> list[str]:
+def quantization_table(found: Quantization) -> list[str]:
     """Lines: what blocks cost and save where they were measured, the error after each step, and what stays and why."""
-    lines = [describe_int8(found), ""]
+    lines = [describe_quantization(found), ""]
     if found.blocks:
         budget = f" within {found.budget:g}" if found.budget is not None else ""
         lines.append(f"blocks by themselves, the error of the final latents{budget}:")
@@ -32,11 +32,11 @@ def int8_table(found: Quantization) -> list[str]:
             lines.append(f"  {part}")
             for block in blocks:
                 saved = f"{block.seconds_saved * 1e3:+8.2f} ms saved"
-                chosen = "int8" if block.chosen else ""
+                chosen = found.precision if block.chosen else ""
                 lines.append(f"    {block.name:<{width}}  {block.latent_error:.2e}  {saved}  {chosen}".rstrip())
         lines.append("")
     steps = ", ".join(f"{error:.1e}" for error in found.quality.latent_errors)
-    lines += [f"error of the latents after each step: {steps}", "", "not in int8:"]
+    lines += [f"error of the latents after each step: {steps}", "", f"not in {found.precision}:"]
     reasons = Counter((layer.part, layer.kept) for layer in found.layers if layer.kept is not None)
     lines += [f"  {part:<20} {count:4d} layers: {why}" for (part, why), count in sorted(reasons.items())]
     return lines

@@ -1,4 +1,4 @@
-"""Which layers are brought to int8: by name, by what blocks were measured to cost and save, and a gate after it."""
+"""Which layers are quantized: by name, by what blocks were measured to cost and save, and a gate after it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlrt.compiler.quantization.statistics import BINS, BUCKETS, About, LayerStatistics, Statistics
-from controlrt.engines.int8.layer_choice import amax_by_part, choose_layers
-from controlrt.engines.int8.options import Int8Options
-from controlrt.engines.int8.quality_gate import measure_quality, pass_gate
-from controlrt.engines.int8.sensitivity import block_of, choose_blocks, keep_others
+from controlrt.engines.quantization.layer_choice import amax_by_part, choose_layers, in_part
+from controlrt.engines.quantization.options import QuantizationOptions
+from controlrt.engines.quantization.quality_gate import measure_quality, pass_gate
+from controlrt.engines.quantization.sensitivity import block_of, choose_blocks, keep_others
 from controlrt.runtime.errors import BuildError, ParameterError, UserError
 from controlrt.runtime.manifest import Quality, QuantizedBlock
 
@@ -46,8 +46,8 @@ def statistics(**parts: dict[str, LayerStatistics]) -> Statistics:
     return Statistics(about=ABOUT, layers={part.replace("_", "."): layers for part, layers in parts.items()})
 
 
-def options(**given: Any) -> Int8Options:
-    return Int8Options(statistics=Path("statistics.safetensors"), **given)
+def options(**given: Any) -> QuantizationOptions:
+    return QuantizationOptions(statistics=Path("statistics.safetensors"), **given)
 
 
 def block(name: str, error: float, saved: float, chosen: bool = False) -> QuantizedBlock:
@@ -72,6 +72,19 @@ def test_some_layers_stay_and_it_is_said_why() -> None:
     }
 
 
+def test_fused_layers_are_told_apart_by_control() -> None:
+    amax = {
+        "unet": {"unet.conv1": 1.0},
+        "controlnet.a": {"controlnet.conv1": 2.0},
+        "controlnet.b": {"controlnet.conv1": 3.0},
+    }
+    fused = {"a": "controlnet.a", "b": "controlnet.b"}
+    assert in_part(amax, "controlnet.a", fused) == {"controlnet.conv1": 2.0}
+    assert in_part(amax, "vae_decoder", fused) == {}
+    assert in_part(amax, "fused", fused) == {"unet.conv1": 1.0, "a/controlnet.conv1": 2.0, "b/controlnet.conv1": 3.0}
+    assert in_part(amax, "fused", {"b": "controlnet.b"}) == {"unet.conv1": 1.0, "b/controlnet.conv1": 3.0}
+
+
 def test_patterns_that_fit_nothing_are_refused_and_so_is_a_build_of_nothing() -> None:
     seen = statistics(unet={"unet.mid.conv1": layer()})
     with pytest.raises(UserError, match="--keep 'conv9': no layer is called so"):
@@ -88,11 +101,25 @@ def test_patterns_that_fit_nothing_are_refused_and_so_is_a_build_of_nothing() ->
         ({"budget": float("nan")}, "--quality-budget is nan"),
         ({"smoothing": 1.5}, "--smooth is 1.5, but must be a number from 0 to 1"),
         ({"min_psnr_db": -1.0}, "--min-psnr is -1.0"),
+        ({"precision": "fp8", "method": "entropy"}, "--amax is 'entropy', but must be one of mse, .* --precision fp8"),
+        ({"precision": "fp8", "budget": 0.1}, "--quality-budget is 0.1, but must be left out with --precision fp8"),
     ],
 )
 def test_options_that_make_no_sense(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         options(**given)
+
+
+def test_seven_bits_are_for_int8() -> None:
+    with pytest.raises(UserError, match="--reduce-range is for int8"):
+        options(precision="fp8", reduce_range=True)
+
+
+def test_fp8_keeps_all_of_a_range_where_nobody_says() -> None:
+    seen = statistics(unet={"unet.mid.conv1": layer()})
+    assert options().amax_method == "mse"
+    (found,) = choose_layers(seen, options(precision="fp8"))
+    assert (found.amax, found.kept) == (2.0, None)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +183,7 @@ def test_layers_of_blocks_that_were_not_chosen_stay() -> None:
     ]
     assert [each.kept for each in keep_others(layers, blocks)] == [
         None,
-        "int8 is no faster here",
+        "it is no faster here",
         "the quality budget was spent",
         "it reads the latents themselves",
     ]

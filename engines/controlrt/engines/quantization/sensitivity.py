@@ -18,9 +18,9 @@ from controlrt.compiler.compile import ProgramGraph
 from controlrt.compiler.quantization.statistics import Case
 from controlrt.compiler.reference import rms_error
 from controlrt.compiler.weights import WeightStore
-from controlrt.engines.int8.layer_choice import amax_by_part
-from controlrt.engines.int8.replay import replay_latents
-from controlrt.engines.int8.swapped_program import SwappedExecutor, with_program
+from controlrt.engines.quantization.layer_choice import amax_by_part
+from controlrt.engines.quantization.replay import replay_latents
+from controlrt.engines.quantization.swapped_program import SwappedExecutor, with_program
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import UserError
 from controlrt.runtime.executors import HostExecutor, open_host_executor
@@ -132,8 +132,7 @@ def keep_others(layers: Iterable[QuantizedLayer], blocks: Iterable[QuantizedBloc
     found = []
     for layer in layers:
         block = measured.get((layer.part, block_of(layer.name)))
-        if layer.kept is None and block is not None and not block.chosen:
-            why = "int8 is no faster here" if block.seconds_saved <= 0 else "the quality budget was spent"
-            layer = msgspec.structs.replace(layer, kept=why)
+        if layer.kept is None and block is not None:
+            layer = msgspec.structs.replace(layer, kept=block.kept)
         found.append(layer)
     return tuple(found)

@@ -1,19 +1,23 @@
-"""Which layers are brought to int8, before anything is measured."""
+"""Which layers are brought to int8 or fp8, before anything is measured."""
 
 from __future__ import annotations
 
 import fnmatch
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
+from controlrt.compiler.compile import FUSED, UNET
+from controlrt.compiler.fuse import fused_name
 from controlrt.compiler.quantization.statistics import Case, Statistics, weights_of
 from controlrt.compiler.quantization.thresholds import amax_of
-from controlrt.engines.int8.options import Int8Options
+from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.runtime.errors import BuildError, ControlRTError, UserError
 from controlrt.runtime.manifest import Manifest, QuantizedLayer
 from controlrt.runtime.profile import ShapeProfile
 
+T = TypeVar("T")
 KEPT = {
     ".conv_in": "it reads the latents themselves",
     ".conv_out": "it makes the latents themselves",
@@ -22,8 +26,8 @@ KEPT = {
 """Patterns of names of layers that stay as they are, and why."""
 
 
-def choose_layers(statistics: Statistics, options: Int8Options) -> tuple[QuantizedLayer, ...]:
-    """All layers that there are statistics of, and which of them are to be in int8.
+def choose_layers(statistics: Statistics, options: QuantizationOptions) -> tuple[QuantizedLayer, ...]:
+    """All layers that there are statistics of, and which of them are to be in 8 bits.
 
     Raises:
         UserError: a pattern of ``keep`` that no layer has.
@@ -37,22 +41,40 @@ def choose_layers(statistics: Statistics, options: Int8Options) -> tuple[Quantiz
     found = []
     for part, layers in statistics.layers.items():
         for name, layer in layers.items():
-            amax = amax_of(layer, options.method)
+            amax = amax_of(layer, options.amax_method, options.number_format)
             kept = next((why for pattern, why in reasons.items() if _matches(f"{part}:{name}", pattern)), None)
             if kept is None and amax == 0:
                 kept = "all that it reads is 0"
             found.append(QuantizedLayer(part=part, name=name, amax=amax, kept=kept))
     if all(layer.kept for layer in found):
-        raise BuildError("no layer is left for int8; leave out --keep, or build with another --precision")
+        raise BuildError(
+            f"no layer is left for {options.precision}; leave out --keep, or build with another --precision"
+        )
     return tuple(found)
 
 
 def amax_by_part(layers: Iterable[QuantizedLayer]) -> dict[str, dict[str, float]]:
-    """The threshold of every layer that is in int8, by part and name."""
+    """The threshold of every layer that is in 8 bits, by part and name."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for layer in layers:
         if layer.kept is None:
             found[layer.part][layer.name] = layer.amax
+    return found
+
+
+def in_part(by_part: Mapping[str, Mapping[str, T]], part: str, fused: Mapping[str, str]) -> dict[str, T]:
+    """What is known of the layers of one part, by the names that they have in its graph.
+
+    Args:
+        by_part: by part, and by the names that layers have there.
+        part: whose; the fused one has the layers of the UNet and of its ControlNets.
+        fused: the parts of the ControlNets in the fused one, by control.
+    """
+    if part != FUSED:
+        return dict(by_part.get(part, {}))
+    found = dict(by_part.get(UNET, {}))
+    for control, own in fused.items():
+        found |= {fused_name(control, name): each for name, each in by_part.get(own, {}).items()}
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a build in int8 quantizes, and what the manifest says of it."""
+"""What a build in int8 or fp8 quantizes, and what the manifest says of it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import msgspec
 
 from controlrt.compiler.compile import ProgramGraph, compile_program
 from controlrt.compiler.passes.quantize import Quantize
-from controlrt.compiler.quantization.arithmetic import LEVELS, REDUCED_LEVELS
-from controlrt.compiler.quantization.statistics import Case, Statistics
+from controlrt.compiler.quantization.arithmetic import REDUCED_LEVELS
+from controlrt.compiler.quantization.statistics import Case, LayerStatistics, Statistics
 from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS, Backend
 from controlrt.engines.exported_files import copy_files, exported_files
-from controlrt.engines.int8.layer_choice import amax_by_part, choose_layers
-from controlrt.engines.int8.options import Int8Options
-from controlrt.engines.int8.sensitivity import choose_blocks, keep_others, measure_blocks
+from controlrt.engines.quantization.layer_choice import amax_by_part, choose_layers, in_part
+from controlrt.engines.quantization.options import QuantizationOptions
+from controlrt.engines.quantization.sensitivity import choose_blocks, keep_others, measure_blocks
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.cpu import adds_in_32_bits
 from controlrt.runtime.errors import BuildError
@@ -29,27 +29,31 @@ from controlrt.runtime.storage import sha256_file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int8Choice:
+class QuantizationChoice:
     """The layers, and why."""
 
-    options: Int8Options
+    options: QuantizationOptions
     statistics: Statistics
     layers: tuple[QuantizedLayer, ...]
     blocks: tuple[QuantizedBlock, ...]
     cases: tuple[Case, ...]
     """For the quality gate."""
     backend: Backend
+    fused: Mapping[str, str]
+    """Parts of the ControlNets that are fused with the UNet, by control."""
 
     def quantize(self, part: str) -> Quantize | None:
-        """The pass for one part, if any of its layers is to be in int8."""
-        amax = amax_by_part(self.layers).get(part)
-        return _quantize(part, amax, self.statistics, self.options, self.backend) if amax else None
+        """The pass for one part, if any of its layers is to be in 8 bits."""
+        amax = in_part(amax_by_part(self.layers), part, self.fused)
+        seen = in_part(self.statistics.layers, part, self.fused)
+        return _quantize(amax, seen, self.options, self.backend) if amax else None
 
     def record(self, quality: Quality) -> Quantization:
         """For the manifest."""
         return Quantization(
+            precision=self.options.precision,
             statistics=sha256_file(self.options.statistics),
-            method=self.options.method,
+            method=self.options.amax_method,
             smoothing=self.options.smoothing,
             reduced_range=reduces_range(self.options, self.backend),
             budget=self.options.budget,
@@ -61,13 +65,14 @@ class Int8Choice:
 
 def choose(
     statistics: Statistics,
-    options: Int8Options,
+    options: QuantizationOptions,
     backend_name: BackendName,
     exported: Manifest,
     source: Path,
     graphs: Sequence[ProgramGraph],
-) -> Int8Choice:
-    """Says which layers are brought to int8; with a budget, measures blocks for it.
+    fused: Mapping[str, str],
+) -> QuantizationChoice:
+    """Says which layers are brought to 8 bits; with a budget, measures blocks for it.
 
     Args:
         statistics: of these weights.
@@ -76,6 +81,7 @@ def choose(
         exported: the manifest of the export.
         source: where it lies.
         graphs: its programs.
+        fused: parts of the ControlNets that are fused with the UNet, by control.
 
     Raises:
         UserError: a pattern of layers to keep that fits none.
@@ -85,14 +91,14 @@ def choose(
     layers = choose_layers(statistics, options)
     blocks: Sequence[QuantizedBlock] = ()
     if options.budget is not None:
-        with _in_float32(backend_name, exported, source, graphs) as (bundle, store):
+        with in_float32(backend_name, exported, source, graphs) as (bundle, store):
             by_part = {each.program.name: each for each in graphs}
 
             def compile_step(part: str, amax: Mapping[str, float]) -> ProgramGraph:
-                quantize = _quantize(part, amax, statistics, options, backend)
+                quantize = _quantize(amax, statistics.layers[part], options, backend)
                 return next(
                     each
-                    for each in _compiled(by_part[part], exported, backend, quantize)
+                    for each in compile_part(by_part[part], exported, backend, quantize)
                     if each.program.stage == "step"
                 )
 
@@ -101,44 +107,49 @@ def choose(
         layers = keep_others(layers, blocks)
         if all(layer.kept for layer in layers):
             raise BuildError(
-                f"no block is faster in int8 here within a quality budget of {options.budget:g}; raise "
+                f"no block is faster in {options.precision} here within a quality budget of {options.budget:g}; raise "
                 "--quality-budget, or build with another --precision"
             )
-    return Int8Choice(
+    return QuantizationChoice(
         options=options,
         statistics=statistics,
         layers=layers,
         blocks=tuple(blocks),
         cases=statistics.unseen,
         backend=backend,
+        fused=fused,
     )
 
 
 def _quantize(
-    part: str, amax: Mapping[str, float], statistics: Statistics, options: Int8Options, backend: Backend
+    amax: Mapping[str, float], seen: Mapping[str, LayerStatistics], options: QuantizationOptions, backend: Backend
 ) -> Quantize:
-    levels = REDUCED_LEVELS if reduces_range(options, backend) else LEVELS
+    inputs = "fp8" if options.precision == "fp8" else backend.int8_inputs
+    levels = REDUCED_LEVELS if reduces_range(options, backend) else None
     if options.smoothing is None:
-        return Quantize(amax, inputs=backend.int8_inputs, weight_levels=levels)
+        return Quantize(amax, inputs=inputs, weight_levels=levels)
     return Quantize(
         amax,
-        inputs=backend.int8_inputs,
+        inputs=inputs,
         weight_levels=levels,
-        channel_amax={name: layer.channel_amax for name, layer in statistics.layers[part].items()},
+        channel_amax={name: layer.channel_amax for name, layer in seen.items()},
         smoothing=options.smoothing,
     )
 
 
-def reduces_range(options: Int8Options, backend: Backend) -> bool:
-    """Whether weights take 7 bits, as asked for, or as this machine's CPU needs it."""
+def reduces_range(options: QuantizationOptions, backend: Backend) -> bool:
+    """Whether weights in int8 take 7 bits, as asked for, or as this machine's CPU needs it."""
+    if options.precision != "int8":
+        return False
     if options.reduce_range is not None:
         return options.reduce_range
     return backend.device == "cpu" and not adds_in_32_bits()
 
 
-def _compiled(
+def compile_part(
     graph: ProgramGraph, exported: Manifest, backend: Backend, quantize: Quantize | None = None
 ) -> list[ProgramGraph]:
+    """The programs of an exported part as a build makes them, with the layers of ``quantize`` in 8 bits."""
     return compile_program(
         graph.program,
         graph.model,
@@ -150,17 +161,17 @@ def _compiled(
 
 
 @contextlib.contextmanager
-def _in_float32(
+def in_float32(
     backend_name: BackendName, exported: Manifest, source: Path, graphs: Sequence[ProgramGraph]
 ) -> Iterator[tuple[Bundle, WeightStore]]:
     """A bundle to compare with, and where its weights lie; gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="controlrt-int8-") as directory:
+    with tempfile.TemporaryDirectory(prefix="controlrt-quantization-") as directory:
         path = Path(directory)
         (path / "programs").mkdir()
         with WeightStore(path / "programs") as store:
             programs = []
             for graph in graphs:
-                for compiled in _compiled(graph, exported, BACKENDS[backend_name]):
+                for compiled in compile_part(graph, exported, BACKENDS[backend_name]):
                     store.save(compiled.model, Path(compiled.program.file).name)
                     programs.append(compiled.program)
             copy_files(exported, source, path)

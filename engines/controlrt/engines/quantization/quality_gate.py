@@ -1,4 +1,4 @@
-"""Whether a build in int8 is good enough: its pictures beside those of float32."""
+"""Whether a build in int8 or fp8 is good enough: its pictures beside those of float32."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ import numpy as np
 
 from controlrt.compiler.quantization.statistics import Case
 from controlrt.compiler.reference import rms_error
-from controlrt.engines.int8.options import Int8Options
-from controlrt.engines.int8.replay import replay
 from controlrt.engines.likeness import psnr, ssim
+from controlrt.engines.quantization.options import QuantizationOptions
+from controlrt.engines.quantization.replay import replay
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import BuildError, UserError
+from controlrt.runtime.executors import Executor
 from controlrt.runtime.manifest import Quality
 from controlrt.runtime.pipeline import ControlNetPipeline
 
 
-def measure_quality(bundle: Bundle, cases: Sequence[Case]) -> Quality:
+def measure_quality(bundle: Bundle, cases: Sequence[Case], executor: Executor | None = None) -> Quality:
     """Draws every case with ``bundle``.
+
+    Args:
+        bundle: what is measured.
+        cases: what it draws.
+        executor: what runs it, where that is open already; closed afterwards.
 
     Raises:
         UserError: there is none.
@@ -29,12 +35,12 @@ def measure_quality(bundle: Bundle, cases: Sequence[Case]) -> Quality:
             "the statistics hold no pictures to compare with; take them with: controlrt calibrate --unseen 4"
         )
     latents, decibels, likeness = [], [], []
-    with ControlNetPipeline(bundle) as pipeline:
+    with ControlNetPipeline(bundle, executor=executor) as pipeline:
         for case in cases:
             found, pictures = replay(pipeline, case.arguments, case.hints)
             if not np.isfinite(found).all():
                 raise BuildError(
-                    "int8 gives latents that are not finite; keep layers out with --quality-budget or --keep"
+                    f"{bundle.manifest.precision} gives latents that are not finite; keep layers out with --keep"
                 )
             latents.append([rms_error(mine, its) for mine, its in zip(found, case.latents, strict=True)])
             pairs = [
@@ -53,7 +59,7 @@ def measure_quality(bundle: Bundle, cases: Sequence[Case]) -> Quality:
     )
 
 
-def pass_gate(quality: Quality, options: Int8Options) -> None:
+def pass_gate(quality: Quality, options: QuantizationOptions) -> None:
     """Lets through what is good enough.
 
     Raises:
@@ -61,7 +67,7 @@ def pass_gate(quality: Quality, options: Int8Options) -> None:
     """
     if quality.psnr_db < options.min_psnr_db:
         raise BuildError(
-            f"int8 draws pictures {quality.psnr_db:.1f} dB from float32's, on average of {quality.pictures}; at least "
-            f"{options.min_psnr_db:g} are asked for; keep layers out with --quality-budget 0.05 or --keep, calibrate "
-            f"on more cases, or ask for less with --min-psnr"
+            f"{options.precision} draws pictures {quality.psnr_db:.1f} dB from float32's, on average of "
+            f"{quality.pictures}; at least {options.min_psnr_db:g} are asked for; keep layers out with "
+            "--quality-budget 0.05 or --keep, calibrate on more cases, or ask for less with --min-psnr"
         )
