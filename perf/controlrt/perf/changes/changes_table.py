@@ -24,9 +24,8 @@ def table(report: ChangesReport) -> str:
             "",
             *aligned(rows),
             "",
-            "milliseconds, medians; adds: over nothing changed in the same round, 95% intervals; host: the call but for "
-            "its networks,",
-            f"of which {', '.join(STAGES)} are parts; networks: programs that ran before the loop",
+            "milliseconds, medians; host: the call but for its networks, in parts from check to noise; adds: over the calls",
+            "of its round with nothing changed, 95% intervals; networks: programs that ran before the loop",
             "",
             "one ControlNet: there is no second one to measure" if report.second is None else _second(report.second),
         ]
@@ -34,11 +33,11 @@ def table(report: ChangesReport) -> str:
 
 
 def _row(change: Change) -> list[str]:
-    added = "" if change.added is None else change.added
+    added = change.added
     return [
         change.name,
         _ms(statistics.median(change.host_seconds)),
-        "" if added == "" else f"{_ms(added.value)} [{_ms(added.low)}, {_ms(added.high)}]",
+        "" if added is None else f"{_ms(added.value)} [{_ms(added.low)}, {_ms(added.high)}]",
         *(_ms(change.stages[stage]) for stage in STAGES),
         _ms(change.network_seconds),
         _ms(change.step_seconds),
