@@ -24,8 +24,8 @@ def table(report: ChangesReport) -> str:
             "",
             *aligned(rows),
             "",
-            "milliseconds, medians; host: the call but for its networks, in parts from check to noise; adds: over the calls",
-            "of its round with nothing changed, 95% intervals; networks: programs that ran before the loop",
+            "milliseconds, medians; host: the call but for its networks, in parts from check to noise;",
+            "adds: over the calls of its round with nothing changed, 95% intervals; networks: programs before the loop",
             "",
             "one ControlNet: there is no second one to measure" if report.second is None else _second(report.second),
         ]
