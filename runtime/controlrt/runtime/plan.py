@@ -202,6 +202,7 @@ class _Frame:
         self.buffers: dict[str, tuple[tuple[int, ...], str]] = {}
         """Of all calls so far."""
         self._calls: dict[tuple[object, ...], _Laid] = {}
+        self._steps: dict[tuple[int, StepLayout], tuple[_Laid, ...]] = {}
         self.dimensions = {"batch": layout.batch, "rows": layout.rows, "tokens": layout.tokens}
         self.dimensions |= {"height": layout.height, "width": layout.width}
         for power in range(7):
@@ -218,23 +219,28 @@ class _Frame:
             for output in program.outputs
         }
 
-    def step_calls(self, step: int, on: StepLayout) -> list[_Laid]:
+    def step_calls(self, step: int, on: StepLayout) -> tuple[_Laid, ...]:
         """The calls of a step at which this is on."""
+        if (step, on) not in self._steps:
+            self._steps[step, on] = tuple(self._lay(step, on))
+        return self._steps[step, on]
+
+    def _lay(self, step: int, on: StepLayout) -> Iterator[_Laid]:
         half = on.conditional if on.guided else ()
         fused = None if half else self.manifest.fused(on.controls)
         if fused is not None:
-            return [self._call(fused, step, on, "zero", "zero", "")]
-        calls, residuals = [], "zero"
+            yield self._call(fused, step, on, "zero", "zero", "")
+            return
+        residuals = "zero"
         if self.manifest.stage("unet", "encode") is not None:
-            calls.append(self._call("unet", step, on, "zero", "zero", "", stage="encode"))
+            yield self._call("unet", step, on, "zero", "zero", "", stage="encode")
         names = [control.name for control in self.manifest.controls if control.name in on.controls]
         for name in sorted(names, key=lambda each: each not in half):  # sums do not mind the order
             sets = ("half.a", "half.b") if name in half else ("a", "b")
             written = sets[residuals == sets[0]]
-            calls.append(self._call(f"controlnet.{name}", step, on, residuals, written, name, half=name in half))
+            yield self._call(f"controlnet.{name}", step, on, residuals, written, name, half=name in half)
             residuals = written
-        calls.append(self._call("unet", step, on, residuals, residuals, ""))
-        return calls
+        yield self._call("unet", step, on, residuals, residuals, "")
 
     def _call(
         self,
