@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
                 rounds=arguments.rounds,
                 seed=seed,
             ),
-            changes=measure_changes(meter, turns),
+            changes=measure_changes(meter, turns, arguments.rounds),
             second=_second(meter, subject, controls, manifest, arguments),
         )
     if arguments.output is not None:

@@ -13,6 +13,7 @@ from controlrt.perf.changes.results import SecondControl
 from controlrt.perf.changes.walk import Subject
 from controlrt.perf.peers.calls import prompt
 from controlrt.perf.statistics import Bootstrap
+from controlrt.runtime.progress import Progress
 
 KINDS = ("none", "first", "second", "both")
 
@@ -34,18 +35,20 @@ def measure_second_control(
     shown = {"none": (), "first": controls[:1], "second": controls[1:], "both": controls}
     calls: dict[str, list[CallSeconds]] = {kind: [] for kind in KINDS}
     generator = np.random.default_rng((seed, 2))
-    for number in range(-1, rounds):
-        for place in generator.permutation(len(KINDS)):
-            kind = KINDS[place]
-            arguments: dict[str, Any] = {
-                **subject.fixed(),
-                "prompt": prompt(0),
-                "seed": 0,
-                "image": {name: hints[name] for name in shown[kind]} or None,
-            }
-            seconds = meter.call(arguments)
-            if number >= 0:
-                calls[kind].append(seconds)
+    with Progress("second ControlNet", rounds + 1) as progress:
+        for number in range(-1, rounds):
+            progress.start("warm-up" if number < 0 else f"round {number + 1}")
+            for place in generator.permutation(len(KINDS)):
+                kind = KINDS[place]
+                arguments: dict[str, Any] = {
+                    **subject.fixed(),
+                    "prompt": prompt(0),
+                    "seed": 0,
+                    "image": {name: hints[name] for name in shown[kind]} or None,
+                }
+                seconds = meter.call(arguments)
+                if number >= 0:
+                    calls[kind].append(seconds)
     return summarized(controls, programs, calls)
 
 

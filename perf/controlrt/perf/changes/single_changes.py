@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 
 from controlrt.perf.changes.meter import STAGES, CallSeconds, Meter
 from controlrt.perf.changes.results import Change
 from controlrt.perf.changes.walk import CHANGES, SAME, Turn
 from controlrt.perf.statistics import Bootstrap
+from controlrt.runtime.progress import Progress
 
 
-def measure_changes(meter: Meter, turns: Iterator[Turn]) -> tuple[Change, ...]:
+def measure_changes(meter: Meter, turns: Iterator[Turn], rounds: int) -> tuple[Change, ...]:
     """Takes the walk; its warm-up and its ways back are not counted."""
     calls: dict[str, dict[int, list[CallSeconds]]] = {}
-    for turn in turns:
-        seconds = meter.call(turn.arguments)
-        if turn.change is not None and turn.round >= 0:
-            calls.setdefault(turn.change, {}).setdefault(turn.round, []).append(seconds)
-    return summarized({name: list(rounds.values()) for name, rounds in calls.items()})
+    with Progress("changes", rounds + 1) as progress:
+        for number, of_round in groupby(turns, key=lambda turn: turn.round):
+            progress.start("warm-up" if number < 0 else f"round {number + 1}")
+            for turn in of_round:
+                seconds = meter.call(turn.arguments)
+                if turn.change is not None and number >= 0:
+                    calls.setdefault(turn.change, {}).setdefault(number, []).append(seconds)
+    return summarized({name: list(by_round.values()) for name, by_round in calls.items()})
 
 
 def summarized(calls: Mapping[str, Sequence[Sequence[CallSeconds]]]) -> tuple[Change, ...]:
