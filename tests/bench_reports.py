@@ -30,7 +30,7 @@ from controlrt.perf.results import (
 from controlrt.perf.server import results as server_results
 from controlrt.perf.server.latencies import compare_by_steps
 from controlrt.perf.server.overload import summarized
-from controlrt.perf.statistics import Ratio, percentiles
+from controlrt.perf.statistics import Interval, Ratio, percentiles
 
 EAGER = "eager"
 SHARES = {"text": 0.01, "hint": 0.004, "timestep_table": 0.002, "decode": 0.14}
@@ -337,7 +337,7 @@ def server_report() -> server_results.ServerReport:
                     encoding="png",
                     request_seconds=(0.21,),
                     call_seconds=(0.2,),
-                    overhead=server_results.Interval(value=0.01, low=0.009, high=0.011),
+                    overhead=Interval(value=0.01, low=0.009, high=0.011),
                     split=server_results.OverheadSplit(transport=0.006, before=0.001, steps=0.003, decode=0.0),
                 ),
             )

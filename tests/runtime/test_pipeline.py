@@ -142,6 +142,20 @@ def test_scale_zero_and_a_closed_window_equal_no_control(demo: ControlNetPipelin
     assert np.abs(latents(demo, PROMPT, {"mask": mask()}) - without).max() > 0.1
 
 
+def test_what_a_plan_draws_does_not_depend_on_those_before_it(demo: ControlNetPipeline) -> None:
+    """Plans share memory: one that acts on half of the rows relies on zeros in the others."""
+    both = {"canny": mask(), "mask": mask()}
+    halves = {"guidance_end": 0.5, "control_mode": {"canny": "controlnet", "mask": "prompt"}}
+    demo._bound.clear()
+    alone = latents(demo, PROMPT, both, **halves)
+    demo._bound.clear()
+    latents(demo, PROMPT, both)
+    latents(demo, PROMPT, both, guess_mode=True)
+    np.testing.assert_array_equal(latents(demo, PROMPT, both, **halves), alone)
+    assert len(demo._bound) == 3
+    assert len({id(bound.buffers["latents.0"]) for bound in demo._bound.values()}) == 1
+
+
 def test_guidance_windows(demo: ControlNetPipeline) -> None:
     """The whole one is guidance as ever, one that no step lies in is none, and any other is between."""
     hint = {"mask": mask()}

@@ -22,7 +22,17 @@ from controlrt.runtime.manifest import (
     Stage,
     TensorSpec,
 )
-from controlrt.runtime.plan import HALF, UNGUIDED, Layout, Plan, StepLayout, View, plan_denoising, stage_buffer
+from controlrt.runtime.plan import (
+    HALF,
+    UNGUIDED,
+    Layout,
+    Plan,
+    Planner,
+    StepLayout,
+    View,
+    plan_denoising,
+    stage_buffer,
+)
 from controlrt.runtime.profile import ShapeProfile
 
 LAYERS = 3
@@ -338,3 +348,23 @@ def test_equal_layouts_share_a_plan(steps: list[tuple[tuple[str, ...], str]]) ->
     assert hash(one) == hash(two)
     assert one != replace(one, batch=3)
     assert plan_denoising(manifest(), one) == plan_denoising(manifest(), two)
+
+
+@given(before=steps, chosen=steps, fusion=st.sampled_from([(), ("a",)]))
+def test_a_planner_remembers_and_plans_the_same(
+    before: list[tuple[tuple[str, ...], str]], chosen: list[tuple[tuple[str, ...], str]], fusion: tuple[str, ...]
+) -> None:
+    planner = Planner(manifest(fusion))
+    for each in (before, chosen):
+        wanted = layout(*(c for c, _ in each), guided="".join(sign for _, sign in each))
+        found, alone = planner.plan(wanted), plan_denoising(manifest(fusion), wanted)
+        assert found == alone
+        assert list(found.buffers) == list(alone.buffers)
+
+
+def test_plans_have_the_calls_in_common_that_a_window_leaves() -> None:
+    planner = Planner(manifest())
+    on, closed = planner.plan(layout(("a",), ("a",), ("a",))), planner.plan(layout(("a",), ("a",), ()))
+    assert all(one is other for step in (0, 1) for one, other in zip(on.steps[step], closed.steps[step], strict=True))
+    assert closed.steps[2][-1] is not on.steps[2][-1]
+    assert planner.plan(layout((), (), ())).steps[2][-1] is closed.steps[2][-1]

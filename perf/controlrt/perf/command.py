@@ -1,4 +1,4 @@
-"""Measure a bundle beside its peers, a server, what each compiler pass gives, and what a change did.
+"""Measure a bundle beside its peers, a server, changes between calls, compiler passes, and what a commit did.
 
 ``controlrt bench BUNDLE`` is short for ``controlrt bench pipeline BUNDLE``.
 """
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from controlrt.perf import ablation, bench, compare
+from controlrt.perf.changes import command as changes
 from controlrt.perf.page import command as page
 from controlrt.perf.server import command as server
 
@@ -17,6 +18,7 @@ DEFAULT = "pipeline"
 BENCHMARKS: dict[str, ModuleType] = {
     DEFAULT: bench,
     "server": server,
+    "changes": changes,
     "ablation": ablation,
     "compare": compare,
     "page": page,

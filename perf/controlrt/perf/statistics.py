@@ -69,6 +69,14 @@ class Ratio(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return self.low > 1 or self.high < 1
 
 
+class Interval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A number with the ends of its 95% confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Estimate:
     """A number made of medians, with what it would have been on resampled rounds."""
@@ -85,9 +93,18 @@ class Estimate:
 
     def ratio(self, confidence: float = CONFIDENCE) -> Ratio:
         """The value, and the interval that the middle of the resampled values spans."""
+        low, high = self._ends(confidence)
+        return Ratio(value=round(self.value, 4), low=round(low, 4), high=round(high, 4))
+
+    def interval(self) -> Interval:
+        """The same of 95%, of a number that is no ratio and not rounded."""
+        low, high = self._ends(CONFIDENCE)
+        return Interval(value=self.value, low=low, high=high)
+
+    def _ends(self, confidence: float) -> tuple[float, float]:
         tail = (1 - confidence) / 2
         low, high = np.quantile(self.resampled, [tail, 1 - tail])
-        return Ratio(value=round(self.value, 4), low=round(float(low), 4), high=round(float(high), 4))
+        return float(low), float(high)
 
 
 class Bootstrap:

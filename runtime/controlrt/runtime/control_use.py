@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,7 @@ class ControlUse:
         """The pictures that count at ``step``."""
         return tuple(place for place, hint in enumerate(self.hints) if hint.active(step, len(self.scale)))
 
-    @property
+    @cached_property
     def mixtures(self) -> tuple[Mixture, ...]:
         """Every mixture of a step at which it runs, in the order of the steps."""
         return tuple(dict.fromkeys(self.mixture(step) for step in range(len(self.scale)) if self.active(step)))

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -37,7 +37,7 @@ from controlrt.runtime.fitting import Resize
 from controlrt.runtime.image_prompts import ImagePrompts, ImageScale, resolve_image_prompts
 from controlrt.runtime.noise import Draws
 from controlrt.runtime.pictures import Picture, to_pil
-from controlrt.runtime.plan import Layout, Plan, StepLayout, plan_denoising
+from controlrt.runtime.plan import Layout, Plan, Planner, StepLayout
 from controlrt.runtime.profile import CHUNK_TOKENS
 from controlrt.runtime.prompt_syntax import SYNTAXES, Syntax
 from controlrt.runtime.prompts import Prompt
@@ -105,7 +105,7 @@ class ControlNetPipeline:
         self._conditioner = Conditioner(bundle, self._executor)
         self._vae = Vae(bundle.manifest, self._executor)
         self._scheduler: dict[str, Any] = json.loads(bundle.file("scheduler.json").read_text())
-        self.plan = lru_cache(_KEPT_LAYOUTS)(partial(plan_denoising, bundle.manifest))
+        self.plan = lru_cache(_KEPT_LAYOUTS)(Planner(bundle.manifest).plan)
         """The plan of a layout: laying one out takes milliseconds, and calls have much in common."""
         self._bound: OrderedDict[Layout, BoundPlan] = OrderedDict()
         self._lock = threading.Lock()
@@ -612,7 +612,7 @@ class ControlNetPipeline:
                 self._bound.popitem(last=False)[1].close()
             while True:
                 try:
-                    self._bound[layout] = self._executor.bind(plan)
+                    self._bound[layout] = self._executor.bind(plan, beside=tuple(reversed(self._bound.values())))
                     break
                 except DeviceMemoryError:
                     if not self._bound:

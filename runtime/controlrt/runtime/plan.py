@@ -7,8 +7,9 @@ has no call of it, and one without guidance runs the conditional rows alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.image_tokens import image_dimension
@@ -102,6 +103,8 @@ class Plan:
         return tuple(name for name in self.buffers if name not in made and not name.startswith("residual_"))
 
 
+_KEPT_FRAMES = 4
+
 PER_STEP = ("input_scale", "guidance", "update", "clip", "conditioning_scale", "ip_scale", "blend")
 """Inputs that are tables over steps; noise is one too where the sampler draws it."""
 PER_STEP_STAGES: tuple[Stage, ...] = ("timestep", "prompt_timestep")
@@ -118,22 +121,46 @@ OWN_INPUTS = ("conditioning_scale", "region_")
 
 
 def plan_denoising(manifest: Manifest, layout: Layout) -> Plan:
-    """Lays out the denoising loop of ``manifest`` for ``layout``.
+    """Lays out the denoising loop of ``manifest`` for ``layout``; see ``Planner.plan``."""
+    return Planner(manifest).plan(layout)
 
-    The residuals of several ControlNets accumulate by chaining: each reads the sum so far and writes the new sum
-    into the other of two buffer sets. The first one of a step, and a UNet without control, read zeros. ControlNets
-    that act on the conditional rows alone come first, in two sets of their own whose other rows stay zero.
+
+class Planner:
+    """Lays out the denoising loops of a bundle.
+
+    A control window or a scale of 0 at some steps moves calls and makes few new ones: those of layouts that differ in
+    nothing else are remembered, so that such a plan costs next to nothing and has the very same ``Call`` objects.
     """
-    planner = _Planner(manifest, layout)
-    for step in range(len(layout.steps)):
-        planner.add_step(step)
-    return Plan(
-        buffers=planner.buffers,
-        steps=tuple(planner.steps),
-        result=_turn("latents", len(layout.steps)),
-        parts=tuple(planner.parts),
-        adapter_sets=tuple(dict.fromkeys(step.adapters for step in layout.steps if step.adapters)),
-    )
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._frames: OrderedDict[Layout, _Frame] = OrderedDict()
+
+    def plan(self, layout: Layout) -> Plan:
+        """The plan of ``layout``.
+
+        The residuals of several ControlNets accumulate by chaining: each reads the sum so far and writes the new sum
+        into the other of two buffer sets. The first one of a step, and a UNet without control, read zeros. ControlNets
+        that act on the conditional rows alone come first, in two sets of their own whose other rows stay zero.
+        """
+        bare = tuple(StepLayout(controls=(), guided=layout.guided) for _ in layout.steps)
+        key = replace(layout, steps=bare)
+        frame = self._frames.get(key) or self._frames.setdefault(key, _Frame(self._manifest, layout))
+        self._frames.move_to_end(key)
+        while len(self._frames) > _KEPT_FRAMES:
+            self._frames.popitem(last=False)
+        steps = [frame.step_calls(step, each) for step, each in enumerate(layout.steps)]
+        laid = [each for calls in steps for each in calls]
+        named = dict.fromkeys(each.buffers for each in laid)  # steps have much in common
+        names = dict.fromkeys(name for buffers in named for name in buffers)
+        adapters = {f"adapter.{name}": None for step in layout.steps for name in step.adapters}
+        return Plan(
+            buffers={name: frame.buffers[name] for name in names},
+            steps=tuple(tuple(each.call for each in calls) for calls in steps),
+            result=_turn("latents", len(layout.steps)),
+            parts=tuple(adapters | dict.fromkeys(each.part for each in laid)),
+            adapter_sets=tuple(dict.fromkeys(step.adapters for step in layout.steps if step.adapters)),
+        )
 
 
 def stage_buffer(name: str, part: str, mixture: int = 0) -> str:
@@ -146,16 +173,36 @@ def adapter_buffer(name: str, adapters: Sequence[str]) -> str:
     return f"{name}.{'+'.join(adapters) or 'off'}"
 
 
+def _buffers(view: View) -> Iterator[str]:
+    """The buffers that a view is about: its own, and the table that a table of half the rows is made of."""
+    if view.buffer.endswith(HALF):
+        yield view.buffer.removesuffix(HALF)
+    yield view.buffer
+
+
 def _turn(state: str, step: int) -> str:
     return f"{state}.{step % 2}"
 
 
-class _Planner:
+@dataclass(frozen=True, kw_only=True)
+class _Laid:
+    """A call, of which part, and the buffers that it is about."""
+
+    call: Call
+    part: str
+    buffers: tuple[str, ...]
+
+
+class _Frame:
+    """The calls of all layouts that differ in nothing but what is on at which step."""
+
     def __init__(self, manifest: Manifest, layout: Layout) -> None:
         self.manifest, self.layout = manifest, layout
+        self.guided, self.steps = layout.guided, len(layout.steps)
         self.buffers: dict[str, tuple[tuple[int, ...], str]] = {}
-        self.steps: list[tuple[Call, ...]] = []
-        self.parts: dict[str, None] = {}
+        """Of all calls so far."""
+        self._calls: dict[tuple[object, ...], _Laid] = {}
+        self._steps: dict[tuple[int, StepLayout], tuple[_Laid, ...]] = {}
         self.dimensions = {"batch": layout.batch, "rows": layout.rows, "tokens": layout.tokens}
         self.dimensions |= {"height": layout.height, "width": layout.width}
         for power in range(7):
@@ -172,60 +219,69 @@ class _Planner:
             for output in program.outputs
         }
 
-    def add_step(self, step: int) -> None:
-        layout = self.layout.steps[step]
-        self.parts |= {f"adapter.{name}": None for name in layout.adapters}
-        half = layout.conditional if layout.guided else ()
-        fused = None if half else self.manifest.fused(layout.controls)
+    def step_calls(self, step: int, on: StepLayout) -> tuple[_Laid, ...]:
+        """The calls of a step at which this is on."""
+        if (step, on) not in self._steps:
+            self._steps[step, on] = tuple(self._lay(step, on))
+        return self._steps[step, on]
+
+    def _lay(self, step: int, on: StepLayout) -> Iterator[_Laid]:
+        half = on.conditional if on.guided else ()
+        fused = None if half else self.manifest.fused(on.controls)
         if fused is not None:
-            self.steps.append((self._call(fused, step, "zero", "zero", ""),))
+            yield self._call(fused, step, on, "zero", "zero", "")
             return
-        calls, residuals = [], "zero"
+        residuals = "zero"
         if self.manifest.stage("unet", "encode") is not None:
-            calls.append(self._call("unet", step, "zero", "zero", "", stage="encode"))
-        names = [control.name for control in self.manifest.controls if control.name in layout.controls]
+            yield self._call("unet", step, on, "zero", "zero", "", stage="encode")
+        names = [control.name for control in self.manifest.controls if control.name in on.controls]
         for name in sorted(names, key=lambda each: each not in half):  # sums do not mind the order
             sets = ("half.a", "half.b") if name in half else ("a", "b")
             written = sets[residuals == sets[0]]
-            calls.append(self._call(f"controlnet.{name}", step, residuals, written, name, half=name in half))
+            yield self._call(f"controlnet.{name}", step, on, residuals, written, name, half=name in half)
             residuals = written
-        calls.append(self._call("unet", step, residuals, residuals, ""))
-        self.steps.append(tuple(calls))
+        yield self._call("unet", step, on, residuals, residuals, "")
 
     def _call(
         self,
         part: str,
         step: int,
+        on: StepLayout,
         read: str,
         write: str,
         control: str,
         *,
         half: bool = False,
         stage: Stage = "step",
-    ) -> Call:
-        program = self.manifest.stage(part, stage)
-        if program is None:
-            raise BundleError(f"the bundle has no {stage} program of {part}; build it again with build-engines")
-        self.parts[part] = None
-        half = half or not self.layout.steps[step].guided
-        inputs = {spec.name: self._input(program, spec, step, read, control, half) for spec in program.inputs}
-        outputs = {spec.name: self._output(program, spec, step, write, half) for spec in program.outputs}
-        return Call(program=program.name, inputs=inputs, outputs=outputs)
+    ) -> _Laid:
+        half = half or not on.guided
+        key = (part, step, read, write, control, half, stage, on.guided, on.adapters, on.mixtures)
+        if key not in self._calls:
+            program = self.manifest.stage(part, stage)
+            if program is None:
+                raise BundleError(f"the bundle has no {stage} program of {part}; build it again with build-engines")
+            inputs = {spec.name: self._input(program, spec, step, on, read, control, half) for spec in program.inputs}
+            outputs = {spec.name: self._output(program, spec, step, write, half) for spec in program.outputs}
+            call = Call(program=program.name, inputs=inputs, outputs=outputs)
+            names = dict.fromkeys(name for view in (*inputs.values(), *outputs.values()) for name in _buffers(view))
+            self._calls[key] = _Laid(call=call, part=part, buffers=tuple(names))
+        return self._calls[key]
 
-    def _input(self, program: Program, spec: TensorSpec, step: int, read: str, control: str, half: bool) -> View:
-        layout = self.layout.steps[step]
+    def _input(
+        self, program: Program, spec: TensorSpec, step: int, on: StepLayout, read: str, control: str, half: bool
+    ) -> View:
         stage = self.early.get((program.part, spec.name))
         if stage is not None:
             tabled = stage in PER_STEP_STAGES
-            mixture = dict(layout.mixtures).get(control, 0) if stage == "hint" else 0
+            mixture = dict(on.mixtures).get(control, 0) if stage == "hint" else 0
             return self._view(stage_buffer(spec.name, program.part, mixture), spec, step, half, tabled=tabled)
         if spec.name.startswith("residual_"):
             return self._view(f"{spec.name.removesuffix('_in')}.{read}", spec, step, half)
         if spec.name.startswith("adapter_"):
-            return self._view(adapter_buffer(spec.name, layout.adapters), spec, step, half)
+            return self._view(adapter_buffer(spec.name, on.adapters), spec, step, half)
         if spec.name in STATE:
             return self._view(_turn(spec.name, step), spec, step, half)
-        if spec.name in ("guidance", "conditional") and not layout.guided:
+        if spec.name in ("guidance", "conditional") and not on.guided:
             self.buffers[UNGUIDED] = (self.layout.batch, self.layout.batch), spec.dtype
             return View(UNGUIDED)
         kind = spec.name.partition(".")[0]
@@ -243,17 +299,17 @@ class _Planner:
     def _view(self, buffer: str, spec: TensorSpec, step: int, half: bool, *, tabled: bool = False) -> View:
         """A view of ``buffer``, which is laid out; with ``half`` of the conditional rows, where there are others."""
         shape = tuple(dim if isinstance(dim, int) else self.dimensions[dim] for dim in spec.shape)
-        known = self.buffers.setdefault(buffer, ((len(self.layout.steps), *shape) if tabled else shape, spec.dtype))
+        known = self.buffers.setdefault(buffer, ((self.steps, *shape) if tabled else shape, spec.dtype))
         if known[0][-len(shape) :] != shape or known[1] != spec.dtype:
             raise BundleError(
                 f"programs disagree on {buffer}: {known[1]} {known[0]} against {spec.dtype} {shape}; build the bundle "
                 "again with build-engines"
             )
         rows = None
-        if spec.shape[:1] == ("rows",) and self.layout.guided and half:
+        if spec.shape[:1] == ("rows",) and self.guided and half:
             if tabled:
                 batch = self.layout.batch
-                self.buffers[buffer + HALF] = (len(self.layout.steps), batch, *shape[1:]), spec.dtype
+                self.buffers[buffer + HALF] = (self.steps, batch, *shape[1:]), spec.dtype
                 return View(buffer + HALF, step)
             first = 0 if spec.name == "rows" else self.layout.batch  # the conditional half; pictures 0, 1, ...
             rows = range(first, first + self.layout.batch)

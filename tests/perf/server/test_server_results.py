@@ -10,7 +10,8 @@ import pytest
 
 from bench_reports import server_report
 from controlrt.perf.server.results import load, save
-from controlrt.perf.server.server_table import header, table, verdicts
+from controlrt.perf.server.server_table import header, table
+from controlrt.perf.targets import verdicts
 from controlrt.runtime.errors import UserError
 
 
@@ -49,7 +50,7 @@ def test_targets_say_what_was_missed() -> None:
         "goodput at overload, over the capacity",
         "soak: pictures mixed up",
     }
-    text = verdicts(server_report())
+    text = verdicts(server_report().targets())
     assert "p99 of 4-step requests, times better" in text
     assert text.count("MISSED") == 3
 

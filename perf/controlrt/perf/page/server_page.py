@@ -11,7 +11,6 @@ from controlrt.perf.page.origin import run_facts
 from controlrt.perf.page.quantities import readable_seconds, time_unit
 from controlrt.perf.server.results import (
     Capacity,
-    Interval,
     LatencyPercentiles,
     Mixed,
     Overhead,
@@ -20,7 +19,7 @@ from controlrt.perf.server.results import (
     Shutdown,
     Soak,
 )
-from controlrt.perf.statistics import Ratio
+from controlrt.perf.statistics import Interval, Ratio
 from controlrt.runtime.errors import UserError
 from controlrt.runtime.inspection.units import readable_bytes
 from controlrt.runtime.page.frame import frame

@@ -17,26 +17,22 @@ from typing import Any
 
 import msgspec
 
-from controlrt.demo import CONTROLNETS, MODEL_DIR
-from controlrt.engines.build import BuildOptions, build
+from controlrt.perf.demo_bundle import PROFILE, named_or_demo
 from controlrt.perf.machine import commit, installed_versions, this_machine, usable_cores
-from controlrt.perf.models import bench_directory
 from controlrt.perf.scratch import scratch_directory
 from controlrt.perf.server.results import SCHEMA_VERSION, ServerReport, Setting, save
-from controlrt.perf.server.server_table import header, table, verdicts
+from controlrt.perf.server.server_table import header, table
 from controlrt.perf.server.site import Site
 from controlrt.perf.server.workload import STEPS, Workload
+from controlrt.perf.targets import missed, verdicts
 from controlrt.runtime.bundle import read_manifest
 from controlrt.runtime.errors import ParameterError, UnknownNameError, UserError
-from controlrt.runtime.manifest import MANIFEST_NAME, Manifest
-from controlrt.runtime.profile import ShapeProfile
+from controlrt.runtime.manifest import Manifest
 from controlrt.runtime.server.policies import POLICIES
 from controlrt.runtime.storage import check_writable
 
 PARTS = ("capacity", "mixed", "overhead", "overload", "shutdown", "soak")
 """In the order in which they run."""
-PROFILE, BATCH = "256x256", "1-4"
-"""Of the demo model's bundle, where none is named."""
 POLICY, BASELINE = "shortest", "batch"
 VERSIONS = ("fastapi", "httpx", "uvicorn")
 SOAK_POOL = 24
@@ -91,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         check_writable(arguments.output)
     with scratch_directory("server") as scratch:
-        bundle = _bundle(arguments.bundle)
+        bundle = named_or_demo(arguments.bundle, "controlrt bench server")
         manifest = read_manifest(bundle)
         site = _site(arguments, bundle, manifest, scratch)
         report = ServerReport(
@@ -112,11 +108,11 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"\n{table(found)}", flush=True)
             if arguments.output is not None:
                 save(report, arguments.output)
-    print(f"\n{verdicts(report)}")
-    missed = [target.name for target in report.targets() if not target.is_met]
-    if missed:
-        print(f"error: missed: {'; '.join(missed)}", file=sys.stderr)
-    return 1 if missed else 0
+    print(f"\n{verdicts(report.targets())}")
+    not_met = missed(report.targets())
+    if not_met:
+        print(f"error: missed: {not_met}", file=sys.stderr)
+    return 1 if not_met else 0
 
 
 def _measure(
@@ -174,22 +170,6 @@ def _parts(arguments: argparse.Namespace) -> list[str]:
     if not found:
         raise ParameterError("--parts", arguments.parts, f"some of {', '.join(PARTS)}")
     return found
-
-
-def _bundle(named: Path | None) -> Path:
-    """The one that was named, or the demo model's, which is built where it is missing."""
-    if named is not None:
-        if not (named / MANIFEST_NAME).is_file():
-            raise UserError(f"{named} is no bundle; make one with build-engines")
-        return named
-    options = BuildOptions(
-        model=str(MODEL_DIR),
-        controlnets={name: str(path) for name, path in CONTROLNETS.items()},
-        profile=ShapeProfile.parse(PROFILE, BATCH),
-        output=bench_directory() / "bundles" / f"demo-{PROFILE}-server",
-        measure=False,
-    )
-    return build(options, "controlrt bench server").bundle.path
 
 
 def _site(arguments: argparse.Namespace, bundle: Path, manifest: Manifest, scratch: Path) -> Site:

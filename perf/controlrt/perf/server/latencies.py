@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from controlrt.perf.server.results import Interval, LatencyPercentiles, MixedBlock, StepsComparison
-from controlrt.perf.statistics import CONFIDENCE, Ratio
+from controlrt.perf.server.results import LatencyPercentiles, MixedBlock, StepsComparison
+from controlrt.perf.statistics import CONFIDENCE, Interval, Ratio
 
 RESAMPLES = 2_000
 PERCENTS = (50, 90, 99)

@@ -19,7 +19,8 @@ import msgspec
 
 from controlrt.perf.machine import Commit, Machine
 from controlrt.perf.result_file import load_result, save_result
-from controlrt.perf.statistics import Ratio
+from controlrt.perf.statistics import Interval, Ratio
+from controlrt.perf.targets import Target
 
 SCHEMA_VERSION = 1
 P99_RATIO = 3.0
@@ -32,29 +33,6 @@ MEMORY_GROWTH = 0.03
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of the schema: immutable, unknown keys are refused."""
-
-
-class Target(_Record, frozen=True, kw_only=True):
-    """What a number should be. It follows from the rest of the file and is not in it."""
-
-    name: str
-    found: float
-    bound: float
-    at_most: bool
-    """Otherwise at least."""
-
-    @property
-    def is_met(self) -> bool:
-        """Whether it is."""
-        return self.found <= self.bound if self.at_most else self.found >= self.bound
-
-
-class Interval(_Record, frozen=True, kw_only=True):
-    """A number with the ends of its 95% confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class LatencyPercentiles(_Record, frozen=True, kw_only=True):

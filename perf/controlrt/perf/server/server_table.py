@@ -6,7 +6,6 @@ from functools import singledispatch
 
 from controlrt.perf.server.results import (
     Capacity,
-    Interval,
     Mixed,
     Overhead,
     Overload,
@@ -14,7 +13,7 @@ from controlrt.perf.server.results import (
     Shutdown,
     Soak,
 )
-from controlrt.perf.statistics import Ratio
+from controlrt.perf.statistics import Interval, Ratio
 from controlrt.perf.text_table import aligned
 
 
@@ -29,15 +28,6 @@ def header(report: ServerReport) -> str:
         f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB, load {machine.load_average}; "
         f"{code}" + "".join(f"\n{gpu}" for gpu in machine.gpus)
     )
-
-
-def verdicts(report: ServerReport) -> str:
-    """Every target, and whether it is met."""
-    rows = [["target", "found", "asked", ""]]
-    for target in report.targets():
-        asked = f"{'at most' if target.at_most else 'at least'} {target.bound:g}"
-        rows.append([target.name, f"{target.found:.4g}", asked, "met" if target.is_met else "MISSED"])
-    return "\n".join(aligned(rows, left=(0, 2, 3)))
 
 
 @singledispatch

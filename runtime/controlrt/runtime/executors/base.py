@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.plan import Plan, View
+from controlrt.runtime.plan import Call, Plan, View
 
 Arrays = Mapping[str, NDArray[Any]]
 Launch = Callable[[], None]
@@ -67,12 +67,14 @@ class Executor(abc.ABC):
         """Runs one program once on NumPy arrays of any size it allows and returns its outputs by name."""
 
     @abc.abstractmethod
-    def bind(self, plan: Plan, *, decodes: bool = True) -> BoundPlan:
+    def bind(self, plan: Plan, *, decodes: bool = True, beside: Sequence[BoundPlan] = ()) -> BoundPlan:
         """Allocates the plan's buffers, zeroed, and binds every call to them.
 
         Args:
             plan: what to run.
             decodes: whether runs may be asked for pictures, which takes memory of its own on a GPU.
+            beside: plans of this executor that never run while this one does, so that it may share buffers and bound
+                calls with them. A GPU's plans share nothing, since each is a graph.
         """
 
     @abc.abstractmethod
@@ -128,22 +130,61 @@ class HostExecutor(Executor):
     def bind_call(self, program: str, inputs: Arrays, outputs: Arrays) -> Launch:
         """A launch of ``program`` that reads and writes these arrays where they lie, each time it is called."""
 
-    def bind(self, plan: Plan, *, decodes: bool = True) -> HostPlan:
+    def bind(self, plan: Plan, *, decodes: bool = True, beside: Sequence[BoundPlan] = ()) -> HostPlan:
         """See ``Executor``."""
         del decodes
-        return HostPlan(self, plan)
+        memories = (other.memory for other in beside if isinstance(other, HostPlan))
+        shared = next((memory for memory in memories if memory.fits(plan)), None)
+        return HostPlan(self, plan, shared or _Memory())
+
+
+class _Memory:
+    """Buffers of the host, and the calls that are bound to them, of plans that run one at a time."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, NDArray[Any]] = {}
+        self._described: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._launches: dict[int, tuple[Call, Launch]] = {}
+        """By the identity of the call: the planner gives the same one to all plans that make it."""
+
+    def fits(self, plan: Plan) -> bool:
+        """Whether the plan's buffers are those that are here, wherever their names are the same."""
+        return all(self._described.get(name, described) == described for name, described in plan.buffers.items())
+
+    def allocate(self, plan: Plan) -> dict[str, NDArray[Any]]:
+        """The buffers of a plan; zeros, where they are new."""
+        for name, (shape, dtype) in plan.buffers.items():
+            if name not in self.buffers:
+                self.buffers[name], self._described[name] = np.zeros(shape, dtype), (shape, dtype)
+        return {name: self.buffers[name] for name in plan.buffers}
+
+    def launch(self, call: Call, executor: HostExecutor) -> Launch:
+        """A call of a plan whose buffers are allocated, bound to them."""
+        if id(call) not in self._launches:
+            inputs, outputs = self._arrays(call.inputs), self._arrays(call.outputs)
+            self._launches[id(call)] = call, executor.bind_call(call.program, inputs, outputs)
+        return self._launches[id(call)][1]
+
+    def _arrays(self, views: Mapping[str, View]) -> dict[str, NDArray[Any]]:
+        return {name: self._array(view) for name, view in views.items()}
+
+    def _array(self, view: View) -> NDArray[Any]:
+        array = self.buffers[view.buffer]
+        if view.step is not None:
+            array = array[view.step]
+        return array if view.rows is None else array[view.rows.start : view.rows.stop]
 
 
 class HostPlan(BoundPlan):
-    """A plan whose calls are launched one after another. All of its buffers are there to read."""
+    """A plan whose calls are launched one after another. All of its buffers are there to read.
 
-    def __init__(self, executor: HostExecutor, plan: Plan) -> None:
-        self.plan, self._executor = plan, executor
-        self.buffers = {name: np.zeros(shape, dtype) for name, (shape, dtype) in plan.buffers.items()}
-        self._steps = [
-            [executor.bind_call(call.program, self._arrays(call.inputs), self._arrays(call.outputs)) for call in calls]
-            for calls in plan.steps
-        ]
+    Buffers that only programs write keep what a plan of the same memory left in them, as they do from call to call.
+    """
+
+    def __init__(self, executor: HostExecutor, plan: Plan, memory: _Memory) -> None:
+        self.plan, self.memory, self._executor = plan, memory, executor
+        self.buffers = memory.allocate(plan)
+        self._steps = [[memory.launch(call, executor) for call in calls] for calls in plan.steps]
 
     def run_step(self, step: int) -> float:
         """Runs the calls of one step; returns the seconds that they took."""
@@ -178,12 +219,3 @@ class HostPlan(BoundPlan):
     def _decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
         """One picture at a time, to keep memory flat."""
         return np.concatenate([self._executor.run(DECODER, {"latents": row[None]})["picture"] for row in latents])
-
-    def _arrays(self, views: Mapping[str, View]) -> dict[str, NDArray[Any]]:
-        return {name: self._array(view) for name, view in views.items()}
-
-    def _array(self, view: View) -> NDArray[Any]:
-        array = self.buffers[view.buffer]
-        if view.step is not None:
-            array = array[view.step]
-        return array if view.rows is None else array[view.rows.start : view.rows.stop]

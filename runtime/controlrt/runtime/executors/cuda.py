@@ -62,8 +62,9 @@ class CudaExecutor(Executor):
         self._runs.move_to_end(key)
         return self._runs[key].run(inputs)
 
-    def bind(self, plan: Plan, *, decodes: bool = True) -> CudaPlan:
+    def bind(self, plan: Plan, *, decodes: bool = True, beside: Sequence[BoundPlan] = ()) -> CudaPlan:
         """See ``Executor``."""
+        del beside
         self._device.activate()
         decoder = self._bundle.manifest.program(DECODER) if decodes else None
         bound = CudaPlan(self._device, self._engine, self._stream, plan, decoder)
