@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+pytest.importorskip("isal", reason="without the extra [serve] there is no server")
+
 from controlrt.runtime.errors import RequestError
 from controlrt.runtime.server.pictures_io import PictureReader, encode, encode_base64
 

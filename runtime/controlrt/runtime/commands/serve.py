@@ -60,8 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
         _serve_on_ray(arguments, settings)
         return 0
     _refuse(arguments, _ONLY_WITH_RAY, "without --ray")
+    from uvloop import new_event_loop
+
     try:
-        asyncio.run(_serve(arguments, settings))
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(_serve(arguments, settings))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     return 0

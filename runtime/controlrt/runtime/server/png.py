@@ -6,6 +6,7 @@ import struct
 import zlib
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -16,8 +17,8 @@ _UP = 2
 def write_png(pixels: NDArray[np.uint8]) -> bytes:
     """The file of a picture (height, width, 3).
 
-    All rows have one filter, and are deflated by runs: of pictures that were drawn that is 40% of what Pillow takes,
-    which tries every filter on every row, and the files are a tenth to a fifth larger.
+    All rows have one filter, and ISA-L deflates them: of pictures that were drawn that is a twentieth of what Pillow
+    takes, which tries every filter on every row, and the files are about a quarter larger.
     """
     height, width, channels = pixels.shape
     flat = pixels.reshape(height, width * channels)
@@ -25,9 +26,8 @@ def write_png(pixels: NDArray[np.uint8]) -> bytes:
     rows[:, 0] = _UP
     rows[0, 1:] = flat[0]
     np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
-    deflate = zlib.compressobj(strategy=zlib.Z_RLE)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB; not interlaced
-    data = deflate.compress(rows.data) + deflate.flush()
+    data = isal_zlib.compress(rows.data, 1)
     return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
 
 
