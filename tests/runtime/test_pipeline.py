@@ -13,6 +13,7 @@ from PIL import Image
 
 from controlrt.runtime import ControlNetPipeline, hires_fix
 from controlrt.runtime.errors import ControlRTError, ParameterError, ProfileError, UnknownNameError, UserError
+from controlrt.runtime.executors import base
 
 pytestmark = pytest.mark.bundle
 PROMPT = "a red star on a light blue background"
@@ -154,6 +155,15 @@ def test_what_a_plan_draws_does_not_depend_on_those_before_it(demo: ControlNetPi
     np.testing.assert_array_equal(latents(demo, PROMPT, both, **halves), alone)
     assert len(demo._bound) == 3
     assert len({id(bound.buffers["latents.0"]) for bound in demo._bound.values()}) == 1
+
+
+def test_what_plans_share_does_not_grow(demo: ControlNetPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_KEPT_LAUNCHES", 3)
+    demo._bound.clear()
+    drawn = [latents(demo, PROMPT, {"mask": mask()}, control_guidance_end=end) for end in (1.0, 0.5, 1.0)]
+    np.testing.assert_array_equal(drawn[0], drawn[2])
+    (memory,) = {id(bound.memory): bound.memory for bound in demo._bound.values()}.values()
+    assert len(memory._launches) == 3
 
 
 def test_guidance_windows(demo: ControlNetPipeline) -> None:

@@ -7,6 +7,7 @@ has no call of it, and one without guidance runs the conditional rows alone.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -130,10 +131,12 @@ class Planner:
 
     A control window or a scale of 0 at some steps moves calls and makes few new ones: those of layouts that differ in
     nothing else are remembered, so that such a plan costs next to nothing and has the very same ``Call`` objects.
+    Any thread may ask.
     """
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
+        self._lock = threading.Lock()
         self._frames: OrderedDict[Layout, _Frame] = OrderedDict()
 
     def plan(self, layout: Layout) -> Plan:
@@ -143,6 +146,10 @@ class Planner:
         into the other of two buffer sets. The first one of a step, and a UNet without control, read zeros. ControlNets
         that act on the conditional rows alone come first, in two sets of their own whose other rows stay zero.
         """
+        with self._lock:
+            return self._plan(layout)
+
+    def _plan(self, layout: Layout) -> Plan:
         bare = tuple(StepLayout(controls=(), guided=layout.guided) for _ in layout.steps)
         key = replace(layout, steps=bare)
         frame = self._frames.get(key) or self._frames.setdefault(key, _Frame(self._manifest, layout))

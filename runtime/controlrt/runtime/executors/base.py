@@ -138,6 +138,10 @@ class HostExecutor(Executor):
         return HostPlan(self, plan, shared or _Memory())
 
 
+_KEPT_LAUNCHES = 2048
+"""Of the plans of one memory; plans keep their own."""
+
+
 class _Memory:
     """Buffers of the host, and the calls that are bound to them, of plans that run one at a time."""
 
@@ -160,10 +164,14 @@ class _Memory:
 
     def launch(self, call: Call, executor: HostExecutor) -> Launch:
         """A call of a plan whose buffers are allocated, bound to them."""
-        if id(call) not in self._launches:
-            inputs, outputs = self._arrays(call.inputs), self._arrays(call.outputs)
-            self._launches[id(call)] = call, executor.bind_call(call.program, inputs, outputs)
-        return self._launches[id(call)][1]
+        if id(call) in self._launches:
+            return self._launches[id(call)][1]
+        inputs, outputs = self._arrays(call.inputs), self._arrays(call.outputs)
+        launch = executor.bind_call(call.program, inputs, outputs)
+        self._launches[id(call)] = call, launch
+        if len(self._launches) > _KEPT_LAUNCHES:
+            del self._launches[next(iter(self._launches))]
+        return launch
 
     def _arrays(self, views: Mapping[str, View]) -> dict[str, NDArray[Any]]:
         return {name: self._array(view) for name, view in views.items()}
