@@ -302,10 +302,12 @@ def test_draining_waits_for_who_goes_on(serve: Any) -> None:
             assert not drain.done()
             with pytest.raises(UnavailableError, match="shutting down"):
                 await service.submit(request("draw"))
-            second = await service.submit(request("slow"), going_on=True)
-        assert second.status != "done"
+            second = await service.submit(request("hold"), going_on=True)
+        await asyncio.sleep(0.05)
+        assert not drain.done()
+        second.cancel()
         await drain
-        assert second.status == "done"
+        assert second.status == "cancelled"
 
     serve(test)
 

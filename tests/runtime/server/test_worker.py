@@ -63,6 +63,16 @@ def test_what_somebody_acts_on_takes_along_what_lay_there(
     outbox.close()
 
 
+def test_what_begins_a_request_goes_together(ends: tuple[Connection, Connection]) -> None:
+    here, there = ends
+    outbox = Outbox(there)
+    said: list[Incoming] = [Accepted(id="a", steps=4), Advanced(id="a", step=0, previews=())]
+    for message in said:
+        outbox.put(message)
+    assert here.recv() == said
+    outbox.close()
+
+
 def test_a_preview_is_shown_at_once(ends: tuple[Connection, Connection]) -> None:
     here, there = ends
     outbox = Outbox(there)

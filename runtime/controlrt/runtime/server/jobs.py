@@ -72,13 +72,16 @@ class Job:
     result: Result | None = None
     error: ControlRTError | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _finished: asyncio.Event = field(default_factory=asyncio.Event)
 
     def change(self, **values: Any) -> None:
-        """Sets attributes and wakes whoever waits."""
+        """Sets attributes and wakes whoever watches, or waits for its end."""
         for name, value in values.items():
             setattr(self, name, value)
         self._changed.set()
         self._changed = asyncio.Event()
+        if self.status in FINISHED:
+            self._finished.set()
 
     async def watch(self) -> AsyncIterator[Progress]:
         """Its progress as it comes, the latest only where a reader is slow, until it is finished."""
@@ -101,8 +104,7 @@ class Job:
             CancelledError: it was cancelled.
             DrawingError: the engine failed twice.
         """
-        while self.status not in FINISHED:
-            await self._changed.wait()
+        await self._finished.wait()
         if self.error is not None:
             raise self.error
         if self.result is None:

@@ -3,9 +3,11 @@ one that dies is replaced."""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,7 +15,17 @@ from pathlib import Path
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import ControlRTError
 from controlrt.runtime.server.engine import Engine
-from controlrt.runtime.server.messages import Advanced, Broken, Cancel, Incoming, Outgoing, Ready, Stepped, Submit
+from controlrt.runtime.server.messages import (
+    Accepted,
+    Advanced,
+    Broken,
+    Cancel,
+    Incoming,
+    Outgoing,
+    Ready,
+    Stepped,
+    Submit,
+)
 from controlrt.runtime.server.policies import Policy
 
 BROKEN = 70
@@ -21,7 +33,9 @@ BROKEN = 70
 SILENT_SECONDS = 300.0
 """After so long without a word while it has requests, an engine is stuck."""
 PATIENCE = 0.1
-"""Seconds that news nobody waits for may lie before they are sent."""
+"""Seconds that news nobody acts on may lie before they are sent."""
+_SHORT_PATIENCE = 0.001
+"""Of what begins a request: much is said of it at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,17 +99,19 @@ class Outbox:
         self._connection = connection
         self._changed = threading.Condition()
         self._messages: list[Incoming] = []
-        self._pressing, self._closing = False, False
+        self._due = math.inf
+        """When to send them, on the monotonic clock."""
+        self._closing = False
         self._sender = threading.Thread(target=self._send_all, daemon=True)
         self._sender.start()
 
     def put(self, message: Incoming) -> None:
         """Has a message sent: at once, or within ``PATIENCE`` where it says only how far things are."""
+        due = time.monotonic() + _patience(message)
         with self._changed:
             self._messages.append(message)
-            pressing = not _can_wait(message)
-            self._pressing |= pressing
-            if pressing or len(self._messages) == 1:
+            if due < self._due:
+                self._due = due
                 self._changed.notify()
 
     def close(self) -> None:
@@ -117,12 +133,14 @@ class Outbox:
     def _next(self) -> list[Incoming]:
         """What is to be sent now; nothing at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._messages or self._closing)
-            self._changed.wait_for(lambda: self._pressing or self._closing, PATIENCE)
-            said, self._messages, self._pressing = self._messages, [], False
+            while not self._closing and (left := self._due - time.monotonic()) > 0:
+                self._changed.wait(None if left == math.inf else left)
+            said, self._messages, self._due = self._messages, [], math.inf
             return said
 
 
-def _can_wait(message: Incoming) -> bool:
-    """Whether nobody acts on it: a step that is done, without a picture of it."""
-    return isinstance(message, Stepped) or (isinstance(message, Advanced) and message.step > 0 and not message.previews)
+def _patience(message: Incoming) -> float:
+    """How many seconds a message may lie before it is sent."""
+    if isinstance(message, Stepped) or (isinstance(message, Advanced) and message.step > 0 and not message.previews):
+        return PATIENCE
+    return _SHORT_PATIENCE if isinstance(message, Accepted | Advanced) else 0.0
