@@ -107,8 +107,10 @@ class FakeService:
     def holding(self) -> Iterator[None]:
         """See ``Service``."""
         self._holders += 1
-        yield
-        self._holders -= 1
+        try:
+            yield
+        finally:
+            self._holders -= 1
 
     async def drain(self) -> None:
         """See ``Service``."""

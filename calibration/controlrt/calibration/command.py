@@ -1,4 +1,4 @@
-"""See what the layers of a checkpoint read, for a bundle in int8; or show what was seen.
+"""See what the layers of a checkpoint read, for a bundle in int8 or fp8; or show what was seen.
 
 ``controlrt calibrate --model ...`` is short for ``controlrt calibrate collect --model ...``.
 """
@@ -77,7 +77,7 @@ def _add_collect_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=CollectOptions.unseen,
         metavar="N",
-        help="further calls, of other examples, to compare int8 with float32 by",
+        help="further calls, of other examples, to compare int8 or fp8 with float32 by",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("statistics.safetensors"), help="the file to write; statistics.safetensors"

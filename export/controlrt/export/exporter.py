@@ -243,7 +243,7 @@ def _export_into(
             else:
                 progress.start(f"{spec.name} was traced before")
                 by_name[spec.name] = program
-        processes = processes_for(new, usable_cores(), free_memory())
+        processes = min(len(new), processes_for(specs, usable_cores(), free_memory()))
         if processes > 1:
             by_name |= trace_beside(options, sources, new, target, processes, progress)
         else:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import shutil
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,17 +128,28 @@ class _Digest:
                 self._write(repr(sorted(map(repr, value))))
             case type():
                 self._write(f"{value.__module__}.{value.__qualname__}")
-            case _ if hasattr(value, "__qualname__"):
-                self._write(f"{value.__module__}.{value.__qualname__}")
+            case types.MethodType():
+                self.add([value.__func__, value.__self__])
             case _ if id(value) in self._seen:
                 self._write(str(self._seen[id(value)]))
+            case types.FunctionType():
+                self._remember(value)
+                self._write(f"{value.__module__}.{value.__qualname__}")
+                for cell in value.__closure__ or ():
+                    self.add(cell.cell_contents)
+                self.add(value.__defaults__)
+            case _ if hasattr(value, "__qualname__"):
+                self._write(f"{value.__module__}.{value.__qualname__}")
             case _ if hasattr(value, "__dict__"):
-                self._seen[id(value)] = len(self._seen)
-                self._kept.append(value)  # its id stays its own
+                self._remember(value)
                 self._write(f"{type(value).__module__}.{type(value).__qualname__}")
                 self.add(vars(value))
             case _:
                 self._write(repr(value))
+
+    def _remember(self, value: object) -> None:
+        self._seen[id(value)] = len(self._seen)
+        self._kept.append(value)  # its id stays its own
 
     def _write(self, text: str) -> None:
         self._hash.update(f"{text}\0".encode())

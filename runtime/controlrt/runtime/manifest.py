@@ -257,7 +257,7 @@ class Quality(_Record, frozen=True, kw_only=True):
 class Quantization(_Record, frozen=True, kw_only=True):
     """How layers were chosen for 8 bits, and what is given up (``--precision int8`` or ``fp8``)."""
 
-    precision: QuantizedPrecision
+    precision: QuantizedPrecision = "int8"
     """What they are in."""
     statistics: Sha256
     """Of the file of ``controlrt calibrate``."""

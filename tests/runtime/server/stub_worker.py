@@ -25,11 +25,12 @@ from controlrt.runtime.server.worker import WorkerOptions
 
 
 def main(connection: Connection, options: WorkerOptions) -> None:
-    """``options.batch`` says how often in a row it is broken from the start."""
+    """``options.batch`` says how often in a row it is broken from the start; with one thread it is soon taken to be
+    stuck."""
     if options.batch:
         connection.send([Broken("cannot start")])
         return
-    connection.send([Ready()])
+    connection.send([Ready(silent_seconds=1.0 if options.threads == 1 else 60.0)])
     held: set[str] = set()
     while not isinstance(message := connection.recv(), Stop):
         if isinstance(message, Cancel):

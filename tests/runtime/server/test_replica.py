@@ -14,7 +14,6 @@ import pytest
 
 from controlled_calls import PROMPT, square
 from controlrt.runtime import ControlNetPipeline
-from controlrt.runtime.server import worker
 from controlrt.runtime.server.messages import Accepted, Advanced, Broken, Failed, Finished, Refused, Submit
 from controlrt.runtime.server.replica import Answer, Replica
 from controlrt.runtime.server.worker import BROKEN, WorkerOptions
@@ -84,7 +83,7 @@ def test_closing_a_stream_cancels_its_request(run: Any) -> None:
 
 def test_a_stuck_engine_is_unhealthy(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(made: Replica) -> None:
-        monkeypatch.setattr(worker, "SILENT_SECONDS", 0.0)
+        monkeypatch.setattr(made._engine, "silent_seconds", 0.0)
         made.check_health()  # it has nothing to say
         async with aclosing(made.draw(submit("slow"), None)) as stream:
             await anext(stream)

@@ -27,6 +27,7 @@ from controlrt.runtime.errors import (
     UnavailableError,
     UnknownNameError,
 )
+from controlrt.runtime.server import service as service_module
 from controlrt.runtime.server import worker
 from controlrt.runtime.server.jobs import Request, Result
 from controlrt.runtime.server.service import LocalService, Silent, open_service
@@ -60,7 +61,7 @@ def notes() -> Notes:
 def serve(
     demo_bundle: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Callable[[LocalService], Awaitable[None]]], None]:
-    """Runs a coroutine function on a service of two bundles, one with two workers, whose queues take four jobs."""
+    """Runs a coroutine function on a service of three bundles, one with two workers, whose queues take four jobs."""
     monkeypatch.setattr(worker, "main", stub_worker.main)
 
     @contextlib.asynccontextmanager
@@ -68,7 +69,10 @@ def serve(
         bundle = Bundle.open(demo_bundle, verify=False)
         one = WorkerOptions(bundle=demo_bundle)
         service = LocalService(
-            {"one": bundle, "two": bundle}, {"one": [one], "two": [one, one]}, queue_size=4, observer=notes
+            {"one": bundle, "two": bundle, "hasty": bundle},
+            {"one": [one], "two": [one, one], "hasty": [WorkerOptions(bundle=demo_bundle, threads=1)]},
+            queue_size=4,
+            observer=notes,
         )
         try:
             await service.start()
@@ -127,7 +131,7 @@ def test_refusals(serve: Any, notes: Notes) -> None:
         with pytest.raises(RequestError, match="must be from 1") as refused:
             await service.submit(request("refuse"))
         assert refused.value.parameter == "steps"
-        with pytest.raises(UnknownNameError, match=r"unknown bundle 'tow'; known: one, two .*'two'"):
+        with pytest.raises(UnknownNameError, match=r"unknown bundle 'tow'; known: one, two, hasty .*'two'"):
             await service.submit(request("draw", bundle="tow"))
         with pytest.raises(DeadlineError, match="out of time"):
             await drawn(service, request("late", timeout=1))
@@ -236,12 +240,12 @@ def test_a_worker_that_dies_is_replaced_and_its_jobs_are_drawn(serve: Any, notes
 
 
 def test_a_worker_that_hangs_is_replaced(serve: Any, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(service_module, "_LOOK_SECONDS", 0.1)
 
     async def test(service: LocalService) -> None:
         await asyncio.sleep(1.2)  # nothing is asked of it, and nothing is wrong
         assert notes.restarts == 0
-        assert (await drawn(service, request("hang once"))).seeds == (7,)
+        assert (await drawn(service, request("hang once", bundle="hasty"))).seeds == (7,)
 
     serve(test)
     assert notes.restarts == 1

@@ -44,7 +44,7 @@ def test_steps_go_together_and_do_not_lie_for_long(ends: tuple[Connection, Conne
 @pytest.mark.parametrize(
     "pressing",
     [
-        Ready(),
+        Ready(silent_seconds=300.0),
         Accepted(id="a", steps=4),
         Advanced(id="a", step=0, previews=()),  # it has begun: whoever tries it again must know
         Failed(id="a", reason="cancelled", message="cancelled"),
@@ -95,5 +95,5 @@ def test_nobody_listens_any_more(ends: tuple[Connection, Connection]) -> None:
     here, there = ends
     here.close()
     outbox = Outbox(there)
-    outbox.put(Ready())
+    outbox.put(Ready(silent_seconds=300.0))
     outbox.close()  # returns

@@ -68,6 +68,6 @@ def pass_gate(quality: Quality, options: QuantizationOptions) -> None:
     if quality.psnr_db < options.min_psnr_db:
         raise BuildError(
             f"{options.precision} draws pictures {quality.psnr_db:.1f} dB from float32's, on average of "
-            f"{quality.pictures}; at least {options.min_psnr_db:g} are asked for; keep layers out with "
-            "--quality-budget 0.05 or --keep, calibrate on more cases, or ask for less with --min-psnr"
+            f"{quality.pictures}; at least {options.min_psnr_db:g} are asked for; keep layers out with --keep (or, in "
+            "int8 on a CPU, --quality-budget 0.05), calibrate on more cases, or ask for less with --min-psnr"
         )

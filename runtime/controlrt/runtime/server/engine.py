@@ -41,6 +41,10 @@ _log = logging.getLogger(__name__)
 
 AHEAD = 8
 """How many requests are encoded before the device asks for them; each takes memory."""
+SILENT_SECONDS = 300.0
+"""After so long without a word while it has requests, an engine is stuck, unless it is a slow one."""
+_LAUNCHES_IN_SILENCE = 20
+"""How many of its slowest launches an engine may take without a word."""
 _SMOOTHING = 0.1
 """Weight of the last step in the mean of what a step takes."""
 
@@ -108,6 +112,8 @@ class Engine:
         self._picture_seconds = 0.0
         """Of one step of one picture, a running mean."""
         self._least_picture_seconds = math.inf
+        self.silent_seconds = SILENT_SECONDS
+        """After so long without a word while it has requests, it is stuck; known once it is started."""
         self._colours: NDArray[np.float32] | None = None
         self._threads = [
             threading.Thread(target=self._guard, args=(work,), name=name, daemon=True)
@@ -117,6 +123,7 @@ class Engine:
     def start(self) -> None:
         """Draws a picture without control and one with each, so that programs are open and plans bound that first
         requests need; then takes requests."""
+        slowest = 0.0
         for control in (None, *(control.names[0] for control in self._bundle.manifest.controls)):
             warm = self._staged(self._pipeline.prepare("", **self._blank_call(control)))
             while not warm.done:
@@ -124,7 +131,11 @@ class Engine:
                 self._stepper.step([warm])
                 self._picture_seconds = (time.perf_counter() - started) / warm.batch
                 self._least_picture_seconds = min(self._least_picture_seconds, self._picture_seconds)
+                slowest = max(slowest, self._picture_seconds)
+        started = time.perf_counter()
         self._stepper.decode(warm.latents[:1])
+        slowest = max(slowest, time.perf_counter() - started) * self._bundle.manifest.profile.batch.high
+        self.silent_seconds = max(SILENT_SECONDS, _LAUNCHES_IN_SILENCE * slowest)
         for thread in self._threads:
             thread.start()
 

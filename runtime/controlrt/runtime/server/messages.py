@@ -39,9 +39,12 @@ class Stop:
 # from the worker, several at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ready:
     """It takes requests."""
+
+    silent_seconds: float
+    """After so long without a word while it has requests, it is stuck."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.server import worker
 from controlrt.runtime.server.engine import Engine
 from controlrt.runtime.server.messages import (
     Accepted,
@@ -94,7 +93,7 @@ class Replica:
             TimeoutError: it has requests, and has said nothing for long.
         """
         silent = time.monotonic() - self._heard
-        if self._streams and silent > worker.SILENT_SECONDS:
+        if self._streams and silent > self._engine.silent_seconds:
             raise TimeoutError(f"the engine has {len(self._streams)} requests and said nothing for {silent:.0f} s")
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from controlrt.runtime.server.settings import Settings
 
 _TEXTS = ("prompt", "negative_prompt")
 _MAX_PARTS = 128
-_SMALL = 2**20
+_SMALL = 2**18
 """Bytes of JSON that are parsed in less time than it takes to hand them to a thread."""
 
 

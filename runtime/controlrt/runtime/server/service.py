@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
 import multiprocessing
 import queue
 import threading
@@ -51,6 +52,10 @@ _log = logging.getLogger(__name__)
 
 _DEATHS = 5
 """After how many deaths of its worker a job that only waited is taken to be to blame."""
+_LOOK_SECONDS = 30.0
+"""How often the service looks for workers that are stuck."""
+_START_SECONDS = 1800.0
+"""How long a worker may take to start once more."""
 _RESTARTS = 3
 """How often in a row a worker may fail to start before the service gives it up."""
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -116,7 +121,7 @@ class _Worker:
         self.failure: str | None = None
         """Why it was given up."""
         self._failures = 0
-        self._heard = time.monotonic()
+        self._silent_seconds = math.inf
         self._was_ready = False
         self._closing = False
         self._loop = asyncio.get_running_loop()
@@ -124,6 +129,7 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
+        self._heard = time.monotonic()
         here, there = _CONTEXT.Pipe()
         self._connection: Connection = here
         self._process = _CONTEXT.Process(
@@ -159,9 +165,11 @@ class _Worker:
             self.send(Cancel(name))
 
     def kill_if_stuck(self) -> None:
-        """Ends a process that has jobs and has said nothing for long; another one takes its place."""
+        """Ends a process that has jobs, or is to start again, and has said nothing for long; another one takes its
+        place."""
         silent = time.monotonic() - self._heard
-        if self.ready.is_set() and self.assigned and silent > worker.SILENT_SECONDS:
+        limit = self._silent_seconds if self.ready.is_set() else _START_SECONDS
+        if self.assigned and silent > limit:
             _log.error("worker of %s has %d jobs and said nothing for %.0f s", self.bundle, len(self.assigned), silent)
             self._process.kill()
 
@@ -217,6 +225,7 @@ class _Worker:
     def _hear(self, message: Incoming) -> None:
         if isinstance(message, Ready):
             self._failures, self._was_ready = 0, True
+            self._silent_seconds = message.silent_seconds
             self.ready.set()
         elif isinstance(message, Broken):
             _log.error("worker of %s: %s", self.bundle, message.message)
@@ -405,7 +414,7 @@ class LocalService:
     async def _watch(self) -> None:
         """Has workers replaced that are stuck."""
         while True:
-            await asyncio.sleep(worker.SILENT_SECONDS / 10)
+            await asyncio.sleep(_LOOK_SECONDS)
             for group in self.workers.values():
                 for each in group:
                     each.kill_if_stuck()

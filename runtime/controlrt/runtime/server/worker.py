@@ -30,8 +30,6 @@ from controlrt.runtime.server.policies import Policy
 
 BROKEN = 70
 """Exit status of one whose device or engine failed (EX_SOFTWARE)."""
-SILENT_SECONDS = 300.0
-"""After so long without a word while it has requests, an engine is stuck."""
 PATIENCE = 0.1
 """Seconds that news nobody acts on may lie before they are sent."""
 _SHORT_PATIENCE = 0.001
@@ -66,7 +64,7 @@ def main(connection: Connection, options: WorkerOptions) -> None:
             device=options.device,
         )
         with engine:
-            outbox.put(Ready())
+            outbox.put(Ready(silent_seconds=engine.silent_seconds))
             _serve(connection, engine)
     except ControlRTError as error:
         outbox.put(Broken(str(error)))

@@ -94,7 +94,9 @@ class Calls:
         drawn: list[tuple[int, tuple[Pixels, ...]]] = []
         following: list[tuple[int, Job]] = []
         with self._service.holding():
-            jobs = [(index, await self._submit(call, each.first)) for index, each in enumerate(drawing.iterations)]
+            jobs: list[tuple[int, Job]] = []
+            for index, each in enumerate(drawing.iterations):
+                jobs.append((index, await self._submit(call, each.first, going_on=index > 0 and self._drains())))
             note(request, jobs=[job.id for _, job in jobs], model=drawing.bundle)
             for index, job in jobs:
                 result = await _result(request, call, job)
@@ -111,6 +113,9 @@ class Calls:
                 if result is not None:
                     drawn.append((index, result.pictures))
         return drawn
+
+    def _drains(self) -> bool:
+        return self._service.state == "draining"
 
     async def _submit(self, call: RunningCall, request: Request, *, going_on: bool = False) -> Job:
         with renamed(PARAMETERS):
