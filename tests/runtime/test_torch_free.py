@@ -18,7 +18,7 @@ MODULES = sorted(
     if not module.name.endswith("__main__")
 )
 BLOCKED = ("torch", "diffusers", "transformers", "onnx")
-EXTRA = ("fastapi", "gradio", "prometheus_client", "pydantic", "ray", "starlette", "uvicorn")
+EXTRA = ("fastapi", "gradio", "isal", "prometheus_client", "pydantic", "ray", "starlette", "uvicorn")
 """What the server's web layer needs: the extras [serve], [ui] and [ray], which not every installation has."""
 INSTALLED_ALONE = importlib.util.find_spec("torch") is None
 
