@@ -87,6 +87,19 @@ def test_nothing_of_a_module_is_overlooked(options: ExportOptions, keys: dict[st
     assert program_key(spec, options.profile, TOOLS) != keys["unet"]
 
 
+def test_what_a_function_holds_is_part_of_it(options: ExportOptions, keys: dict[str, str]) -> None:
+    spec = next(spec for spec in specs_of(options) if spec.name == "unet")
+
+    def hooked(factor: float | None) -> str:
+        if factor is not None:
+            held = factor
+        spec.module.hook = lambda value: value * held  # with None it holds nothing yet
+        return program_key(spec, options.profile, TOOLS)
+
+    assert hooked(2.0) == hooked(2.0)
+    assert len({hooked(2.0), hooked(3.0), hooked(None), keys["unet"]}) == 4
+
+
 class Tracer:
     """Writes a program's name instead of tracing it."""
 

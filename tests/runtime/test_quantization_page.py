@@ -12,6 +12,7 @@ import pytest
 from controlrt.runtime.commands import main
 from controlrt.runtime.inspection.quantization_page import quantization_document
 from controlrt.runtime.manifest import Manifest
+from controlrt.runtime.page.markup import NOTHING
 from page_checker import HOSTILE, Checker
 
 RECORDED = Path(__file__).parent / "quantized_manifest.json"
@@ -105,3 +106,14 @@ def test_a_page_needs_something_to_show(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["inspect", str(tmp_path), "--html", str(tmp_path / "page.html")]) == 2
     assert "--html is for --quantization" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_where_weights_alone_are_quantized_inputs_have_no_scale() -> None:
+    manifest = msgspec.structs.replace(recorded(), backend="tensorrt-rtx")
+    assert manifest.quantization is not None
+    layer = next(layer for layer in manifest.quantization.layers if layer.kept is None)
+    both, weights = (cells(page_of(each), layer.name) for each in (recorded(), manifest))
+    assert both[:2] == weights[:2]
+    assert both[2] != weights[2] == NOTHING
+    assert "Weights alone are quantized" in page_of(manifest)
+    assert "Weights alone are quantized" not in page_of(recorded())

@@ -99,7 +99,7 @@ class _Digest:
         return self._hash.hexdigest()
 
     def add(self, value: Any) -> None:
-        """Adds a value; objects are their classes and attributes, functions their names."""
+        """Adds a value; objects are their classes and attributes, functions their names and what they hold."""
         self._write(type(value).__qualname__)
         match value:
             case None | bool() | int() | float() | str() | bytes() | torch.dtype() | torch.device():
@@ -135,9 +135,7 @@ class _Digest:
             case types.FunctionType():
                 self._remember(value)
                 self._write(f"{value.__module__}.{value.__qualname__}")
-                for cell in value.__closure__ or ():
-                    self.add(cell.cell_contents)
-                self.add(value.__defaults__)
+                self.add([value.__defaults__, *map(_contents, value.__closure__ or ())])
             case _ if hasattr(value, "__qualname__"):
                 self._write(f"{value.__module__}.{value.__qualname__}")
             case _ if hasattr(value, "__dict__"):
@@ -153,3 +151,11 @@ class _Digest:
 
     def _write(self, text: str) -> None:
         self._hash.update(f"{text}\0".encode())
+
+
+def _contents(cell: types.CellType) -> object:
+    """What a function holds on to; nothing before it is set."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None

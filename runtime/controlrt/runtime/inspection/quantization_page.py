@@ -35,7 +35,13 @@ def quantization_document(name: str, manifest: Manifest, found: Quantization) ->
     )
     parts = list(dict.fromkeys(layer.part for layer in found.layers))
     layers = [
-        _layers(place, part, found.precision, [layer for layer in found.layers if layer.part == part])
+        _layers(
+            place,
+            part,
+            found.precision,
+            [layer for layer in found.layers if layer.part == part],
+            inputs=manifest.backend != "tensorrt-rtx" or found.precision != "int8",
+        )
         for place, part in enumerate(parts)
     ]
     sections = [_quality(found), _blocks(found), *layers, _origin(manifest, found)]
@@ -122,13 +128,14 @@ def _blocks_figure(blocks: Sequence[QuantizedBlock]) -> str:
     return drawing.render()
 
 
-def _layers(place: int, part: str, precision: str, layers: Sequence[QuantizedLayer]) -> Section:
+def _layers(place: int, part: str, precision: str, layers: Sequence[QuantizedLayer], *, inputs: bool) -> Section:
+    """Every layer of a part; without ``inputs`` their weights alone are quantized."""
     rows = [
         (
             layer.name,
             precision if layer.kept is None else "as it was",
             number(float(f"{layer.amax:.4g}")),
-            number(float(f"{layer.amax / LARGEST[precision]:.4g}")) if layer.kept is None else NOTHING,
+            number(float(f"{layer.amax / LARGEST[precision]:.4g}")) if layer.kept is None and inputs else NOTHING,
             (layer.kept or "", "words"),
         )
         for layer in layers
@@ -140,6 +147,8 @@ def _layers(place: int, part: str, precision: str, layers: Sequence[QuantizedLay
         "Layers that read the same value share the largest of their scales; of what was smoothed, amax is the one "
         "before."
     )
+    if not inputs:
+        text = "Weights alone are quantized on this backend; amax is what the layer's input would keep."
     head = ("layer", "in", "amax", "scale", "because")
     markup = paragraph(text) + (paragraph(f"As they were: {kept}.") if kept else "") + heading("Every layer")
     return Section(name=f"part-{place}", heading=part, markup=markup + table(f"Layers of {part}", head, rows))

@@ -165,7 +165,7 @@ class _Worker:
             self.send(Cancel(name))
 
     def kill_if_stuck(self) -> None:
-        """Ends a process that has jobs, or is to start again, and has said nothing for long; another one takes its
+        """Ends a process that has jobs and has said nothing for long, or not that it has started; another one takes its
         place."""
         silent = time.monotonic() - self._heard
         limit = self._silent_seconds if self.ready.is_set() else _START_SECONDS
