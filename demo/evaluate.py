@@ -99,6 +99,7 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--control", action="append", metavar="NAME", help="one to measure; all where none is named")
     parser.add_argument("--scenes", type=int, default=SCENES)
     parser.add_argument("--threads", type=int, help="CPU threads; all cores where not given")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "evaluation.json")
@@ -109,7 +110,7 @@ def main() -> None:
     with ControlNetPipeline.load(arguments.bundle, threads=arguments.threads) as pipeline:
         runs = [
             (f"{control}, {label}, scale {scale:g}", control, kinds, scale)
-            for control in pipeline.controls
+            for control in arguments.control or pipeline.controls
             for label, kinds, scale in (
                 ("trained shapes", TRAINED_SHAPES, 1.0),
                 ("held-out shapes", HELD_OUT_SHAPES, 1.0),

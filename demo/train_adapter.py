@@ -1,4 +1,4 @@
-"""Trains a T2I-Adapter for colour grids, on the demo model's weights. None ships yet.
+"""Trains a T2I-Adapter for colour grids, on the demo model's weights.
 
     python demo/train_adapter.py --work build/demo    # takes a GPU where there is one
     build-engines --controlnet canny=demo/controlrt/demo/controlnet-canny --adapter color=build/demo/adapter-color

@@ -2,10 +2,9 @@
 
 pip install 'controlrt[annotate]'
 python docs/control.py bundles/demo-512x512
-python docs/control.py bundles/demo-512x512 --only adapter --adapter build/demo/adapter-color
+python docs/control.py bundles/demo-512x512 --only adapter
 
-The sheet of the T2I-Adapter takes what demo/train_adapter.py writes, and ``pip install 'controlrt[export]'`` to build a
-bundle with it.
+The sheet of the T2I-Adapter takes ``pip install 'controlrt[export]'``, to build a bundle with it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 from contact_sheet import contact_sheet
 from PIL import Image, ImageDraw
 
-from controlrt.demo import CONTROLNETS, MODEL_DIR
+from controlrt.demo import ADAPTERS, CONTROLNETS, MODEL_DIR
 from controlrt.demo.scenes import Scene, sample_scene
 from controlrt.runtime import ControlNetPipeline
 from controlrt.runtime.storage import cache_root
@@ -135,15 +134,16 @@ class Sheets:
     def adapter(self) -> dict[str, Image.Image]:
         """Needs a pipeline with the T2I-Adapter."""
         grid = {ADAPTER: hint(self.one, ADAPTER)}
+        guidance = {"guidance_scale": 3}
         return {
             "colour grid": grid[ADAPTER],
-            **self.sweep("scale {}", [0, 0.5, 1], lambda v: {"controlnet_conditioning_scale": v}, grid),
-            **self.sweep("until {}", [0.3], lambda v: {"control_guidance_end": v}, grid),
-            "with canny": self.draw(self.one.prompt, {**self.edges, **grid}),
+            **self.sweep("scale {}", [0, 0.5, 1], lambda v: {"controlnet_conditioning_scale": v, **guidance}, grid),
+            **self.sweep("until {}", [0.3], lambda v: {"control_guidance_end": v, **guidance}, grid),
+            "with canny": self.draw(self.one.prompt, {**self.edges, **grid}, **guidance),
         }
 
 
-def adapter_bundle(adapter: Path) -> Path:
+def adapter_bundle() -> Path:
     """The demo model with the T2I-Adapter and the ControlNet for edges, built where it is missing."""
     from controlrt.engines.build import BuildOptions, build
     from controlrt.runtime.profile import ShapeProfile
@@ -151,7 +151,7 @@ def adapter_bundle(adapter: Path) -> Path:
     options = BuildOptions(
         model=str(MODEL_DIR),
         controlnets={"canny": str(CONTROLNETS["canny"])},
-        adapters={ADAPTER: str(adapter)},
+        adapters={ADAPTER: str(ADAPTERS[ADAPTER])},
         profile=ShapeProfile.parse(f"{SIDE}x{SIDE}"),
         output=cache_root() / "docs" / "demo-adapter",
     )
@@ -162,13 +162,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--only", choices=SHEETS, action="append", help="a sheet to draw; all where none is named")
-    parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="of a T2I-Adapter for colour grids")
     arguments = parser.parse_args()
-    chosen = arguments.only or [name for name in SHEETS if name != "adapter" or arguments.adapter]
-    if "adapter" in chosen and arguments.adapter is None:
-        parser.error("the sheet of the adapter takes --adapter FOLDER; demo/train_adapter.py writes one")
-    for name in chosen:
-        bundle = adapter_bundle(arguments.adapter) if name == "adapter" else arguments.bundle
+    for name in arguments.only or SHEETS:
+        bundle = adapter_bundle() if name == "adapter" else arguments.bundle
         with ControlNetPipeline.load(bundle) as pipeline:
             pictures = getattr(Sheets(pipeline), name)()
         contact_sheet(pictures, COLUMNS, TILE).quantize(128).save(IMAGES / f"control-{name}.png", optimize=True)

@@ -10,21 +10,27 @@ import pytest
 from PIL import Image
 
 import controlrt.demo
-from controlrt.demo import CONTROLNETS, MODEL_DIR
+from controlrt.demo import ADAPTERS, CONTROLNETS, MODEL_DIR
 from controlrt.demo.scenes import HELD_OUT_SHAPES, PALETTE, TRAINED_SHAPES, Scene, sample_scene
 from controlrt.runtime import ControlNetPipeline
 
 
-def files() -> list[Path]:
-    return [path for root in (MODEL_DIR, *CONTROLNETS.values()) for path in root.rglob("*") if path.is_file()]
+def files(*roots: Path) -> list[Path]:
+    return [path for root in roots for path in root.rglob("*") if path.is_file()]
+
+
+def size(*roots: Path) -> int:
+    return sum(path.stat().st_size for path in files(*roots))
 
 
 def test_size_and_precision() -> None:
-    assert sum(path.stat().st_size for path in files()) <= 16 * 2**20
+    assert size(MODEL_DIR, *CONTROLNETS.values()) <= 16 * 2**20
+    assert size(*ADAPTERS.values()) <= 2**20
     from safetensors import safe_open
 
-    weights = [path for path in files() if path.suffix == ".safetensors"]
-    assert len(weights) == 5
+    everything = files(MODEL_DIR, *CONTROLNETS.values(), *ADAPTERS.values())
+    weights = [path for path in everything if path.suffix == ".safetensors"]
+    assert len(weights) == 6
     for path in weights:
         with safe_open(path, "pt") as tensors:
             assert {tensors.get_slice(name).get_dtype() for name in tensors.keys()} <= {"F16", "I64"}  # noqa: SIM118

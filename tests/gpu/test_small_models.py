@@ -22,6 +22,8 @@ from families import SIDE, Family
 pytestmark = [pytest.mark.gpu, pytest.mark.bundle]
 MIN_PSNR_DB = 35.0
 """As of the demo model: rounding to float16, amplified by a few steps."""
+SHOWS_DB = 6.0
+"""How much farther a picture without control is: the random adapters change little."""
 
 IP_ADAPTERS: dict[str, Kind] = {"shallow": "plain", "shallow_xl": "plus"}
 ONE, TWO, THREE = hints(SIDE, 3)
@@ -88,5 +90,6 @@ def test_draws_what_the_cpu_draws(both: tuple[str, ControlNetPipeline, ControlNe
     without = gpu(**shared).images
     for options in CALLS[name]:
         expected = cpu(**shared, **options).images
-        assert psnr(gpu(**shared, **options).images, expected) >= MIN_PSNR_DB
-        assert psnr(without, expected) < MIN_PSNR_DB
+        found = psnr(gpu(**shared, **options).images, expected)
+        assert found >= MIN_PSNR_DB
+        assert psnr(without, expected) < found - SHOWS_DB

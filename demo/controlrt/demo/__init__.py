@@ -7,3 +7,6 @@ MODEL_DIR = Path(__file__).parent / "model"
 
 CONTROLNETS = {name: Path(__file__).parent / f"controlnet-{name}" for name in ("canny", "mask")}
 """Diffusers folders of its ControlNets, by name."""
+
+ADAPTERS = {"color": Path(__file__).parent / "adapter-color"}
+"""Diffusers folders of its T2I-Adapters, by name."""

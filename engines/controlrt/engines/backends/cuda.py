@@ -16,7 +16,6 @@ from controlrt.compiler.passes.channels_last import ChannelsLast
 from controlrt.compiler.passes.channels_last_residuals import ChannelsLastResiduals
 from controlrt.compiler.passes.fused_attention import FusedAttention
 from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
-from controlrt.compiler.passes.joined_projections import JoinedProjections
 from controlrt.compiler.passes.lone_layer_norm import LoneLayerNorm
 from controlrt.compiler.passes.pointwise_convolution import PointwiseConvolution
 from controlrt.compiler.passes.quantize import Inputs
@@ -56,7 +55,6 @@ class CudaBackend:
         SkipGroupNorm(),
         BiasAdd(),
         LoneLayerNorm(),
-        JoinedProjections(),
     )
     device: Final = "cuda"
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
