@@ -16,6 +16,7 @@ from PIL import Image
 from controlrt.runtime.commands import doctor, guarded, main, named_values
 from controlrt.runtime.commands.control_option import parse_control
 from controlrt.runtime.commands.generate import numbered, parse_size
+from controlrt.runtime.cuda.gpu import Gpu
 from controlrt.runtime.errors import UserError
 from controlrt.runtime.samplers import ALIASES
 
@@ -95,6 +96,34 @@ def test_doctor_names_the_default_backend(
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(line in lines for line in says)
+
+
+@pytest.mark.parametrize(
+    ("capability", "installed", "says", "silent"),
+    [
+        ("9.0", (), ["CUDA:          pip install 'controlrt[cuda]', then", "'controlrt[tensorrt]'"], "tensorrt-rtx]'"),
+        ("8.9", (), ["'controlrt[tensorrt-rtx]' (from PyPI)"], "nothing else"),
+        ("9.0", ("cuda-bindings", "onnxruntime-gpu"), ["'controlrt[tensorrt]'"], "CUDA: "),
+        ("9.0", ("cuda-bindings", "onnxruntime-gpu", "tensorrt"), [], "TensorRT: "),
+    ],
+)
+def test_doctor_says_what_a_gpu_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    capability: str,
+    installed: tuple[str, ...],
+    says: list[str],
+    silent: str,
+) -> None:
+    """TensorRT-RTX is named where it runs alone."""
+    monkeypatch.setattr(doctor, "find_gpu", lambda: Gpu(name="NVIDIA Some", compute_capability=capability))
+    monkeypatch.setattr(doctor, "_gpus", lambda: [])
+    versions = dict.fromkeys((*doctor.RUNTIME, *installed), "1.30.0")
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert all(each in printed for each in says)
+    assert silent not in printed
 
 
 def test_samplers_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from controlrt.engines.backends.onnxruntime import OnnxRuntimeBackend
 from controlrt.engines.backends.openvino import OpenVinoBackend
 from controlrt.engines.backends.tensorrt import TensorRtBackend
 from controlrt.engines.tensorrt.options import EngineOptions
+from controlrt.runtime.cuda.onnxruntime import INSTALL
 from controlrt.runtime.errors import UserError
 from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.manifest import Precision, Program
@@ -92,7 +93,8 @@ def choose_backend(name: str | None) -> BackendName:
     """
     for known, backend in BACKENDS.items():
         if name == known and not backend.is_installed():
-            raise UserError(f"backend {name} is not installed here; install it with: pip install 'controlrt[{name}]'")
+            how = INSTALL if name == "cuda" else f"pip install 'controlrt[{name}]'"
+            raise UserError(f"backend {name} is not installed here; install it with: {how}")
         if name == known or (name is None and backend.runs_here()):
             return known
     raise UserError(f"no backend {name!r}; there are: {', '.join(BACKENDS)}")

@@ -14,7 +14,7 @@ from controlrt.calibration.collect import collect
 from controlrt.calibration.data import DEMO
 from controlrt.compiler.compile import load_program, one_picture
 from controlrt.compiler.flops import count_flops
-from controlrt.engines.build import BuildOptions, build, export_programs
+from controlrt.engines.build import QUANTIZED, BuildOptions, build, export_programs
 from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.perf.models import BenchModel, bench_directory
 from controlrt.perf.peers.contenders import Peer
@@ -28,7 +28,7 @@ from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.storage import atomic_file, sha256_tree
 
 CALIBRATION_CASES, CALIBRATION_STEPS = 6, 5
-"""Of a bundle in int8."""
+"""Of a bundle in int8 or fp8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class Workshop:
             backend=peer.backend,
             precision=peer.precision,
             measure=False,
-            quantization=self._int8(task) if peer.precision == "int8" else None,
+            quantization=self._quantization(task) if peer.precision in QUANTIZED else None,
         )
         note = output.with_name(f"{peer.name}.seconds")
         started = time.monotonic()
@@ -149,8 +149,8 @@ class Workshop:
         compiled = float(note.read_text()) if note.is_file() else None
         return built.bundle, None if compiled is None else compiled + _export_seconds(exported)
 
-    def _int8(self, task: Task) -> QuantizationOptions:
-        """How a bundle in int8 is built: by scenes of the demo model's kind, whatever the model.
+    def _quantization(self, task: Task) -> QuantizationOptions:
+        """How a bundle in int8 or fp8 is built: by scenes of the demo model's kind, whatever the model.
 
         What it gives up stands beside its speed, so no likeness is asked for.
         """

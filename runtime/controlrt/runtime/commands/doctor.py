@@ -12,6 +12,7 @@ from contextlib import closing
 
 from controlrt.runtime.cuda.driver import CudaDevice
 from controlrt.runtime.cuda.gpu import RTX_CAPABILITIES, find_gpu
+from controlrt.runtime.cuda.onnxruntime import INSTALL
 from controlrt.runtime.errors import DeviceError
 from controlrt.runtime.executors.openvino import native_precisions
 from controlrt.runtime.storage import cache_root
@@ -67,9 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"run bundles:   {'yes' if not missing else 'no; pip install controlrt'}")
     print(f"build bundles: {'yes' if can_export else 'no; pip install controlrt[export]'}")
     print(f"backend:       {_default_backend()}")
-    if find_gpu() is not None and not any(map(_tensorrt, TENSORRT)):
-        print("TensorRT:      absent: pip install 'controlrt[tensorrt]' (its wheel comes from NVIDIA's own index),")
-        print("               or pip install 'controlrt[tensorrt-rtx]' (from PyPI)")
+    for line in _faster():
+        print(line)
     print(f"Python: {sys.executable}")
     return 1 if missing else 0
 
@@ -90,6 +90,20 @@ def _gpus() -> list[str]:
             )
     except DeviceError as error:
         return found or [f"GPU: {error}"]
+
+
+def _faster() -> list[str]:
+    """What is missing to use this machine's GPU, or to use it well."""
+    gpu, found = find_gpu(), []
+    if gpu is None:
+        return []
+    if not (_version("cuda-bindings") and _version("onnxruntime-gpu")):
+        found.append(f"CUDA:          {INSTALL}")
+    if not any(map(_tensorrt, TENSORRT)):
+        found.append("TensorRT:      pip install 'controlrt[tensorrt]' (its wheel comes from NVIDIA's own index)")
+        if gpu.compute_capability in RTX_CAPABILITIES:
+            found.append("               or pip install 'controlrt[tensorrt-rtx]' (from PyPI)")
+    return found
 
 
 def _either(name: str) -> str | None:

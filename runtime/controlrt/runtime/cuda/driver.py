@@ -29,7 +29,10 @@ class CudaDevice:
         self._index = index
         count = self._count()
         if not 0 <= index < count:
-            raise DeviceError(f"there is no GPU {index}; this machine has {count}, counted from 0")
+            counted = f"has {count}, counted from 0: name another" if count else "has none that CUDA sees"
+            raise DeviceError(
+                f"there is no GPU {index}; this machine {counted} (CUDA_VISIBLE_DEVICES hides those it does not list)"
+            )
         self.activate()
         self._streams: list[Any] = []
         self._events: list[Any] = []
@@ -166,9 +169,12 @@ class CudaDevice:
         status, count = self._cuda.cudaGetDeviceCount()
         name = status.name
         if version < MIN_DRIVER or name == "cudaErrorInsufficientDriver":
-            needed = ".".join(map(str, MIN_DRIVER))
+            needed = f"{'.'.join(map(str, MIN_DRIVER))} or newer"
+            if version >= MIN_DRIVER:
+                needed = "what the installed cuda-bindings were made for"
             raise DeviceError(
-                f"the NVIDIA driver knows CUDA {version[0]}.{version[1]}, and {needed} or newer is needed; update it"
+                f"the NVIDIA driver knows CUDA {version[0]}.{version[1]}, and {needed} is needed; update the "
+                f"driver, or pip install 'cuda-bindings=={max(version, MIN_DRIVER)[0]}.*'"
             )
         if name == "cudaErrorNoDevice":
             return 0

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 PROVIDER = "CUDAExecutionProvider"
 _FULL = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS failure 3", "CUDNN_STATUS_ALLOC_FAILED")
 """How CUDA, cuBLAS and cuDNN say that the GPU's memory is full."""
-MISSING = (
-    "this bundle is for ONNX Runtime's CUDA provider, which is not here: pip install 'controlrt[cuda]', then "
-    "pip uninstall -y onnxruntime, then pip install --force-reinstall --no-deps onnxruntime-gpu"
+INSTALL = (
+    "pip install 'controlrt[cuda]', then pip uninstall -y onnxruntime, then pip install --force-reinstall --no-deps "
+    "onnxruntime-gpu"
 )
+"""onnxruntime and onnxruntime-gpu are the same module: the one goes, the other is laid down again."""
+MISSING = f"this bundle is for ONNX Runtime's CUDA provider, which is not here: {INSTALL}"
 NO_START = (
     "ONNX Runtime's CUDA provider does not start: it wants CUDA, cuBLAS and cuDNN of the version that it was built "
     "for; pip install 'onnxruntime-gpu[cuda,cudnn]' brings them"
