@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench_reports import full_report, gpu_report
 from controlrt.perf.readme import fill, markdown
-from controlrt.perf.results import save
+from controlrt.perf.results import load, save
 from controlrt.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +21,30 @@ def test_the_readme_says_what_the_results_say() -> None:
     text = (ROOT / "README.md").read_text()
     assert "<!-- bench perf/results/" in text
     assert fill(text, ROOT) == text, "run: python -m controlrt.perf.readme README.md"
+
+
+def test_the_documents_say_what_was_measured_on_a_gpu() -> None:
+    results, documents = ROOT / "perf" / "results", ROOT / "docs"
+    text = (documents / "cuda.md").read_text()
+    (found,) = (
+        each.measurement
+        for each in load(results / "sd15-512-h200.json").scenario("single stream").contenders
+        if each.name == "cuda-fp16"
+    )
+    assert found is not None
+    for ratio in (found.speedup_over_eager, found.speedup_over_compiled):
+        assert ratio is not None
+        assert f"| {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) |" in text
+    assert f"| {found.percentiles.picture.spread:.3f} |" in text
+    assert found.parity is not None
+    assert f"| {found.parity.psnr_db:.1f} dB |" in text
+    steps = json.loads((results / "cuda-passes-sd15.json").read_text())["step_milliseconds"]
+    text = (documents / "passes.md").read_text()
+    assert f"all passes being {statistics.median(steps['all']):.2f} ms" in text
+    for variant, times in steps.items():
+        if variant.startswith("without ") and variant != "without JoinedProjections":  # a pass that is gone
+            ratio = statistics.median(np.divide(times, steps["all"]))
+            assert f"| `{variant.removeprefix('without ')}` | {ratio:.3f} |" in text
 
 
 def test_a_table_has_every_contender_with_its_numbers_or_its_reason() -> None:

@@ -9,8 +9,14 @@ import msgspec
 import pytest
 
 from bench_reports import full_report
+from controlrt.perf.changes.results import load as load_changes
+from controlrt.perf.report import load_ablation
 from controlrt.perf.results import load, save
+from controlrt.perf.server.results import load as load_server
 from controlrt.runtime.errors import UserError
+
+RESULTS = Path(__file__).parents[2] / "perf" / "results"
+LOADERS = {"pipeline": load, "server": load_server, "changes": load_changes, "ablation": load_ablation}
 
 
 def test_a_report_reads_back_as_it_was_written(tmp_path: Path) -> None:
@@ -20,6 +26,15 @@ def test_a_report_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert load(file) == report
     assert json.loads(file.read_text())["scenarios"][0]["contenders"][0]["name"] == "eager"
     assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("name", [file.name for file in sorted(RESULTS.glob("*.json"))])
+def test_committed_results_fit_their_schema_and_say_how_they_came_about(name: str) -> None:
+    result = json.loads((RESULTS / name).read_text())
+    assert result["command"].startswith(("controlrt bench", "python perf/"))
+    assert result["commit"]
+    if (kind := result.get("benchmark")) in LOADERS:
+        LOADERS[kind](RESULTS / name)
 
 
 def test_an_incomplete_report_is_one_too(tmp_path: Path) -> None:
