@@ -16,7 +16,7 @@ from controlrt.runtime.cuda.driver import CudaDevice
 from controlrt.runtime.errors import DeviceError
 from controlrt.runtime.profile import ShapeProfile
 
-GPU_BACKENDS = ("cuda",)
+GPU_BACKENDS = tuple(name for name, backend in BACKENDS.items() if backend.device == "cuda")
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def on_the_gpu(request: pytest.FixtureRequest) -> Iterator[ControlNetPipeline]:
         CudaDevice().close()
     except DeviceError as error:
         pytest.skip(str(error))
-    if not BACKENDS[request.param].is_installed():
-        pytest.skip(f"backend {request.param} is not installed")
+    if not BACKENDS[request.param].runs_here():
+        pytest.skip(f"backend {request.param} is not installed, or does not run on this GPU")
     output = Path(os.environ["CONTROLRT_CACHE"]) / "tests" / f"demo-{request.param}-fp16"
     options = BuildOptions(
         model=str(MODEL_DIR),
