@@ -5,40 +5,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import get_args
 
 import msgspec
-import onnx_ir as ir
 
 import controlrt.compiler
 import controlrt.engines
-from controlrt.compiler.compile import (
-    FUSED,
-    Passes,
-    ProgramGraph,
-    compile_program,
-    fuse_programs,
-    load_program,
-    one_picture,
-)
-from controlrt.compiler.passes.channels_last_residuals import ChannelsLastResiduals
+from controlrt.compiler.compile import FUSED, Passes, compile_program
 from controlrt.compiler.quantization.statistics import Statistics
-from controlrt.compiler.reference import Reference
-from controlrt.compiler.standard_form import standard_form
 from controlrt.compiler.verify import Verifier
 from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS, Backend
 from controlrt.engines.exported_files import copy_files, exported_files
-from controlrt.engines.quality import measure_loss
+from controlrt.engines.parts import QUANTIZED, few_pictures, part_graphs, part_precision
+from controlrt.engines.quality import measurable, measure_parts
 from controlrt.engines.quantization.choice import choose, reduces_range
 from controlrt.engines.quantization.layer_choice import fitting
 from controlrt.engines.quantization.options import QuantizationOptions
@@ -49,15 +36,12 @@ from controlrt.runtime.commands import INTERRUPTED
 from controlrt.runtime.commands.lora_option import LoraOption
 from controlrt.runtime.cuda.gpu import RTX_CAPABILITIES, Gpu, find_gpu
 from controlrt.runtime.errors import (
-    BuildError,
     BundleError,
     ControlRTError,
     ParameterError,
     UnknownNameError,
     UserError,
 )
-from controlrt.runtime.executors import open_executor
-from controlrt.runtime.image_tokens import image_dimensions
 from controlrt.runtime.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -66,7 +50,7 @@ from controlrt.runtime.manifest import (
     PassCheck,
     Precision,
     Program,
-    QuantizedPrecision,
+    Provenance,
 )
 from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.profile import ShapeProfile
@@ -80,7 +64,6 @@ from controlrt.runtime.storage import (
     sha256_tree,
 )
 
-QUANTIZED = get_args(QuantizedPrecision)
 FP8_CAPABILITY = 8.9
 """The first compute capability of GPUs that have fp8."""
 COMPILED = "compiled"
@@ -146,6 +129,11 @@ class BuildOptions:
                 f"--precision {self.precision} needs to know what its layers read; name that with --calibration FILE, "
                 "and make the file with: controlrt calibrate"
             )
+        if self.engine.refittable or self.engine.strip_weights:
+            raise UserError(
+                f"--refittable and --strip-weights: nothing refits engines in {self.precision}, whose scales belong to "
+                "their weights; drop them"
+            )
         old = [each for each in self.engine.compute_capabilities if float(each) < FP8_CAPABILITY]
         if old and self.precision == "fp8":
             allowed = f"{FP8_CAPABILITY} or later with --precision fp8, which GPUs before have no numbers of"
@@ -203,17 +191,7 @@ def build(options: BuildOptions, command: str) -> Built:
     refuse_fp8_without_gpu_for_it(options, find_gpu())
     statistics = Statistics.load(options.quantization.statistics) if options.quantization is not None else None
     with lock(options.output):
-        source = export_programs(
-            options.model,
-            options.controlnets,
-            options.profile,
-            adapters=options.adapters,
-            ip_adapters=options.ip_adapters,
-            image_encoder=options.image_encoder,
-            loras=options.loras,
-            config=options.config,
-            prediction_type=options.prediction_type,
-        )
+        source = export_sources(options)
         exported = read_manifest(source)
         _refuse_fused_union(options, exported)
         if statistics is not None:
@@ -229,7 +207,7 @@ def build(options: BuildOptions, command: str) -> Built:
             decisive += [sha256_file(options.quantization.statistics), asdict(options.quantization)]
             decisive.append(reduces_range(options.quantization, backend))
         key = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
-        found = _whole_bundle(options.output, key)
+        found = whole_bundle(options.output, key)
         if found is not None:
             return Built(bundle=found, cached=True)
         with atomic_directory(options.output) as partial:
@@ -274,7 +252,7 @@ def _compile(
     checks: list[PassCheck] = []
     choice = None
     if options.quantization is not None and statistics is not None:
-        graphs = [each for each in _sources(options, source, exported) if each.program.name != FUSED]
+        graphs = [each for each in part_graphs(source, exported, options.fuse) if each.program.name != FUSED]
         fused = {control.name: control.part for control in exported.controls if control.name in options.fuse}
         choice = choose(statistics, options.quantization, options.backend, exported, source, graphs, fused)
     (target / "programs").mkdir()
@@ -284,10 +262,10 @@ def _compile(
     parts = len(exported.programs) + bool(options.fuse)
     with Progress("build", parts * (2 + measured) + 1 + (choice is not None)) as progress:
         with WeightStore(compiled_to / "programs") as weights:
-            for each in _sources(options, source, exported):
+            for each in part_graphs(source, exported, options.fuse):
                 name = each.program.name
                 progress.start(f"compile {name}")
-                precision = _precision(name, options, exported)
+                precision = part_precision(name, options.backend, options.precision, exported)
                 with _verifier(options, exported, name) if options.verify else contextlib.nullcontext() as verifier:
                     for compiled in compile_program(
                         each.program,
@@ -306,48 +284,28 @@ def _compile(
                         checks += verifier.checks
         copy_files(exported, source, target)
         manifest = msgspec.structs.replace(
-            exported,
+            with_sources(exported, options),
             key=key,
             backend=options.backend,
             precision=options.precision,
-            model=msgspec.structs.replace(
-                exported.model,
-                source=options.model,
-                loras=tuple(
-                    msgspec.structs.replace(lora, source=option.source)
-                    for lora, option in zip(exported.model.loras, options.loras, strict=True)
-                ),
-            ),
-            controls=tuple(
-                msgspec.structs.replace(control, source={**options.controlnets, **options.adapters}[control.name])
-                for control in exported.controls
-            ),
-            ip_adapters=tuple(
-                msgspec.structs.replace(adapter, source=options.ip_adapters[adapter.name])
-                for adapter in exported.ip_adapters
-            ),
             fusion=Fusion(part=FUSED, controls=options.fuse) if options.fuse else None,
             programs=tuple(programs),
             checks=tuple(checks),
             files=dict.fromkeys(
                 (*exported_files(exported), *(program.file for program in programs)), ""
             ),  # digested last
-            provenance=msgspec.structs.replace(
-                exported.provenance,
-                sources=_renamed_sources(options, exported),
-                created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                command=command,
-                versions={**exported.provenance.versions, **backend.versions()},
-            ),
+            provenance=provenance(exported, backend, command),
         )
         if measured:
-            manifest = _measured(options, Bundle(compiled_to, manifest), source, exported, progress)
+            every_part = part_graphs(source, exported, options.fuse)
+            measured_programs = measure_parts(Bundle(compiled_to, manifest), every_part, exported, progress)
+            manifest = msgspec.structs.replace(manifest, programs=measured_programs)
         if choice is not None:
             progress.start(f"draw in {options.precision}")
             if compiled_to != target:
                 copy_files(exported, source, compiled_to)
-            with _measurable(options, Bundle(compiled_to, manifest)) as measurable:
-                quality = measure_quality(measurable, choice.cases)
+            with measurable(Bundle(compiled_to, manifest)) as on_this_machine:
+                quality = measure_quality(on_this_machine, choice.cases)
             pass_gate(quality, choice.options)
             manifest = msgspec.structs.replace(manifest, quantization=choice.record(quality))
         finished = []
@@ -362,96 +320,61 @@ def _compile(
         return msgspec.structs.replace(manifest, programs=tuple(finished), files=digest_files(target))
 
 
-def _renamed_sources(options: BuildOptions, exported: Manifest) -> dict[str, str]:
-    """Digests of the checkpoints by how the build names them; a cached export may have come by other names."""
-    named = {exported.model.source: options.model}
-    named |= {
-        control.source: {**options.controlnets, **options.adapters}[control.name] for control in exported.controls
-    }
-    named |= {adapter.source: options.ip_adapters[adapter.name] for adapter in exported.ip_adapters}
-    return {named.get(source, source): digest for source, digest in exported.provenance.sources.items()}
+def with_sources(exported: Manifest, options: BuildOptions) -> Manifest:
+    """The manifest with sources as the build names them; a cached export may have come by other names."""
+    controls = {**options.controlnets, **options.adapters}
+    return msgspec.structs.replace(
+        exported,
+        model=msgspec.structs.replace(
+            exported.model,
+            source=options.model,
+            config=options.config,
+            prediction_type=options.prediction_type,
+            loras=tuple(
+                msgspec.structs.replace(lora, source=option.source)
+                for lora, option in zip(exported.model.loras, options.loras, strict=True)
+            ),
+        ),
+        controls=tuple(
+            msgspec.structs.replace(control, source=controls[control.name]) for control in exported.controls
+        ),
+        ip_adapters=tuple(
+            msgspec.structs.replace(
+                adapter, source=options.ip_adapters[adapter.name], image_encoder=options.image_encoder
+            )
+            for adapter in exported.ip_adapters
+        ),
+    )
 
 
-def _precision(part: str, options: BuildOptions, exported: Manifest) -> Precision:
-    """What all of a part but its quantized layers is in; a VAE that leaves float16's range is in float32."""
-    base = BACKENDS[options.backend].default_precision if options.precision in QUANTIZED else options.precision
-    overflows = base == "fp16" and part.startswith("vae") and exported.model.vae_float32
-    return "fp32" if overflows else base
-
-
-def _measured(options: BuildOptions, built: Bundle, source: Path, exported: Manifest, progress: Progress) -> Manifest:
-    """The manifest with the loss of every program; what is to become an engine runs in ONNX Runtime.
-
-    Raises:
-        BuildError: a program whose output is not finite.
-    """
-    programs: list[Program] = []
-    passes = BACKENDS[options.backend].passes
-    residuals_last = any(isinstance(each, ChannelsLastResiduals) for each in passes)
-    with _measurable(options, built) as measurable:
-        for each in _sources(options, source, exported):
-            part = each.program.name
-            progress.start(f"measure {part}")
-            stages = [program for program in built.manifest.programs if program.part == part]
-            if any(stage.precision in QUANTIZED for stage in stages):  # seeded noise is not what their scales are for
-                programs += stages
-                continue
-            with (
-                Reference(_few_pictures(exported, part)) as reference,
-                open_executor(measurable) as executor,
-            ):
-                loss = measure_loss(executor, stages, each.model, reference, residuals_last=residuals_last)
-            if not math.isfinite(loss.max_relative_error):
-                exact = options.precision == "fp32"
-                mend = "its weights are damaged or too large" if exact else "build it with --precision fp32"
-                raise BuildError(f"{part} gives values that are not finite in {options.precision}; {mend}")
-            programs += [msgspec.structs.replace(program, loss=loss) for program in stages]
-    return msgspec.structs.replace(built.manifest, programs=tuple(programs))
-
-
-@contextlib.contextmanager
-def _measurable(options: BuildOptions, built: Bundle) -> Iterator[Bundle]:
-    """The compiled programs as this machine can run them: as they are, or in ONNX Runtime on the CPU."""
-    backend = BACKENDS[options.backend]
-    if backend.ships_onnx and (backend.device == "cpu" or backend.runs_here()):
-        yield built
-        return
-    on_the_cpu = msgspec.structs.replace(built.manifest, backend="onnxruntime")
-    if not backend.ships_onnx:  # what becomes engines is ONNX that any machine runs
-        yield Bundle(built.path, on_the_cpu)
-        return
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory)
-        (path / "programs").mkdir()
-        with WeightStore(path / "programs") as weights:
-            for program in built.manifest.programs:
-                weights.save(standard_form(ir.load(built.path / program.file)), Path(program.file).name)
-        yield Bundle(path, on_the_cpu)
-
-
-def _sources(options: BuildOptions, source: Path, exported: Manifest) -> Iterator[ProgramGraph]:
-    """Every exported program, and the fused one if there is to be one."""
-    models = {}
-    for program in exported.programs:
-        model = load_program(program, source, exported.profile)
-        models[program.name] = ProgramGraph(program=program, model=model)
-        yield models[program.name]
-    if options.fuse:
-        fused = [control for control in exported.controls if control.name in options.fuse]
-        yield fuse_programs(models["unet"], {control.name: models[control.part] for control in fused})
+def provenance(exported: Manifest, backend: Backend, command: str) -> Provenance:
+    """Of a bundle that is made now of an export."""
+    return msgspec.structs.replace(
+        exported.provenance,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        command=command,
+        versions={**exported.provenance.versions, **backend.versions()},
+    )
 
 
 def _verifier(options: BuildOptions, exported: Manifest, part: str) -> Verifier:
     """A failing pass is kept beside the bundle."""
-    return Verifier(_few_pictures(exported, part), options.output.parent / f"{options.output.name}-verify")
+    return Verifier(few_pictures(exported, part), options.output.parent / f"{options.output.name}-verify")
 
 
-def _few_pictures(exported: Manifest, part: str) -> dict[str, int]:
-    """Sizes to check with: two guided pictures of the longest prompts, or the nearest number that the profile has."""
-    profile = exported.profile.of(part)
-    images = image_dimensions(spec for program in exported.programs for spec in program.inputs)
-    batch = min(max(2, profile.batch.low), profile.batch.high)
-    return one_picture(profile) | images | {"batch": batch, "rows": 2 * batch, "tokens": profile.tokens.high}
+def export_sources(options: BuildOptions) -> Path:
+    """The traced ONNX programs of what is to be built; see ``export_programs``."""
+    return export_programs(
+        options.model,
+        options.controlnets,
+        options.profile,
+        adapters=options.adapters,
+        ip_adapters=options.ip_adapters,
+        image_encoder=options.image_encoder,
+        loras=options.loras,
+        config=options.config,
+        prediction_type=options.prediction_type,
+    )
 
 
 def export_programs(
@@ -509,7 +432,7 @@ def export_programs(
         return Path(json.loads(report.read_text())["path"])
 
 
-def _whole_bundle(path: Path, key: str) -> Bundle | None:
+def whole_bundle(path: Path, key: str) -> Bundle | None:
     """The bundle at ``path`` if it has this key and every file is as built."""
     if not (path / MANIFEST_NAME).is_file():
         return None

@@ -77,8 +77,10 @@ class Engine(_Record, frozen=True, kw_only=True):
     optimization_profiles: int
     refittable: bool
     stripped: bool
-    """Whether its weights must be refitted before it runs."""
+    """Whether it has no weights, and ``controlrt refit`` must give it some before it runs."""
     version_compatible: bool
+    refit_seconds: float | None = None
+    """What it took to give it other weights; None where it has those that it was built with."""
 
 
 class Program(_Record, frozen=True, kw_only=True):
@@ -158,6 +160,8 @@ class IPAdapter(_Record, frozen=True, kw_only=True):
     """Of one picture."""
     layers: int
     """The UNet's cross-attentions; each has a scale."""
+    image_encoder: str | None = None
+    """Its source; None where it lies beside the adapter."""
 
 
 class Fusion(_Record, frozen=True, kw_only=True):
@@ -200,6 +204,10 @@ class Model(_Record, frozen=True, kw_only=True):
     vae_float32: bool = False
     """Whether the VAE's activations leave the range of float16, as SDXL's do (diffusers' force_upcast)."""
     loras: tuple[Lora, ...] = ()
+    config: str | None = None
+    """The ``--config`` of a single file."""
+    prediction_type: str | None = None
+    """The ``--prediction-type`` of a single file."""
 
 
 class PassCheck(_Record, frozen=True, kw_only=True):
@@ -281,7 +289,7 @@ class Provenance(_Record, frozen=True, kw_only=True):
     created: str
     command: str
     sources: dict[str, Sha256]
-    """Digest of each checkpoint's files, by source."""
+    """Digest of each checkpoint's files, by what it is: ``model``, ``controlnet.NAME``, ``lora.NAME``, ..."""
     versions: dict[str, str]
 
 
@@ -308,6 +316,8 @@ class Manifest(_Record, frozen=True, kw_only=True):
     files: dict[str, Sha256]
     """Every file of the bundle but the manifest, with its digest."""
     provenance: Provenance
+    refitted_from: Sha256 | None = None
+    """The key of the bundle whose engines these are, with other weights; None for a bundle as it was built."""
 
     def fused(self, controls: Sequence[str]) -> str | None:
         """The part that is the UNet fused with exactly these controls, if the bundle has one."""

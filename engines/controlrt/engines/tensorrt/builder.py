@@ -10,7 +10,6 @@ import json
 import logging
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -20,12 +19,14 @@ import msgspec
 
 from controlrt.engines.tensorrt import child
 from controlrt.engines.tensorrt.dialect import write_for_parser
-from controlrt.engines.tensorrt.log import tail, warnings_of
+from controlrt.engines.tensorrt.log import warnings_of
 from controlrt.engines.tensorrt.options import EngineOptions
+from controlrt.engines.tensorrt.process import REFUSED, Ended, refuse_full_disk, run_child
 from controlrt.engines.tensorrt.profiles import optimization_profiles
 from controlrt.engines.tensorrt.request import MODULES, BuildAnswer, BuildRequest, Flavour, Shapes
+from controlrt.engines.tensorrt.structure import structure_file, write_structure
 from controlrt.runtime.cuda.gpu import RTX_CAPABILITIES, Gpu, find_gpu
-from controlrt.runtime.errors import BuildError, OutputError, ParameterError, UserError
+from controlrt.runtime.errors import BuildError, ParameterError, UserError
 from controlrt.runtime.manifest import Engine, Program
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.storage import atomic_directory, cache_root, lock, sha256_file
@@ -34,7 +35,6 @@ CHILD = (sys.executable, "-m", child.__name__)
 LONG_SECONDS = 5.0
 """A phase of the builder that takes longer is worth a line."""
 PLAN, RECORD = "engine.plan", "engine.json"
-_FULL_DISK = "No space left on device"
 _log = logging.getLogger(__name__)
 
 
@@ -97,7 +97,8 @@ class TensorRtBuilder:
         Args:
             program: its manifest entry.
             onnx: its ONNX file, weights beside it.
-            target: the bundle's directory; the engine becomes ``programs/NAME.plan``.
+            target: the bundle's directory; the engine becomes ``programs/NAME.plan``, and its structure lies beside it
+                where it can be refitted.
             profile: what sizes it must run at.
             options: as ``check`` has let pass.
 
@@ -108,14 +109,9 @@ class TensorRtBuilder:
             BuildError: the builder refuses the program, crashes or is killed.
             OutputError: no space left.
         """
-        try:
-            parsed, digest = write_for_parser(onnx)
-        except Exception as error:  # protobuf's and onnx-ir's exceptions share no base class
-            raise BuildError(
-                f"program {program.name}: its ONNX and weights cannot be read ({error}); is the disk full or failing?"
-            ) from error
+        parsed, structure = write_for_parser(program.name, onnx)
         profiles = optimization_profiles(program, profile)
-        kept = engine_cache() / self._key(digest, profiles, options)
+        kept = engine_cache() / self._key(structure.digest, profiles, options)
         with lock(kept):
             record = _read(kept)
             if record is None:
@@ -125,6 +121,8 @@ class TensorRtBuilder:
             file = f"programs/{program.name}.plan"
             shutil.copyfile(kept / PLAN, target / file)
         parsed.unlink()
+        if record.engine.refittable:
+            write_structure(target / structure_file(file), structure)
         return msgspec.structs.replace(program, file=file, engine=record.engine)
 
     def _check_gpu(self, options: EngineOptions, gpu: Gpu | None) -> None:
@@ -156,15 +154,12 @@ class TensorRtBuilder:
                 profiles=profiles,
                 options=options,
             )
-            asked, log_file = Path(scratch) / "request.json", Path(scratch) / "log"
-            asked.write_bytes(msgspec.json.encode(request))
-            code = _call([*CHILD, str(asked)], log_file)
-            log = log_file.read_text(errors="replace")
-            if code != 0 or not Path(request.answer).is_file():
-                raise self._failure(program.name, code, log)
+            ended = run_child(CHILD, request, Path(scratch))
+            if ended.code != 0 or not Path(request.answer).is_file():
+                raise self._failure(program.name, ended)
             answer = msgspec.json.decode(Path(request.answer).read_bytes(), type=BuildAnswer)
         _compare(program, answer)
-        for warning in warnings_of(log):
+        for warning in warnings_of(ended.log):
             _log.warning("%s %s: %s", self.flavour, program.name, warning)
         for phase, seconds in sorted(answer.phases.items(), key=lambda each: -each[1]):
             if seconds >= LONG_SECONDS:
@@ -196,22 +191,21 @@ class TensorRtBuilder:
         """The one that the engine is for; None where it is for more than one."""
         return find_gpu() if self.flavour == "tensorrt" else None
 
-    def _failure(self, name: str, code: int, log: str) -> BuildError | OutputError:
-        shown = tail(log) or "(it said nothing)"
-        if _FULL_DISK in log:
-            return OutputError(f"no space left while building the engine of {name}; free some in {cache_root()}")
-        if code == child.REFUSED:
-            how, mend = "refuses it", "build with --backend onnxruntime, or --precision fp32 if types are the reason"
-        elif code == -signal.SIGKILL:
-            how, mend = "was killed", "was there enough memory? --workspace and smaller --profile ranges need less"
-        elif code < 0:
-            how = f"crashed ({signal.Signals(-code).name})"
+    def _failure(self, name: str, ended: Ended) -> BuildError:
+        refuse_full_disk(ended, f"building the engine of {name}")
+        if ended.code == REFUSED:
+            mend = "build with --backend onnxruntime, or --precision fp32 if types are the reason"
+        elif ended.code == -signal.SIGKILL:
+            mend = "was there enough memory? --workspace and smaller --profile ranges need less"
+        elif ended.code < 0:
             mend = "build for one size (--profile 512x512 --batch 1), or with --backend onnxruntime"
-        elif code == 0:
-            how, mend = "ended without an engine", "build with --backend onnxruntime"
+        elif ended.code == 0:
+            mend = "build with --backend onnxruntime"
         else:
-            how, mend = f"failed with exit code {code}", f"is it whole? pip install 'controlrt[{self.flavour}]'"
-        return BuildError(f"program {name}: {self.flavour} {how}; {mend}. The end of its log:\n{shown}")
+            mend = f"is it whole? pip install 'controlrt[{self.flavour}]'"
+        return BuildError(
+            f"program {name}: {self.flavour} {ended.how}; {mend}. The end of its log:\n{ended.end_of_log}"
+        )
 
 
 def _compare(program: Program, answer: BuildAnswer) -> None:
@@ -255,15 +249,3 @@ def _version(module: str) -> str:
     known = importlib.metadata.packages_distributions()
     names = known.get(module) or known.get(f"{module}_bindings") or []
     return importlib.metadata.version(names[0]) if names else "unknown"
-
-
-def _call(command: list[str], log: Path) -> int:
-    """Runs the builder's process to its end and returns the exit code, negative for a signal."""
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
-        try:
-            return process.wait()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise

@@ -15,11 +15,10 @@ from typing import Any
 
 import msgspec
 
+from controlrt.engines.tensorrt.process import REFUSED
 from controlrt.engines.tensorrt.request import MODULES, BuildAnswer, BuildRequest, Tensor
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "UINT8": "uint8"}
-REFUSED = 3
-"""Exit code where the builder itself said no; the reason is in the log."""
 
 
 def main(path: str) -> int:

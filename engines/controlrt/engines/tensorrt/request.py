@@ -1,4 +1,4 @@
-"""What the build asks of the process that runs the builder, and what that answers; both are JSON files."""
+"""What is asked of the processes that run TensorRT, and what they answer; all are JSON files."""
 
 from __future__ import annotations
 
@@ -51,3 +51,26 @@ class BuildAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of the builder's phases, those that contain others left out."""
     inputs: list[Tensor]
     outputs: list[Tensor]
+
+
+class RefitRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine to give other weights."""
+
+    flavour: Flavour
+    onnx: str
+    """Its path, the new weights beside it; so are the paths below."""
+    plan: str
+    refitted: str
+    """Where the plan with the new weights goes."""
+    answer: str
+    changed: list[str]
+    """Weights that must not stay as they are."""
+    version_compatible: bool
+
+
+class RefitAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """How it went."""
+
+    seconds: float
+    refittable: bool
+    """Whether the new plan can be refitted too."""

@@ -39,6 +39,7 @@ SUMMARIES = {
     "export": "trace a checkpoint and its ControlNets to ONNX",
     "generate": "draw controlled pictures from a bundle",
     "inspect": "show what a bundle holds",
+    "refit": "give the TensorRT engines of a bundle other weights",
     "serve": "answer requests over HTTP, many drawn together",
 }
 

@@ -175,7 +175,9 @@ class TensorRtLibrary:
                 "program %s was tuned for %s; this GPU is %s, where it may be slower", name, about.gpu, gpu.name
             )
         if about.stripped:
-            raise BundleError(f"program {name} was built without its weights; {again}, without --strip-weights")
+            raise BundleError(
+                f"program {name} was built without its weights; give it some with: controlrt refit BUNDLE"
+            )
 
     def _why(self) -> str:
         """What the log of a plan that does not open means, and what mends it."""

@@ -26,6 +26,9 @@ def describe_engines(programs: Sequence[Program]) -> str | None:
     ]
     seconds = sum(engine.build_seconds for engine in engines)
     listed = "".join(f", {kind}" for kind in kinds)
+    refits = [engine.refit_seconds for engine in engines if engine.refit_seconds is not None]
+    refitted = f", {len(refits)} of {len(engines)} refitted in {sum(refits):.1f} s" if refits else ""
     return (
         f"{about.builder} {about.version}, for {gpu}compute capability {capabilities}{listed}; built in {seconds:.0f} s"
+        f"{refitted}"
     )
