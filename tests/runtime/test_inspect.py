@@ -204,6 +204,12 @@ def test_what_engines_take_to_run(tmp_path: Path) -> None:
     assert described(builder="tensorrt", gpu="NVIDIA H200", compute_capabilities=("9.0",), refittable=True) == (
         "tensorrt 1.7.1, for NVIDIA H200, compute capability 9.0, refittable; built in 20 s"
     )
+    assert described(stripped=True, refit_seconds=None) == (
+        "tensorrt-rtx 1.7.1, for compute capability 8.6 and 8.9, without weights; built in 20 s"
+    )
+    assert described(refit_seconds=0.25) == (
+        "tensorrt-rtx 1.7.1, for compute capability 8.6 and 8.9; built in 20 s, 8 of 8 refitted in 2.0 s"
+    )
 
 
 def test_a_window_takes_calls_away(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import pytest
 
 from controlrt.compiler.weights import WeightStore
-from controlrt.engines.tensorrt import builder
+from controlrt.engines.tensorrt import builder, process
 from controlrt.engines.tensorrt.builder import TensorRtBuilder
 from controlrt.engines.tensorrt.dialect import write_for_parser
 from controlrt.engines.tensorrt.options import EngineOptions
@@ -84,6 +84,10 @@ def kept(target: Path) -> list[Path]:
     return sorted((target.parent / "cache" / "engines").iterdir())
 
 
+def digest_of(onnx: Path) -> str:
+    return write_for_parser("unet.step", onnx)[1].digest
+
+
 def replace_child(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     monkeypatch.setattr(builder, "CHILD", (sys.executable, "-c", code))
 
@@ -129,10 +133,10 @@ def test_a_damaged_engine_in_the_cache_is_built_again(place: Path, tmp_path: Pat
 
 @rtx
 def test_what_decides_an_engine_decides_its_place_in_the_cache(tmp_path: Path) -> None:
-    digest = write_for_parser(save(tmp_path / "onnx"))[1]
-    assert digest == write_for_parser(save(tmp_path / "padded", pad=4096))[1]
-    assert digest != write_for_parser(save(tmp_path / "weights", GRAPH.replace("16.0", "17.0")))[1]
-    assert digest != write_for_parser(save(tmp_path / "graph", GRAPH.replace("Add(", "Sub(")))[1]
+    digest = digest_of(save(tmp_path / "onnx"))
+    assert digest == digest_of(save(tmp_path / "padded", pad=4096))
+    assert digest != digest_of(save(tmp_path / "weights", GRAPH.replace("16.0", "17.0")))
+    assert digest != digest_of(save(tmp_path / "graph", GRAPH.replace("Add(", "Sub(")))
     key = TensorRtBuilder("tensorrt-rtx")._key
     keys = {
         key(digest, [{"x": ((1, 4), (2, 4), (4, 4))}], EngineOptions()),
@@ -153,7 +157,7 @@ def test_attention_reads_as_the_parser_wants_it(tmp_path: Path) -> None:
     { y = Attention <q_num_heads = 2, kv_num_heads = 2, softmax_precision = 1> (q, k, k) }
     """
     onnx = save(tmp_path, text)
-    node = next(iter(ir.load(write_for_parser(onnx)[0]).graph))
+    node = next(iter(ir.load(write_for_parser("unet.step", onnx)[0]).graph))
     assert "softmax_precision" not in node.attributes
     assert node.attributes["q_num_heads"].as_int() == 2
     assert "softmax_precision" in next(iter(ir.load(onnx).graph)).attributes
@@ -255,14 +259,14 @@ def test_an_interrupted_build_leaves_no_builder_behind(
 ) -> None:
     started: list[Any] = []
 
-    class Interrupted(builder.subprocess.Popen):  # type: ignore[misc]
+    class Interrupted(process.subprocess.Popen):  # type: ignore[misc]
         def wait(self, timeout: float | None = None) -> int:
             if not started:
                 started.append(self)
                 raise KeyboardInterrupt
             return int(super().wait(timeout))
 
-    monkeypatch.setattr(builder.subprocess, "Popen", Interrupted)
+    monkeypatch.setattr(process.subprocess, "Popen", Interrupted)
     replace_child(monkeypatch, "import time; time.sleep(600)")
     with pytest.raises(KeyboardInterrupt):
         build(save(tmp_path / "onnx"), place)

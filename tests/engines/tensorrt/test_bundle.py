@@ -16,6 +16,7 @@ from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.engines.backends import BACKENDS
 from controlrt.engines.build import BuildOptions, build, export_programs
 from controlrt.engines.tensorrt import builder
+from controlrt.engines.tensorrt.dialect import write_for_parser
 from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime.bundle import Bundle, read_manifest
 from controlrt.runtime.manifest import Precision
@@ -116,6 +117,27 @@ def test_the_demo_models_step(tmp_path: Path, batch: str, profiles: int, precisi
     latents = next(spec for spec in built.inputs if spec.name == "latents")
     assert latents.shape[0] == (1 if profiles == 2 else "batch")
     assert (tmp_path / built.file).stat().st_size > 2 * 2**20
+
+
+@pytest.mark.parametrize("part", ["controlnet.canny", "text_encoder", "vae_decoder"])
+def test_the_parser_knows_every_weight_by_its_name(part: str, tmp_path: Path) -> None:
+    """So that it can be replaced by that name; without a GPU no engine opens that would say so itself."""
+    import tensorrt_rtx as trt
+
+    source = export_programs(profile=ShapeProfile.parse("512x512", "1-4"), **DEMO)
+    exported = read_manifest(source)
+    model = load_program(exported.program(part), source, exported.profile)
+    passes = BACKENDS["tensorrt-rtx"].passes
+    logger = trt.Logger(trt.Logger.ERROR)
+    with WeightStore(tmp_path) as store:
+        for each in compile_program(exported.program(part), model, exported.profile, passes, None, "fp16"):
+            store.save(each.model, f"{each.program.name}.onnx")
+            file, structure = write_for_parser(each.program.name, tmp_path / f"{each.program.name}.onnx")
+            network = trt.Builder(logger).create_network()
+            assert trt.OnnxParser(network, logger).parse_from_file(str(file))
+            assert structure.weights
+            assert all(network.mark_weights_refittable(name) for name in structure.weights)
+            assert not network.mark_weights_refittable("no such weight")
 
 
 @pytest.mark.slow

@@ -338,7 +338,7 @@ def test_a_launch_that_does_not_start(library: Library, plan: Path) -> None:
         ({"builder": "tensorrt"}, "was built by TensorRT, not TensorRT-RTX"),
         ({"compute_capabilities": ("8.6", "12.0")}, r"8\.6 and 12\.0; this GPU is NVIDIA L40S, 8\.9"),
         ({"compute_capabilities": ("9.0",), "gpu": "NVIDIA H100"}, r"for NVIDIA H100, compute capability 9\.0"),
-        ({"stripped": True}, "without its weights"),
+        ({"stripped": True}, "built without its weights; give it some with: controlrt refit BUNDLE"),
     ],
 )
 @pytest.mark.usefixtures("library")

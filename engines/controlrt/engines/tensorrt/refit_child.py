@@ -1,7 +1,7 @@
 """The process that gives an engine other weights: ``python -m controlrt.engines.tensorrt.refit_child REQUEST.json``.
 
-Weights have the names of the ONNX file that the engine was built from. TensorRT's own reader of such files, made for this
-(``OnnxParserRefitter``), takes them from the new file, and makes of them what the parser makes in a build.
+Weights have the names of the ONNX file that the engine was built from. ``OnnxParserRefitter``, the parser's other half,
+takes them from the new file and makes of them what the parser makes in a build.
 """
 
 from __future__ import annotations
