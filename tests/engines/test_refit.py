@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.engines import build as building
@@ -100,7 +100,7 @@ def library(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield
 
 
-def built(output: Path, **options: Any) -> Path:
+def built(output: Path, fuse: tuple[str, ...] = (), **options: Any) -> Path:
     made = BuildOptions(
         model=str(MODEL_DIR),
         controlnets={name: str(path) for name, path in CONTROLNETS.items()},
@@ -108,6 +108,7 @@ def built(output: Path, **options: Any) -> Path:
         backend="tensorrt-rtx",
         precision="fp16",
         measure=False,
+        fuse=fuse,
         output=output,
         engine=EngineOptions(**options),
     )
@@ -385,3 +386,34 @@ def test_the_parts_that_another_source_reaches(refittable: Path, source: str | N
         model=changed(before.model, loras=loras),
     )
     assert refitting._parts_to_refit(before, after) == parts
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("library")
+def test_a_lora_and_a_controlnet_in_what_is_fused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the export as it is."""
+    monkeypatch.setattr(building, "export_sources", refitting.export_sources)
+    name, weight = "down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q", 0.8
+    rng = np.random.default_rng(0)
+    down, up = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 96), (96, 4)))
+    save_file({f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}, tmp_path / "lora.safetensors")
+    bundle = built(tmp_path / "bundle", fuse=("canny",), refittable=True)
+    options = RefitOptions(
+        bundle=bundle,
+        output=tmp_path / "refitted",
+        controlnets={"canny": str(CONTROLNETS["mask"])},
+        loras=(LoraOption(source=str(tmp_path / "lora.safetensors"), weight=weight),),
+    )
+    refit(options, "pytest")
+    check_controlnet(tmp_path / "refitted", "canny", CONTROLNETS["mask"])
+    before, after = (fake_tensorrt.weights_of(plan(each, "fused.step")) for each in (bundle, options.output))
+    for own, array in expected(CONTROLNETS["mask"]).items():
+        if f"canny/{own}" in after:
+            np.testing.assert_array_equal(after[f"canny/{own}"], array, err_msg=own)
+    changed_in_unet = {each for each in before if "/" not in each and not np.array_equal(before[each], after[each])}
+    assert changed_in_unet == {f"unet.{name}.weight.half"}
+    plain = load_file(MODEL_DIR / "unet" / "diffusion_pytorch_model.safetensors")[f"{name}.weight"].astype(np.float32)
+    merged = (plain + weight * up @ down).T
+    np.testing.assert_allclose(after[f"unet.{name}.weight.half"], merged, rtol=2**-10, atol=1e-4)
+    (lora,) = read_manifest(options.output).model.loras
+    assert (lora.source, lora.weight) == (str(tmp_path / "lora.safetensors"), weight)

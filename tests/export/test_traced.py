@@ -15,7 +15,7 @@ from controlrt.export import trace
 from controlrt.export.beside import load_checkpoint, program_specs
 from controlrt.export.exporter import ExportOptions, export, resolve_sources
 from controlrt.export.programs import ProgramSpec
-from controlrt.export.traced import program_key
+from controlrt.export.traced import program_keys
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.manifest import Program
 from controlrt.runtime.profile import ShapeProfile
@@ -35,7 +35,7 @@ def specs_of(options: ExportOptions) -> list[ProgramSpec]:
 
 
 def keys_of(options: ExportOptions) -> dict[str, str]:
-    return {spec.name: program_key(spec, options.profile, TOOLS) for spec in specs_of(options)}
+    return {spec.name: program_keys(spec, options.profile, TOOLS).program for spec in specs_of(options)}
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
@@ -81,10 +81,10 @@ def _activation(module: torch.nn.Module) -> None:
 @pytest.mark.parametrize("change", [_weight, _epsilon, _activation])
 def test_nothing_of_a_module_is_overlooked(options: ExportOptions, keys: dict[str, str], change: Any) -> None:
     spec = next(spec for spec in specs_of(options) if spec.name == "unet")
-    assert program_key(spec, options.profile, TOOLS) == keys["unet"]
-    assert program_key(spec, options.profile, {"torch": "2.14.0"}) != keys["unet"]
+    assert program_keys(spec, options.profile, TOOLS).program == keys["unet"]
+    assert program_keys(spec, options.profile, {"torch": "2.14.0"}).program != keys["unet"]
     change(spec.module)
-    assert program_key(spec, options.profile, TOOLS) != keys["unet"]
+    assert program_keys(spec, options.profile, TOOLS).program != keys["unet"]
 
 
 def test_what_a_function_holds_is_part_of_it(options: ExportOptions, keys: dict[str, str]) -> None:
@@ -94,7 +94,7 @@ def test_what_a_function_holds_is_part_of_it(options: ExportOptions, keys: dict[
         if factor is not None:
             held = factor
         spec.module.hook = lambda value: value * held  # with None it holds nothing yet
-        return program_key(spec, options.profile, TOOLS)
+        return program_keys(spec, options.profile, TOOLS).program
 
     assert hooked(2.0) == hooked(2.0)
     assert len({hooked(2.0), hooked(3.0), hooked(None), keys["unet"]}) == 4

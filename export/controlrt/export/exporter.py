@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -38,6 +39,9 @@ from controlrt.runtime.manifest import (
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.progress import Progress
 from controlrt.runtime.storage import atomic_directory, cache_root, lock, sha256_file, sha256_tree
+
+if TYPE_CHECKING:
+    from controlrt.export.traced import ProgramKeys
 
 TOOLS = ("controlrt", "diffusers", "onnx", "onnx-ir", "onnxscript", "torch", "transformers")
 
@@ -200,7 +204,7 @@ def _resolve_loras(options: tuple[LoraOption, ...]) -> tuple[LoraSource, ...]:
     return tuple(found)
 
 
-def _note_traced(export: Path, keys: Mapping[str, str]) -> None:
+def _note_traced(export: Path, keys: Mapping[str, ProgramKeys]) -> None:
     from controlrt.export.traced import note_traced
 
     manifest = bundle.read_manifest(export)
@@ -210,7 +214,7 @@ def _note_traced(export: Path, keys: Mapping[str, str]) -> None:
 
 def _export_into(
     directory: Path, options: ExportOptions, sources: Sources, key: str, provenance: Provenance
-) -> dict[str, str]:
+) -> dict[str, ProgramKeys]:
     """Writes an export; returns the keys of its programs by their names."""
     from controlrt.export.beside import (
         free_memory,
@@ -221,7 +225,7 @@ def _export_into(
         usable_cores,
     )
     from controlrt.export.trace import export_program
-    from controlrt.export.traced import program_key, take_traced
+    from controlrt.export.traced import program_keys, take_graph, take_traced
 
     parts = len(sources.controlnets) + len(sources.adapters) + len(sources.ip_adapters)
     with Progress("export", 4 + parts) as progress:
@@ -233,16 +237,18 @@ def _export_into(
         target = directory / "programs"
         target.mkdir()
         tools = _tools(provenance.versions)
-        keys = {spec.name: program_key(spec, options.profile.of(spec.name), tools) for spec in specs}
+        keys = {spec.name: program_keys(spec, options.profile.of(spec.name), tools) for spec in specs}
         by_name: dict[str, Program] = {}
         new = []
         for spec in specs:
-            program = take_traced(keys[spec.name], target)
-            if program is None:
-                new.append(spec)
-            else:
+            if program := take_traced(keys[spec.name], target):
                 progress.start(f"{spec.name} was traced before")
-                by_name[spec.name] = program
+            elif program := take_graph(keys[spec.name], spec, options.profile.of(spec.name), target):
+                progress.start(f"{spec.name} was traced before with other weights")
+            else:
+                new.append(spec)
+                continue
+            by_name[spec.name] = program
         processes = min(len(new), processes_for(specs, usable_cores(), free_memory()))
         if processes > 1:
             by_name |= trace_beside(options, sources, new, target, processes, progress)

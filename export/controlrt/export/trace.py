@@ -76,10 +76,7 @@ def export_program(spec: ProgramSpec, profile: ShapeProfile, directory: Path) ->
             program.save(file, external_data=True, include_initializers=True)
         except Exception as error:
             raise BuildError(f"PyTorch cannot trace {spec.name}: {error}\n{log.getvalue()[-2000:]}") from error
-    worst = max(
-        _relative_error(spec, file, _example(spec, sizes, seed=1))
-        for sizes in (_sizes(profile, batch=1, rows=2, largest=False), _sizes(profile, batch=2, rows=2, largest=True))
-    )
+    worst = relative_error(spec, profile, file)
     if not worst <= MAX_RELATIVE_ERROR:
         raise BuildError(
             f"{spec.name}: the ONNX graph differs from PyTorch by {worst:.1e} of the largest value; "
@@ -95,6 +92,15 @@ def export_program(spec: ProgramSpec, profile: ShapeProfile, directory: Path) ->
         outputs=tuple(_settled(tensor, profile) for tensor in spec.outputs),
         max_relative_error=worst,
         export_seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def relative_error(spec: ProgramSpec, profile: ShapeProfile, file: Path) -> float:
+    """How far the ONNX graph is from eager PyTorch on inputs of two shapes: the largest difference over the largest
+    value of an output, of the worst one."""
+    return max(
+        _relative_error(spec, file, _example(spec, sizes, seed=1))
+        for sizes in (_sizes(profile, batch=1, rows=2, largest=False), _sizes(profile, batch=2, rows=2, largest=True))
     )
 
 
