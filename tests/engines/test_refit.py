@@ -27,7 +27,8 @@ from controlrt.engines import refit as refitting
 from controlrt.engines import refit_command
 from controlrt.engines.backends import BACKENDS
 from controlrt.engines.build import BuildOptions, build, export_programs
-from controlrt.engines.refit import RefitOptions, Refitted, refit
+from controlrt.engines.refit import Refitted, refit
+from controlrt.engines.refit_options import RefitOptions
 from controlrt.engines.tensorrt import builder, refitter
 from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.engines.tensorrt.structure import structure_file
@@ -63,24 +64,23 @@ def changed(record: Any, **values: Any) -> Any:
     return msgspec.structs.replace(record, **values)
 
 
-def in_place_of_canny(exported: Path, directory: Path, other: str = "controlnet.mask", **shapes: Any) -> Path:
-    """The export of the same model with another program as ``controlnet.canny``.
+def with_mask_as_canny(exported: Path, directory: Path, **others: NDArray[Any]) -> Path:
+    """Writes the export of the same model with mask's ControlNet in the place of canny's.
 
     Args:
         exported: what to change.
         directory: where it goes.
-        other: which program.
-        shapes: initializers by name that are to have another shape.
+        others: initializers that are others, by name.
     """
     shutil.copytree(exported, directory)
-    model = ir.load(exported / "programs" / f"{other}.onnx")
+    model = ir.load(exported / "programs" / "controlnet.mask.onnx")
     for value in model.graph.initializers.values():
         array = value.const_value.numpy()
-        value.const_value = ir.tensor(shapes.get(value.name, array), name=value.name)
+        value.const_value = ir.tensor(others.get(value.name, array), name=value.name)
     ir.save(model, directory / "programs" / "controlnet.canny.onnx")
     manifest = read_manifest(directory)
     sources = manifest.provenance.sources
-    provenance = changed(manifest.provenance, sources={**sources, "controlnet.canny": sources[other]})
+    provenance = changed(manifest.provenance, sources={**sources, "controlnet.canny": sources["controlnet.mask"]})
     write_manifest(directory, changed(manifest, key="a" * 64, files=digest_files(directory), provenance=provenance))
     return directory
 
@@ -137,7 +137,7 @@ def stripped(refittable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def with_mask(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export in which mask's ControlNet is canny."""
-    return in_place_of_canny(exported, tmp_path_factory.mktemp("exports") / "with_mask")
+    return with_mask_as_canny(exported, tmp_path_factory.mktemp("exports") / "with_mask")
 
 
 def refit_from(export: Path, **options: Any) -> tuple[Refitted, BuildOptions]:
@@ -276,7 +276,7 @@ def test_what_the_command_line_says(
 @pytest.mark.usefixtures("library")
 def test_another_shape(refittable: Path, exported: Path, tmp_path: Path) -> None:
     bias = "controlnet.controlnet_cond_embedding.conv_in.bias"
-    source = in_place_of_canny(exported, tmp_path / "export", **{bias: np.zeros(24, np.float32)})
+    source = with_mask_as_canny(exported, tmp_path / "export", **{bias: np.zeros(24, np.float32)})
     says = (
         rf"^program controlnet\.canny\.hint: weight {bias}\.half is float16 \(24,\), and float16 \(8,\) in the "
         "engine; .* build a bundle of this one with build-engines$"

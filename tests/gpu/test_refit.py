@@ -12,7 +12,8 @@ from controlled_calls import PROMPT, square
 from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.engines.backends import BACKENDS
 from controlrt.engines.build import BuildOptions, build
-from controlrt.engines.refit import RefitOptions, refit
+from controlrt.engines.refit import refit
+from controlrt.engines.refit_options import RefitOptions
 from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime import ControlNetPipeline
 from controlrt.runtime.errors import BundleError

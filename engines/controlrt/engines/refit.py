@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -23,16 +23,15 @@ from controlrt.compiler.weights import WeightStore
 from controlrt.engines.backends import BACKENDS
 from controlrt.engines.build import COMPILED, BuildOptions, export_sources, provenance, whole_bundle, with_sources
 from controlrt.engines.exported_files import copy_files, exported_files
-from controlrt.engines.parts import QUANTIZED, fused_controls, part_graphs, part_precision
+from controlrt.engines.parts import fused_controls, part_graphs, part_precision
 from controlrt.engines.quality import measure_parts
+from controlrt.engines.refit_options import RefitOptions, refittable_flavour, sources_of
 from controlrt.engines.tensorrt.dialect import write_for_parser
 from controlrt.engines.tensorrt.refitter import TensorRtRefitter
-from controlrt.engines.tensorrt.request import MODULES, Flavour
 from controlrt.engines.tensorrt.structure import Structure, read_structure, structure_file, write_structure
 from controlrt.runtime.bundle import Bundle, digest_files, read_manifest, write_manifest
-from controlrt.runtime.commands.lora_option import LoraOption
-from controlrt.runtime.errors import SourceError, UnknownNameError, UserError
-from controlrt.runtime.manifest import MANIFEST_NAME, Engine, Manifest, Program
+from controlrt.runtime.errors import SourceError
+from controlrt.runtime.manifest import MANIFEST_NAME, Manifest, Program
 from controlrt.runtime.progress import Progress
 from controlrt.runtime.storage import (
     atomic_directory,
@@ -43,25 +42,6 @@ from controlrt.runtime.storage import (
 )
 
 _ANEW = "controlrt refit takes checkpoints of the same shape; build a bundle of this one with build-engines"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RefitOptions:
-    """Which bundle to refit, and what of its sources to replace; the rest are those that it was built from."""
-
-    bundle: Path
-    output: Path
-    model: str | None = None
-    controlnets: Mapping[str, str] = field(default_factory=dict)
-    adapters: Mapping[str, str] = field(default_factory=dict)
-    ip_adapters: Mapping[str, str] = field(default_factory=dict)
-    loras: tuple[LoraOption, ...] | None = None
-    """In place of the bundle's own; none at all where empty."""
-
-    @property
-    def replaces(self) -> bool:
-        """Whether any source is named."""
-        return bool(self.model or self.controlnets or self.adapters or self.ip_adapters or self.loras is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +79,10 @@ def refit(options: RefitOptions, command: str) -> Refitted:
     refuse_foreign_directory(options.output, MANIFEST_NAME)
     check_writable(options.output)
     bundle = Bundle.open(options.bundle)
-    flavour = _refittable(bundle, options)
-    sources = _sources(options, bundle.manifest)
+    flavour = refittable_flavour(bundle, options)
+    sources = sources_of(options, bundle.manifest)
     refitter = TensorRtRefitter(flavour)
-    refitter.check(_engines(bundle.manifest))
+    refitter.check(program.engine for program in bundle.manifest.programs if program.engine is not None)
     with lock(options.output):
         source = export_sources(sources)
         exported = read_manifest(source)
@@ -116,10 +96,9 @@ def refit(options: RefitOptions, command: str) -> Refitted:
             (partial / COMPILED / "programs").mkdir(parents=True)
             (partial / "programs").mkdir()
             copy_files(exported, source, partial)
-            programs = _refit_programs(bundle, sources, source, exported, partial, refitter)
+            programs, refitted = _refit_programs(bundle, sources, source, exported, partial, refitter)
             shutil.rmtree(partial / COMPILED)
-            replaced = [program for program in programs if program not in bundle.manifest.programs]
-            parts = {program.part for program in replaced}
+            parts = {program.part for program in programs if program.name in refitted}
             manifest = msgspec.structs.replace(
                 with_sources(exported, sources),
                 key=key,
@@ -133,77 +112,17 @@ def refit(options: RefitOptions, command: str) -> Refitted:
                 refitted_from=bundle.manifest.key,
             )
             write_manifest(partial, manifest)
-    return Refitted(bundle=Bundle(options.output, manifest), programs=tuple(program.name for program in replaced))
-
-
-def _refittable(bundle: Bundle, options: RefitOptions) -> Flavour:
-    """Which TensorRT the bundle is for; raises UserError unless it can be refitted with what is named."""
-    manifest, again = bundle.manifest, "build it again with build-engines"
-    flavour = next((each for each in MODULES if each == manifest.backend), None)
-    if flavour is None:
-        raise UserError(
-            f"{bundle.path} is for {manifest.backend}, whose programs are ONNX and not engines; build another bundle "
-            "with build-engines, which takes no longer"
-        )
-    engines = _engines(manifest)
-    if not all(engine.refittable for engine in engines):
-        raise UserError(f"{bundle.path}: its engines keep their weights; {again} and --refittable")
-    if manifest.precision in QUANTIZED:
-        raise UserError(
-            f"{bundle.path} is in {manifest.precision}: what its layers read was measured with its own weights, so it "
-            "cannot be refitted; calibrate the other checkpoint and build a bundle of it with build-engines"
-        )
-    if missing := [file for file in _structure_files(manifest) if file not in manifest.files]:
-        raise UserError(f"{bundle.path} has no {missing[0]}, so nothing says what fits its engines; {again}")
-    own = {
-        kind: [control.name for control in manifest.controls if control.kind == kind]
-        for kind in ("controlnet", "adapter")
-    }
-    for kind, named, known in (
-        ("ControlNet", options.controlnets, own["controlnet"]),
-        ("adapter", options.adapters, own["adapter"]),
-        ("IP-Adapter", options.ip_adapters, [adapter.name for adapter in manifest.ip_adapters]),
-    ):
-        for name in named:
-            if name not in known:
-                raise UnknownNameError(kind, name, known, "refit replaces what a bundle has")
-    if not options.replaces and not any(engine.stripped for engine in engines):
-        raise UserError(
-            f"{bundle.path} has its weights; say what to replace: --controlnet NAME=SOURCE, --lora FILE, --model SOURCE"
-        )
-    return flavour
-
-
-def _sources(options: RefitOptions, manifest: Manifest) -> BuildOptions:
-    """What the bundle was built from and how, with other sources where some are named."""
-    model = manifest.model
-    loras = tuple(LoraOption(source=lora.source, weight=lora.weight) for lora in model.loras)
-    controls = {
-        kind: {control.name: control.source for control in manifest.controls if control.kind == kind}
-        for kind in ("controlnet", "adapter")
-    }
-    ip_adapters = {adapter.name: adapter.source for adapter in manifest.ip_adapters}
-    return BuildOptions(
-        model=options.model or model.source,
-        controlnets={**controls["controlnet"], **options.controlnets},
-        adapters={**controls["adapter"], **options.adapters},
-        ip_adapters={**ip_adapters, **options.ip_adapters},
-        image_encoder=next((each.image_encoder for each in manifest.ip_adapters if each.image_encoder), None),
-        profile=manifest.profile,
-        output=options.output,
-        backend=manifest.backend,
-        precision=manifest.precision,
-        fuse=fused_controls(manifest),
-        loras=loras if options.loras is None else options.loras,
-        config=model.config,
-        prediction_type=model.prediction_type,
-    )
+    return Refitted(bundle=Bundle(options.output, manifest), programs=refitted)
 
 
 def _refit_programs(
     bundle: Bundle, sources: BuildOptions, source: Path, exported: Manifest, target: Path, refitter: TensorRtRefitter
-) -> tuple[Program, ...]:
-    """Writes every engine, those whose weights are others refitted and the rest as they are."""
+) -> tuple[tuple[Program, ...], tuple[str, ...]]:
+    """Writes every engine, those whose weights are others refitted and the rest as they are.
+
+    Returns:
+        All manifest entries, and the names of those that were refitted.
+    """
     manifest = bundle.manifest
     parts = _parts_to_refit(manifest, exported)
     with Progress("refit", 3 * len(parts) + 1) as progress:
@@ -214,7 +133,8 @@ def _refit_programs(
             for each in _compile(graph, bundle, sources, exported, target / COMPILED, progress)
         }
         programs = _measured(compiled, manifest, graphs, exported, target / COMPILED, progress)
-        written = []
+        written: list[Program] = []
+        refitted: list[str] = []
         for part in dict.fromkeys(program.part for program in manifest.programs):
             if part in parts:
                 progress.start(f"refit {part}")
@@ -229,8 +149,9 @@ def _refit_programs(
                 plan = bundle.file(program.file)
                 written.append(refitter.refit(entry, new.onnx, new.changed, plan, target / program.file))
                 write_structure(target / structure_file(program.file), new.structure)
+                refitted.append(program.name)
         progress.start("hash files")
-    return tuple(written)
+    return tuple(written), tuple(refitted)
 
 
 def _parts_to_refit(manifest: Manifest, exported: Manifest) -> set[str]:
@@ -320,13 +241,5 @@ def _measured(
     return {program.name: program for program in measure_parts(Bundle(directory, onnx), wanted, exported, progress)}
 
 
-def _engines(manifest: Manifest) -> list[Engine]:
-    return [program.engine for program in manifest.programs if program.engine is not None]
-
-
 def _is_stripped(program: Program) -> bool:
     return program.engine is not None and program.engine.stripped
-
-
-def _structure_files(manifest: Manifest) -> Iterator[str]:
-    return (structure_file(program.file) for program in manifest.programs)

@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from controlrt.engines.refit import RefitOptions, refit
+from controlrt.engines.refit import refit
+from controlrt.engines.refit_options import RefitOptions
 from controlrt.runtime.commands import named_values
 from controlrt.runtime.commands.ip_adapter_option import IP_ADAPTER_FORM, parse_ip_adapters
 from controlrt.runtime.commands.lora_option import LORA_FORM, LoraOption

@@ -24,8 +24,8 @@ from controlrt.runtime.manifest import Program
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.storage import atomic_file, cache_root, sha256_file
 
-_SOURCES = ("_name_or_path", "name_or_path")
-"""Attributes that say where a checkpoint came from."""
+_OVERLOOKED = ("_name_or_path", "name_or_path", "_use_default_values")
+"""What configs say of where they came from, and of what their files left out, which has another order in every process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ class _Digest:
             case Mapping():
                 self._write(str(len(value)))
                 for key, each in value.items():
-                    if key not in _SOURCES:
+                    if key not in _OVERLOOKED:
                         self.add(key)
                         self.add(each)
             case Sequence():
