@@ -52,9 +52,7 @@ def write_with_weights(
     changed = {name for name, digest in now.items() if before.get(name) != digest}
     model = ir.load(file)
     held = model.graph.initializers
-    merged = {
-        before[name] for name in before if name not in held
-    }  # with equal ones, of which the graph holds the first
+    merged = {digest for name, digest in before.items() if name not in held}  # equal tensors are one in a graph
     if before.keys() != now.keys() or any(name not in held or before[name] in merged for name in changed):
         return None
     tensors = named_tensors(spec.module)

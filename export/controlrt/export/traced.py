@@ -25,7 +25,7 @@ from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.storage import atomic_file, cache_root, sha256_file
 
 _OVERLOOKED = ("_name_or_path", "name_or_path", "_use_default_values")
-"""What configs say of where they came from, and of what their files left out, which has another order in every process."""
+"""What configs say of where they came from, and of what files left out, in an order that differs between processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
