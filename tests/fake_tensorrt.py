@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -118,16 +117,18 @@ class Refitter:
         if not engine.traits["refittable"]:
             raise TypeError("pybind11::init(): factory function returned nullptr")
         self._engine, self._given = engine, dict[str, NDArray[Any]]()
+        self.asked_parser = False
 
     def get_all_weights(self) -> list[str]:
         return sorted(self._engine.weights)[1 if fails("fixed") else 0 :]
 
     def set_named_weights(self, name: str, weights: NDArray[Any]) -> bool:
         self._given[name] = weights
-        return True
+        return not fails("refuse")
 
     def get_missing_weights(self) -> list[str]:
-        return ["somewhere.weight"] if fails("missing") else []
+        by_nodes = [] if self.asked_parser or not fails("node") else ["node.constant"]
+        return ["somewhere.weight"] if fails("missing") else by_nodes
 
     def refit_cuda_engine(self) -> bool:
         if fails("refit"):
@@ -139,19 +140,17 @@ class Refitter:
 class OnnxParserRefitter:
     def __init__(self, refitter: Refitter, logger: Logger) -> None:
         del logger
-        self._refitter, self.num_errors = refitter, 0
+        self._refitter = refitter
 
     def refit_from_file(self, onnx: str) -> bool:
-        if fails("parser"):
-            self.num_errors = 1
-            return False
-        given = initializers(onnx)
-        names = self._refitter.get_all_weights()
-        return all(name in given and self._refitter.set_named_weights(name, given[name]) for name in names)
+        assert Path(onnx).is_file()
+        self._refitter.asked_parser = True
+        return False
 
-    def get_error(self, index: int) -> Any:
-        assert index == 0
-        return SimpleNamespace(desc=lambda: "Only successfully refitted 1 weights out of 2")
+
+def Weights(array: NDArray[Any]) -> NDArray[Any]:  # noqa: N802 - a class of the library
+    assert array.flags.c_contiguous
+    return array
 
 
 def fails(what: str) -> bool:

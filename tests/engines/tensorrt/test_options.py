@@ -33,6 +33,12 @@ def test_options_that_are_left_alone_are_not_given() -> None:
         ("tensorrt-rtx", ADA, EngineOptions(version_compatible=True), "lean runtime"),
         ("tensorrt-rtx", None, EngineOptions(refittable=True), "--refittable: .* on a GPU only"),
         ("tensorrt-rtx", None, EngineOptions(strip_weights=True), "--strip-weights: .* on a GPU only"),
+        (
+            "tensorrt-rtx",
+            ADA,
+            EngineOptions(refittable=True, compute_capabilities=("8.6", "8.9")),
+            r"'8\.6,8\.9', but must be one at most with --refittable",
+        ),
     ],
 )
 def test_refused(

@@ -99,12 +99,19 @@ def test_every_weight_is_given_by_its_name(tmp_path: Path, stripped: bool) -> No
     assert msgspec.structs.replace(made.engine, stripped=True, refit_seconds=None) == ENGINE
 
 
+def test_what_the_parser_makes_of_nodes_comes_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it says of the rest."""
+    monkeypatch.setenv(fake_tensorrt.FAILS, "node")
+    _, written = refit(tmp_path)
+    np.testing.assert_array_equal(fake_tensorrt.weights_of(written)["weight"], NEW["weight"])
+
+
 @pytest.mark.parametrize(
     ("failure", "says"),
     [
         ("deserialize", "the engine does not open here"),
         ("fixed", "the engine keeps these weights as they were built: bias"),
-        ("parser", "weights are not taken: Only successfully refitted 1 weights out of 2"),
+        ("refuse", "the engine does not take weight, bias"),
         ("missing", "weights are missing: somewhere.weight"),
         ("refit", "the refit failed"),
         ("serialize", "the engine cannot be written"),

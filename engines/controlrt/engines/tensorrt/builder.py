@@ -88,6 +88,9 @@ class TensorRtBuilder:
                 raise UserError(
                     f"{option}: TensorRT-RTX builds such engines on a GPU only, and there is none here; drop it"
                 )
+            if asked and len(options.compute_capabilities) > 1:
+                allowed = f"one at most with {option}, which TensorRT-RTX builds for no more"
+                raise ParameterError("--compute-capability", ",".join(options.compute_capabilities), allowed)
 
     def build(
         self, program: Program, onnx: Path, target: Path, profile: ShapeProfile, options: EngineOptions

@@ -1,7 +1,8 @@
 """The process that gives an engine other weights: ``python -m controlrt.engines.tensorrt.refit_child REQUEST.json``.
 
-Weights have the names of the ONNX file that the engine was built from. ``OnnxParserRefitter``, the parser's other half,
-takes them from the new file and makes of them what the parser makes in a build.
+Weights have the names of the ONNX file that the engine was built from. What the parser makes of nodes itself comes from its
+other half, ``OnnxParserRefitter``. That also takes weights; but it says no where the engine lists one that it does not
+know of, though none is missing.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from __future__ import annotations
 import importlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
 
 from controlrt.engines.tensorrt.process import REFUSED
 from controlrt.engines.tensorrt.request import MODULES, RefitAnswer, RefitRequest
@@ -54,17 +59,27 @@ def _refitted(trt: Any, request: RefitRequest) -> Any:
         refitter = trt.Refitter(engine, logger)
     except TypeError:  # how the bindings put a null pointer
         raise _RefusedError("the engine was not built to be refitted") from None
-    if fixed := sorted(set(request.changed) - set(refitter.get_all_weights())):
+    names = set(refitter.get_all_weights())
+    if fixed := sorted(set(request.changed) - names):
         raise _RefusedError(f"the engine keeps these weights as they were built: {_listed(fixed)}")
-    parser = trt.OnnxParserRefitter(refitter, logger)
-    if not parser.refit_from_file(request.onnx):
-        errors = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-        raise _RefusedError(f"weights are not taken: {errors or 'it does not say why'}")
+    given = {
+        name: array for name, array in _initializers(request.onnx) if name in names
+    }  # there until the refit is done
+    if refused := [name for name, array in given.items() if not refitter.set_named_weights(name, trt.Weights(array))]:
+        raise _RefusedError(f"the engine does not take {_listed(refused)}")
+    if refitter.get_missing_weights():
+        trt.OnnxParserRefitter(refitter, logger).refit_from_file(request.onnx)
     if missing := refitter.get_missing_weights():
         raise _RefusedError(f"weights are missing: {_listed(missing)}")
     if not refitter.refit_cuda_engine():
         raise _RefusedError("the refit failed")
     return engine
+
+
+def _initializers(onnx: str) -> Iterator[tuple[str, NDArray[Any]]]:
+    for name, value in ir.load(onnx).graph.initializers.items():
+        if value.const_value is not None:
+            yield name, np.ascontiguousarray(value.const_value.numpy())
 
 
 def _write(trt: Any, engine: Any, file: Path) -> bool:
