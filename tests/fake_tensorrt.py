@@ -6,6 +6,7 @@ stands in ``$FAKE_TENSORRT_FAILS``. ``python fake_tensorrt.py build|refit REQUES
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import json
 import os
@@ -13,6 +14,7 @@ import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -36,16 +38,18 @@ def weights_of(plan: bytes) -> Arrays:
     return dict(safetensors.numpy.load(plan))
 
 
-def traits_of(plan: bytes) -> dict[str, bool]:
-    """``refittable`` and ``stripped``."""
+def traits_of(plan: bytes) -> dict[str, Any]:
+    """``refittable``, ``stripped``, and the ``sizes`` of weights by name."""
     header = json.loads(plan[8 : 8 + int.from_bytes(plan[:8], "little")])
-    return {name: value == "True" for name, value in header["__metadata__"].items()}
+    return dict(json.loads(header["__metadata__"]["traits"]))
 
 
 def make_plan(weights: Arrays, *, refittable: bool, stripped: bool) -> bytes:
     """A plan of its kind."""
     held = {name: np.zeros(0, array.dtype) if stripped else array for name, array in weights.items()}
-    return safetensors.numpy.save(held, {"refittable": str(refittable), "stripped": str(stripped)})
+    sizes = {name: array.size for name, array in weights.items()}
+    traits = {"refittable": refittable, "stripped": stripped, "sizes": sizes}
+    return safetensors.numpy.save(held, {"traits": json.dumps(traits)})
 
 
 def initializers(onnx: str) -> Arrays:
@@ -122,6 +126,11 @@ class Refitter:
     def get_all_weights(self) -> list[str]:
         return sorted(self._engine.weights)[1 if fails("fixed") else 0 :]
 
+    def get_weights_prototype(self, name: str) -> Any:
+        dtype, size = self._engine.weights[name].dtype, self._engine.traits["sizes"][name]
+        size += fails("size")
+        return SimpleNamespace(dtype=dtype, size=size, nbytes=size * dtype.itemsize)
+
     def set_named_weights(self, name: str, weights: NDArray[Any]) -> bool:
         self._given[name] = weights
         return not fails("refuse")
@@ -148,9 +157,9 @@ class OnnxParserRefitter:
         return False
 
 
-def Weights(array: NDArray[Any]) -> NDArray[Any]:  # noqa: N802 - a class of the library
-    assert array.flags.c_contiguous
-    return array
+def Weights(dtype: np.dtype[Any], address: int, count: int) -> NDArray[Any]:  # noqa: N802 - a class of the library
+    held = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
+    return np.frombuffer(held, dtype).copy()
 
 
 def fails(what: str) -> bool:

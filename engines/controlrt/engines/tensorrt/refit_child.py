@@ -1,8 +1,8 @@
 """The process that gives an engine other weights: ``python -m controlrt.engines.tensorrt.refit_child REQUEST.json``.
 
-Weights have the names of the ONNX file that the engine was built from. What the parser makes of nodes itself comes from its
-other half, ``OnnxParserRefitter``. That also takes weights; but it says no where the engine lists one that it does not
-know of, though none is missing.
+Weights have the names of the ONNX file that the engine was built from. What the parser makes of nodes itself comes from
+its other half, ``OnnxParserRefitter``. That takes weights too, but counts them in its own way: TensorRT 10.11 is known
+to say no where none is missing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +61,9 @@ def _refitted(trt: Any, request: RefitRequest) -> Any:
     names = set(refitter.get_all_weights())
     if fixed := sorted(set(request.changed) - names):
         raise _RefusedError(f"the engine keeps these weights as they were built: {_listed(fixed)}")
-    given = {
-        name: array for name, array in _initializers(request.onnx) if name in names
-    }  # there until the refit is done
-    if refused := [name for name, array in given.items() if not refitter.set_named_weights(name, trt.Weights(array))]:
+    weights = _initializers(request.onnx)  # in memory until the refit is done
+    given = [name for name in weights if name in names]
+    if refused := [name for name in given if not _give(trt, refitter, name, weights[name])]:
         raise _RefusedError(f"the engine does not take {_listed(refused)}")
     if refitter.get_missing_weights():
         trt.OnnxParserRefitter(refitter, logger).refit_from_file(request.onnx)
@@ -76,10 +74,16 @@ def _refitted(trt: Any, request: RefitRequest) -> Any:
     return engine
 
 
-def _initializers(onnx: str) -> Iterator[tuple[str, NDArray[Any]]]:
-    for name, value in ir.load(onnx).graph.initializers.items():
-        if value.const_value is not None:
-            yield name, np.ascontiguousarray(value.const_value.numpy())
+def _give(trt: Any, refitter: Any, name: str, array: NDArray[Any]) -> bool:
+    """Gives one weight in the type that the engine has it in; the bindings do not know all of NumPy's."""
+    built = refitter.get_weights_prototype(name)
+    fits = (built.size, built.nbytes) == (array.size, array.nbytes)
+    return fits and bool(refitter.set_named_weights(name, trt.Weights(built.dtype, array.ctypes.data, array.size)))
+
+
+def _initializers(onnx: str) -> dict[str, NDArray[Any]]:
+    tensors = {name: value.const_value for name, value in ir.load(onnx).graph.initializers.items()}
+    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items() if tensor is not None}
 
 
 def _write(trt: Any, engine: Any, file: Path) -> bool:
