@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_tensorrt
@@ -173,6 +174,25 @@ def test_a_process_that_ends_badly(
     monkeypatch.setattr(refitter, "CHILD", (sys.executable, "-c", code))
     with pytest.raises(error, match=rf"(?s){says}"):
         refit(tmp_path)
+
+
+@rtx
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int64])
+def test_the_bindings_take_weights_of_every_type(dtype: type[np.generic]) -> None:
+    """Also read-only ones, as of a file that is mapped."""
+    import tensorrt_rtx as trt
+
+    array = np.arange(6, dtype=dtype).reshape(2, 3)
+    array.flags.writeable = False
+    kind = {np.float16: trt.float16, np.float32: trt.float32, np.int64: trt.int64}[dtype]
+    prototype, given = trt.Weights(kind, array.ctypes.data, 6), {}
+    refitter = SimpleNamespace(
+        get_weights_prototype=lambda _: prototype,
+        set_named_weights=lambda name, weights: given.update({name: np.array(weights.numpy())}) or True,
+    )
+    assert refit_child._give(trt, refitter, "weight", array)
+    np.testing.assert_array_equal(given["weight"], array.ravel())
+    assert not refit_child._give(trt, refitter, "weight", array[:1])
 
 
 @rtx
