@@ -14,7 +14,8 @@ from controlrt.calibration.collect import collect
 from controlrt.calibration.data import DEMO
 from controlrt.compiler.compile import load_program, one_picture
 from controlrt.compiler.flops import count_flops
-from controlrt.engines.build import QUANTIZED, BuildOptions, build, export_programs
+from controlrt.engines.build import BuildOptions, build, export_programs
+from controlrt.engines.parts import QUANTIZED
 from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.perf.models import BenchModel, bench_directory
 from controlrt.perf.peers.contenders import Peer
