@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from controlrt.engines.build import BuildOptions
+from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.engines.tensorrt import builder
 from controlrt.engines.tensorrt.builder import TensorRtBuilder
 from controlrt.engines.tensorrt.options import EngineOptions
 from controlrt.runtime.cuda.gpu import Gpu
 from controlrt.runtime.errors import UserError
+from controlrt.runtime.profile import ShapeProfile
 
 ADA = Gpu(name="NVIDIA L40S", compute_capability="8.9")
 
@@ -60,3 +65,18 @@ def test_refused(
 def test_allowed(monkeypatch: pytest.MonkeyPatch, flavour: str, gpu: Gpu | None, options: EngineOptions) -> None:
     monkeypatch.setattr(builder, "find_gpu", lambda: gpu)
     TensorRtBuilder(flavour).check(options)
+
+
+@pytest.mark.parametrize("option", ["refittable", "strip_weights"])
+def test_engines_in_8_bits_are_not_refitted(option: str) -> None:
+    with pytest.raises(UserError, match=r"--refittable and --strip-weights: nothing refits engines in int8"):
+        BuildOptions(
+            model="model",
+            controlnets={},
+            profile=ShapeProfile.parse("512x512"),
+            output=Path("bundle"),
+            backend="tensorrt-rtx",
+            precision="int8",
+            quantization=QuantizationOptions(precision="int8", statistics=Path("statistics")),
+            engine=EngineOptions(**{option: True}),
+        )
