@@ -10,6 +10,11 @@ from typing import Self
 from tqdm import tqdm
 
 
+def note(line: str) -> None:
+    """Writes a line about the work, beside the progress of it."""
+    tqdm.write(line, file=sys.stderr)
+
+
 class Progress:
     """Counts named pieces of work. Use it as a context manager and call ``start`` before each piece."""
 

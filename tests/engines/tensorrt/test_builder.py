@@ -5,6 +5,7 @@ TensorRT-RTX builds without a GPU, so these engines are real; nothing here runs 
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,10 +16,12 @@ import onnx_ir as ir
 import pytest
 
 from controlrt.compiler.weights import WeightStore
-from controlrt.engines.tensorrt import builder, process
+from controlrt.engines.tensorrt import builder, child, process
 from controlrt.engines.tensorrt.builder import TensorRtBuilder
 from controlrt.engines.tensorrt.dialect import write_for_parser
 from controlrt.engines.tensorrt.options import EngineOptions
+from controlrt.engines.tensorrt.request import BuildRequest
+from controlrt.runtime.cuda.gpu import Gpu
 from controlrt.runtime.errors import BuildError, OutputError
 from controlrt.runtime.manifest import DType, Program, TensorSpec
 from controlrt.runtime.profile import ShapeProfile
@@ -105,6 +108,52 @@ def test_an_engine_and_what_the_manifest_says_of_it(place: Path, tmp_path: Path)
     assert built.engine.build_seconds > 0
     assert [path.name for path in (place / "programs").iterdir()] == ["unet.step.plan"]
     assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["unet.step.onnx", "weights.bin"]
+
+
+@rtx
+def test_what_took_long_is_said(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(builder, "LONG_SECONDS", 0.0)
+    build(save(tmp_path / "onnx"), place)
+    assert re.search(r"^tensorrt-rtx unet\.step: .+ took \d+ s$", capsys.readouterr().err, re.MULTILINE)
+
+
+@rtx
+def test_options_reach_the_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorrt_rtx as trt
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("polygraphy.backend.trt.CreateConfig", lambda **options: given.update(options))
+    cache = tmp_path / "timing.cache"
+    cache.touch()
+    request = BuildRequest(
+        flavour="tensorrt-rtx",
+        onnx="",
+        plan="",
+        answer="",
+        timing_cache=str(cache),
+        profiles=[{"x": ((1, 4), (2, 4), (3, 4))}],
+        options=EngineOptions(optimization_level=2, workspace_mib=64, aux_streams=1, version_compatible=True),
+    )
+    child._config(request, phases := object())
+    assert given["builder_optimization_level"] == 2
+    assert given["memory_pool_limits"] == {trt.MemoryPoolType.WORKSPACE: 64 * 2**20}
+    assert given["max_aux_streams"] == 1
+    assert given["load_timing_cache"] == str(cache)
+    assert given["version_compatible"]
+    assert given["progress_monitor"] is phases
+    assert [tuple(profile["x"]) for profile in given["profiles"]] == [((1, 4), (2, 4), (3, 4))]
+    assert (given["refittable"], given["strip_plan"]) == (False, False)
+
+
+def test_what_tensorrt_timed_is_kept_by_gpu_and_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTROLRT_CACHE", str(tmp_path))
+    monkeypatch.setattr(builder, "_version", {"tensorrt": "11.0"}.__getitem__)
+    monkeypatch.setattr(builder, "find_gpu", lambda: Gpu(name="NVIDIA L4", compute_capability="8.9"))
+    file = TensorRtBuilder("tensorrt")._timing_cache()
+    assert file == str(tmp_path / "timing" / "tensorrt-11.0-NVIDIA-L4.cache")
+    assert TensorRtBuilder("tensorrt-rtx")._timing_cache() is None  # it times nothing before an engine runs
 
 
 @rtx

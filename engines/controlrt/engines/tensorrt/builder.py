@@ -29,6 +29,7 @@ from controlrt.runtime.cuda.gpu import RTX_CAPABILITIES, Gpu, find_gpu
 from controlrt.runtime.errors import BuildError, ParameterError, UserError
 from controlrt.runtime.manifest import Engine, Program
 from controlrt.runtime.profile import ShapeProfile
+from controlrt.runtime.progress import note
 from controlrt.runtime.storage import atomic_directory, cache_root, lock, sha256_file
 
 CHILD = (sys.executable, "-m", child.__name__)
@@ -166,7 +167,7 @@ class TensorRtBuilder:
             _log.warning("%s %s: %s", self.flavour, program.name, warning)
         for phase, seconds in sorted(answer.phases.items(), key=lambda each: -each[1]):
             if seconds >= LONG_SECONDS:
-                _log.info("%s %s: %s took %.0f s", self.flavour, program.name, phase, seconds)
+                note(f"{self.flavour} {program.name}: {phase} took {seconds:.0f} s")
         gpu = self._gpu()
         engine = Engine(
             builder=self.flavour,
@@ -205,7 +206,7 @@ class TensorRtBuilder:
         elif ended.code == 0:
             mend = "build with --backend onnxruntime"
         else:
-            mend = f"is it whole? pip install 'controlrt[{self.flavour}]'"
+            mend = f"if its log names no other reason, install it anew: pip install 'controlrt[{self.flavour}]'"
         return BuildError(
             f"program {name}: {self.flavour} {ended.how}; {mend}. The end of its log:\n{ended.end_of_log}"
         )

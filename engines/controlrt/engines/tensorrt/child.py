@@ -62,6 +62,7 @@ def _tensor(tensor: Any) -> Tensor:
 
 def _config(request: BuildRequest, phases: Any) -> Any:
     from polygraphy.backend.trt import CreateConfig, PostprocessConfig, Profile
+    from polygraphy.exception import PolygraphyException
 
     trt, options = _module(request), request.options
     profiles = []
@@ -90,7 +91,9 @@ def _config(request: BuildRequest, phases: Any) -> Any:
         del builder, network
         config.num_compute_capabilities = len(targets)
         for index, name in enumerate(targets):
-            config.set_compute_capability(trt.ComputeCapability.__members__[f"SM{name.replace('.', '')}"], index)
+            capability = trt.ComputeCapability.__members__[f"SM{name.replace('.', '')}"]
+            if config.set_compute_capability(capability, index) is False:
+                raise PolygraphyException(f"compute capability {name} is refused")
 
     return PostprocessConfig(config, target) if targets else config
 

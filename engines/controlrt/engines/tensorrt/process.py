@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def run_child(command: Sequence[str], request: msgspec.Struct, scratch: Path) ->
 def refuse_full_disk(ended: Ended, doing: str) -> None:
     """Raises OutputError where the child found no space; ``doing`` says at what."""
     if _FULL_DISK in ended.log:
-        raise OutputError(f"no space left while {doing}; free some in {cache_root()}")
+        raise OutputError(f"no space left while {doing}; free some in {cache_root()} or {tempfile.gettempdir()}")
 
 
 def _call(command: list[str], log: Path) -> int:

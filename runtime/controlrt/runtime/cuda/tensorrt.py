@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from controlrt.runtime.cuda.device import Device, DeviceArrays
+from controlrt.runtime.cuda.gpu import RTX_CAPABILITIES
 from controlrt.runtime.cuda.memory import ALIGNMENT
 from controlrt.runtime.errors import BundleError, DeviceMemoryError
 from controlrt.runtime.manifest import Engine, Program
@@ -166,9 +167,10 @@ class TensorRtLibrary:
         if about.compute_capabilities and here not in about.compute_capabilities:
             built_for = f"{about.gpu}, " if about.gpu else ""
             named = " and ".join(about.compute_capabilities)
+            other = f"tensorrt-rtx --compute-capability {here}" if here in RTX_CAPABILITIES else "cuda"
             raise BundleError(
                 f"program {name} was built for {built_for}compute capability {named}; this GPU is {gpu.name}, "
-                f"{here}; {again} on this machine, or with --backend tensorrt-rtx --compute-capability {here}"
+                f"{here}; {again} on this machine, or with --backend {other}"
             )
         if about.gpu is not None and about.gpu != gpu.name:
             _log.warning(
