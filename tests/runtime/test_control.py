@@ -38,15 +38,52 @@ def test_none_and_both() -> None:
     assert found == [("canny", 2.0, 2.0, 0.1), ("mask", 0.5, 0.5, 0.2)]
 
 
-@pytest.mark.parametrize("mode", ["prompt", 2, ["balanced"], {"mask": "balanced"}])
-def test_a_mode_without_a_picture(mode: Any) -> None:
-    with pytest.raises(ParameterError, match=r"control_mode is .* no control picture \(image\) is given"):
-        resolve(None, mode=mode)
+@pytest.mark.parametrize("image", [None, {}])
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        *(({"mode": mode}, "control_mode is") for mode in ("prompt", 2, ["balanced"], {"mask": "balanced"})),
+        *(
+            ({name: value}, f"control.* is .*{says}")
+            for name in ("scale", "start", "end")
+            for value, says in (
+                ([1.0, 0.5], "left out"),
+                ({"mask": 0.5}, "left out"),
+                (np.ones((5, 1, 1)), "an array or a function.* left out"),
+                (float("nan"), "a finite number"),
+                ("1", "a finite number"),
+                (True, "a finite number"),
+            )
+        ),
+        ({"scale": lambda done: done}, "left out where no control picture"),
+        ({"start": 5}, "control_guidance_start is 5, but must be a fraction of the steps"),
+        ({"end": 1.5}, "control_guidance_end is 1.5, but must be a fraction of the steps"),
+        ({"start": 0.5, "end": 0.5}, "less than control_guidance_end"),
+        ({"guess_mode": True}, r"guess_mode is True, but must be left out where no control picture \(image\) is given"),
+        ({"weights": "soft"}, "control_layer_weights is 'soft', but must be left out"),
+        ({"weights": np.ones(99)}, "control_layer_weights is .* left out"),
+        ({"weights": {"mask": [1.0] * 12}}, "control_layer_weights is .* left out"),
+        ({"region": HINT}, "control_region is 'a picture', but must be left out"),
+        ({"region": {"mask": HINT}}, "control_region is 'a picture', but must be left out"),
+    ],
+)
+def test_what_is_said_of_no_control(image: Any, said: dict[str, Any], says: str) -> None:
+    with pytest.raises(ParameterError, match=says) as caught:
+        resolve(image, **said)
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("mode", ["Balanced", 0, {}])
-def test_no_mode_without_a_picture(mode: Any) -> None:
-    assert resolve(None, mode=mode) == []
+@pytest.mark.parametrize(
+    "said",
+    [
+        *({"mode": mode} for mode in ("Balanced", 0, {})),
+        {"scale": 1.0, "start": 0, "end": 1, "guess_mode": False, "weights": None, "region": None},
+        {"scale": 0, "start": 0.2, "end": np.float32(0.5), "guess_mode": None},
+        {name: {} for name in ("scale", "start", "end", "mode", "weights", "region")},
+    ],
+)
+def test_what_may_be_said_of_no_control(said: dict[str, Any]) -> None:
+    assert resolve(None, **said) == resolve({}, **said) == []
 
 
 def test_hints_repeat_as_diffusers_repeats_them() -> None:

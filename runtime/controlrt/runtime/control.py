@@ -69,20 +69,12 @@ def resolve_controls(
     Raises:
         UnknownNameError: a control that the bundle does not have.
         PictureError: a missing, unreadable or ill-sized control picture.
-        ParameterError: a scale, start or end that is not finite or out of range.
+        ParameterError: a scale, start or end that is not finite or out of range; anything that is said of controls and
+            not the same for all, where no control has a picture.
     """
     guess = check_guess_mode(guidance.guess_mode)
-    if image is None:
-        for parameter, value in (
-            ("controlnet_conditioning_scale", guidance.scale),
-            ("control_guidance_start", guidance.start),
-            ("control_guidance_end", guidance.end),
-        ):
-            if isinstance(value, float) and not is_number(value):
-                raise ParameterError(parameter, value, "a finite number")
-        listed_modes = isinstance(guidance.mode, (Mapping, Sequence)) and not isinstance(guidance.mode, str)
-        if guidance.mode if listed_modes else control_mode(guidance.mode) != "balanced":
-            raise ParameterError("control_mode", guidance.mode, "left out where no control picture (image) is given")
+    if image is None or (isinstance(image, Mapping) and not image):
+        _refuse_idle(guidance, guess)
         return []
     if not isinstance(image, Mapping):
         names = [name for control in known for name in control.names]
@@ -141,6 +133,41 @@ def resolve_controls(
             )
         )
     return [_use(control, said[control.name]) for control in known if control.name in said]
+
+def _refuse_idle(guidance: Guidance, guess: str | None) -> None:
+    """Raises ParameterError for what is said of controls in a call that has none.
+
+    One number for all of them may stand there, of a scale or a window that is the same for all calls, if it could act.
+    """
+    nowhere = "left out where no control picture (image) is given"
+    for parameter, value in (
+        ("controlnet_conditioning_scale", guidance.scale),
+        ("control_guidance_start", guidance.start),
+        ("control_guidance_end", guidance.end),
+    ):
+        if is_number(value) or _says_nothing(value):
+            continue
+        if isinstance(value, np.ndarray) or callable(value):
+            raise ParameterError(parameter, "an array or a function", nowhere)
+        several = isinstance(value, (Mapping, Sequence)) and not isinstance(value, str)
+        raise ParameterError(parameter, value, nowhere if several else "a finite number")
+    if is_number(guidance.start) and is_number(guidance.end):
+        check_window("control_guidance", guidance.start, guidance.end)
+    listed_modes = isinstance(guidance.mode, (Mapping, Sequence)) and not isinstance(guidance.mode, str)
+    if guidance.mode if listed_modes else control_mode(guidance.mode) != "balanced":
+        raise ParameterError("control_mode", guidance.mode, nowhere)
+    if guess is not None:
+        raise ParameterError("guess_mode", guidance.guess_mode, nowhere)
+    if not _says_nothing(guidance.weights):
+        raise ParameterError("control_layer_weights", guidance.weights, nowhere)
+    if not _says_nothing(guidance.region):
+        raise ParameterError("control_region", "a picture", nowhere)
+
+
+def _says_nothing(value: object) -> bool:
+    """Whether ``value`` is None, or a list or mapping without anything in it."""
+    return value is None or (isinstance(value, (Mapping, Sequence)) and not isinstance(value, str) and not value)
+
 
 
 def _refuse_untold_type(name: str, known: Sequence[Control]) -> None:
