@@ -166,7 +166,13 @@ def test_scales_over_steps_pictures_and_layers(scale: Any, expected: Any) -> Non
         ({"cany": HINT}, {}, UnknownNameError, "did you mean 'canny'"),
         (HINT, {}, PictureError, "canny, mask, pool, sketch"),
         ({"mask": None}, {}, PictureError, "NoneType"),
-        ({"mask": [HINT] * 3}, {"prompts": 2}, PictureError, "give 1 or 2"),
+        ({"mask": [HINT] * 3}, {"prompts": 2}, PictureError, "3 pictures for 2 prompts; give 1 or 2"),
+        ({"mask": [HINT] * 3}, {}, PictureError, "3 pictures for 1 prompt; give 1$"),
+        ({"mask": "a.png"}, {}, PictureError, r"'mask' is the text 'a.png'.* open the file: PIL.Image.open\('a.png'\)"),
+        ({"mask": ["a.png"]}, {}, PictureError, "the text 'a.png', not a picture"),
+        ({"mask": HINT}, {"region": "a.png"}, PictureError, "control_region of mask is the text 'a.png'"),
+        ({3: HINT}, {}, ParameterError, "image is 'a mapping with the key 3', but must be a mapping by names .*canny"),
+        ({"mask": HINT}, {"scale": {3: 1.0}}, UnknownNameError, "unknown control in controlnet_conditioning_scale '3'"),
         ({"mask": HINT}, {"scale": float("nan")}, ParameterError, "finite"),
         ({"mask": HINT}, {"scale": float("inf")}, ParameterError, "finite"),
         ({"mask": HINT}, {"scale": "1"}, ParameterError, "finite"),
@@ -196,7 +202,7 @@ def test_scales_over_steps_pictures_and_layers(scale: Any, expected: Any) -> Non
     ],
 )
 def test_refusals(image: Any, changes: dict[str, Any], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=says) as caught:
         resolve(image, **changes)
 
 
@@ -205,6 +211,7 @@ UNION = Control(
     kind="controlnet",
     part="controlnet.union",
     source="union",
+    assert "\n" not in str(caught.value)
     layers=10,
     control_types={"pose": 0, "depth": 1, "canny": 2, "lineart": 2},
 )

@@ -13,7 +13,7 @@ from controlrt.runtime.control_use import ControlHint, ControlUse, check_window
 from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError
 from controlrt.runtime.fitting import Resize
 from controlrt.runtime.manifest import Control
-from controlrt.runtime.pictures import Picture, to_hint, to_mask
+from controlrt.runtime.pictures import Picture, pictures_of_prompts, to_hint, to_mask
 from controlrt.runtime.scales import (
     ControlMode,
     GuessMode,
@@ -84,6 +84,9 @@ def resolve_controls(
         image = {names[0]: image}
     by_name = {name: control for control in known for name in control.names}
     for name in image:
+        if not isinstance(name, str):
+            wanted = f"a mapping by names of controls: {', '.join(by_name) or 'the bundle has none'}"
+            raise ParameterError("image", f"a mapping with the key {name!r}", wanted)
         if name not in by_name:
             _refuse_untold_type(name, known)
             hint = "add it with: build-engines --controlnet NAME=SOURCE or --adapter NAME=SOURCE"
@@ -92,11 +95,7 @@ def resolve_controls(
     said: dict[str, list[_Said]] = {}
     for name, pictures in image.items():
         control = by_name[name]
-        listed = list(pictures) if isinstance(pictures, Sequence) else [pictures]
-        if len(listed) not in (1, prompts):
-            raise PictureError(
-                f"control {name!r} has {len(listed)} pictures for {prompts} prompts; give 1 or {prompts}"
-            )
+        listed = pictures_of_prompts(pictures, f"control {name!r}", prompts, prompts)
         hints = np.stack([to_hint(picture, width, height, name, resize, control.channels) for picture in listed])
         repeats = images_per_prompt if len(listed) == prompts else prompts * images_per_prompt
         picked = _Picked(guidance, networks, name)
@@ -134,6 +133,7 @@ def resolve_controls(
         )
     return [_use(control, said[control.name]) for control in known if control.name in said]
 
+
 def _refuse_idle(guidance: Guidance, guess: str | None) -> None:
     """Raises ParameterError for what is said of controls in a call that has none.
 
@@ -167,7 +167,6 @@ def _refuse_idle(guidance: Guidance, guess: str | None) -> None:
 def _says_nothing(value: object) -> bool:
     """Whether ``value`` is None, or a list or mapping without anything in it."""
     return value is None or (isinstance(value, (Mapping, Sequence)) and not isinstance(value, str) and not value)
-
 
 
 def _refuse_untold_type(name: str, known: Sequence[Control]) -> None:
@@ -274,4 +273,4 @@ class _Picked:
     def _check_names(self, parameter: str, value: Mapping[str, Any]) -> None:
         for key in value:
             if key not in self.networks and key not in self.networks.values():
-                raise UnknownNameError(f"control in {parameter}", key, self.networks)
+                raise UnknownNameError(f"control in {parameter}", str(key), self.networks)

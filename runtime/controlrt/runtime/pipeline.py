@@ -33,7 +33,7 @@ from controlrt.runtime.drawing import Drawing
 from controlrt.runtime.errors import ControlRTError, DeviceMemoryError, ParameterError, UnknownNameError
 from controlrt.runtime.executors import AfterStep, BoundPlan, Executor, open_executor
 from controlrt.runtime.filling import fill_buffers
-from controlrt.runtime.fitting import Resize
+from controlrt.runtime.fitting import Resize, resize_named
 from controlrt.runtime.image_prompts import ImagePrompts, ImageScale, resolve_image_prompts
 from controlrt.runtime.noise import Draws
 from controlrt.runtime.pictures import Picture, to_pil
@@ -406,6 +406,8 @@ class ControlNetPipeline:
         height = default_height if height is None else height
         batch = len(prompts) * num_images_per_prompt
         manifest.profile.check(width, height, batch)
+        if resize is not None:
+            resize_named(resize)
         check_vae_tiling(manifest.profile, width, height, vae_tiling)
         source = read_source(
             init_image,
