@@ -46,13 +46,14 @@ def over_steps(parameter: str, value: Scale, steps: int, batch: int, layers: int
         raise ParameterError(parameter, value, "a finite number, one per step, or a function of the step") from None
     if not np.isfinite(array).all():
         raise ParameterError(parameter, value, "a finite number")
-    if array.ndim == 1 and len(array) == steps:
+    listed = array.ndim == 1 and not isinstance(value, np.ndarray)  # of an array nobody knows which axis is meant
+    if listed and len(array) == steps:
         array = array[:, None, None]
-    elif array.ndim == 1:
+    elif listed:
         raise ParameterError(parameter, value, f"a number or {steps} of them, one for each call of the model")
     if array.ndim not in (0, 3) or any(own not in (1, wanted) for own, wanted in zip(array.shape, shape, strict=False)):
         found = f"an array of shape {array.shape}"
-        raise ParameterError(parameter, found, f"a number, one per step, or (steps, pictures, layers) = {shape}")
+        raise ParameterError(parameter, found, f"a number, a list, or an array of (steps, pictures, layers) = {shape}")
     return np.broadcast_to(array, shape)
 
 
