@@ -255,7 +255,7 @@ class ControlNetPipeline:
             control_mode: as in the web UI's extension: "balanced"; "prompt", control weaker in the outer layers; or
                 "controlnet", that and control of the conditional half only. For all controls, a list or a mapping.
             control_layer_weights: one number for each residual of a ControlNet, the middle block's last, or "soft",
-                0.825 to the power of its distance from the middle block. For all controls, or a mapping by name.
+                0.825 to the power of 12 - i for residual i. For all controls, or a mapping by name.
             control_region: where control acts, a picture, white on black; for all controls, or a mapping by name.
             guess_mode: control acts on the conditional half only and rises over the layers: True or "diffusers" from
                 0.1 to 1 on a log scale, "original" as the soft weights do.

@@ -78,16 +78,17 @@ def layer_weights(control: Control, weights: LayerWeights | None) -> NDArray[np.
 
 
 def soft_weights(control: Control) -> NDArray[np.float64]:
-    """0.825 to the power of 12 - i for residual i of 13, as in the original ControlNet's guess mode.
+    """0.825 to the power of 12 - i for residual i, as in the original ControlNet's guess mode and the extension.
 
-    The middle block's weight is 1; where a model has another number of residuals they are counted back from there.
+    Of 13 residuals the middle block's has the weight 1. A model with fewer has the first of the 13 weights, as the
+    extension gives them.
     """
     if control.kind == "adapter":
         if control.layers != len(ADAPTER_SOFT):
             wanted = f"given for adapters of {len(ADAPTER_SOFT)} features, not {control.layers}"
             raise ParameterError("control_layer_weights", "soft", wanted)
         return np.array(ADAPTER_SOFT)
-    return 0.825 ** np.arange(control.layers - 1, -1, -1, dtype=np.float64)
+    return 0.825 ** np.arange(12, 12 - control.layers, -1, dtype=np.float64)
 
 
 def control_mode(value: Any) -> ControlMode:
