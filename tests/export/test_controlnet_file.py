@@ -16,6 +16,17 @@ from controlrt.export.checkpoint.controlnet import load_controlnet
 from controlrt.runtime.errors import SourceError
 from families import FAMILIES, Family
 
+WHOLE = {
+    name: torch.zeros(1)
+    for name in (
+        "betas",
+        "model.diffusion_model.time_embed.0.weight",
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "first_stage_model.encoder.conv_in.weight",
+        "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+    )
+}
+"""Tensors of Stable Diffusion, as they stand in ``control_sd15_canny.pth`` beside the ControlNet's."""
 one_family = pytest.mark.parametrize("family", ["sd15"], indirect=True, scope="module")
 
 
@@ -25,13 +36,14 @@ def unet(family: Family) -> Any:
 
 
 @pytest.mark.parametrize("family", list(FAMILIES), indirect=True, scope="module")
-@pytest.mark.parametrize("layout", ["control_model", "bare", "diffusers"])
+@pytest.mark.parametrize("layout", ["whole", "control_model", "bare", "diffusers"])
 def test_the_same_weights_as_the_folder(family: Family, tmp_path: Path, layout: str) -> None:
     controlnet = ControlNetModel.from_pretrained(family.controlnets["first"])
     tensors = controlnet.state_dict() if layout == "diffusers" else controlnet_tensors(controlnet)
-    if layout == "control_model":  # as published, with the UNet's half of the training run's file left out
+    if layout in ("whole", "control_model"):  # as published: all of the training run, or the ControlNet's part of it
         file = tmp_path / "control.pth"
-        torch.save({f"control_model.{name}": value for name, value in tensors.items()}, file)
+        rest = WHOLE if layout == "whole" else {}
+        torch.save(rest | {f"control_model.{name}": value for name, value in tensors.items()}, file)
     else:
         file = tmp_path / "control.safetensors"
         save_file({name: value.contiguous() for name, value in tensors.items()}, file)
@@ -72,6 +84,7 @@ def test_a_union(family: Family, tmp_path: Path) -> None:
     [
         (lambda t: t | {"lora_controlnet": torch.zeros(0)}, "is a Control-LoRA"),
         (lambda t: t | {"difference": torch.zeros(0)}, "is a difference file"),
+        (lambda t: {f"control_model.{n}": v for n, v in t.items()} | {"difference": torch.zeros(0)}, "is a difference"),
         (lambda _: {"adapter.body.0.resnets.0.block1.weight": torch.zeros(1)}, "is a T2I-Adapter"),
         (lambda _: {"body.0.in_conv.weight": torch.zeros(1)}, "is a T2I-Adapter"),
         (lambda t: t | {"task_embedding": torch.zeros(6, 32)}, "is a ControlNet Union without transformer_layes.0"),

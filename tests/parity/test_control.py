@@ -173,6 +173,26 @@ def test_one_adapter(compiled: ControlNetPipeline, family: Family, scale: float)
     assert relative(found, drawn(compiled, None)) > 1e-3
 
 
+def test_two_adapters(compiled: ControlNetPipeline, family: Family) -> None:
+    depth, sketch = hints(SIDE, 2)
+    adapters = [diffusers.T2IAdapter.from_pretrained(family.adapters[name]) for name in ("depth", "sketch")]
+    reference = diffusers.StableDiffusionAdapterPipeline.from_pretrained(family.model, adapter=adapters)
+    reference.set_progress_bar_config(disable=True)
+    latents = reference(
+        PROMPT,
+        image=[depth, sketch.convert("L")],
+        generator=torch.Generator("cpu").manual_seed(7),
+        adapter_conditioning_scale=[0.8, 0.5],
+        height=SIDE,
+        width=SIDE,
+        output_type="latent",
+        **SHARED,
+    ).images.numpy()
+    found = drawn(compiled, {"depth": depth, "sketch": sketch}, controlnet_conditioning_scale=[0.8, 0.5])
+    assert relative(found, latents) < BOUND
+    assert relative(found, drawn(compiled, {"depth": depth}, controlnet_conditioning_scale=0.8)) > 1e-3
+
+
 def test_two_adapters_and_a_controlnet(compiled: ControlNetPipeline, family: Family) -> None:
     pictures = hints(SIDE, 3)
     reference = family.reference("first")

@@ -85,6 +85,25 @@ def test_same_picture_of_the_demo_model(
     check_same_picture(demo, demo_reference(*controls), controls, pictures, scale, guidance_scale, steps=3)
 
 
+def test_pixels_that_an_inpainting_controlnet_shall_paint(demo: ControlNetPipeline) -> None:
+    """They are -1 in the control picture, whatever the ControlNet was trained for."""
+    scene = sample_scene(np.random.default_rng(22))
+    known = np.asarray(Image.fromarray(scene.control("mask", 512)).convert("RGB"), np.float32) / 255
+    known[180:300, 100:400] = 0
+    hint = known.copy()
+    hint[180:300, 100:400] = -1
+    shared: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "latent"}
+    expected = demo_reference("mask")(
+        PROMPT,
+        image=torch.from_numpy(hint).permute(2, 0, 1)[None],
+        generator=torch.Generator("cpu").manual_seed(7),
+        **shared,
+    ).images.numpy()
+    found, black = (demo(PROMPT, {"mask": picture}, seed=7, **shared).images for picture in (hint, known))
+    assert relative(found, expected) < LATENTS_BOUND
+    assert relative(found, black) > 10 * LATENTS_BOUND
+
+
 @every_family
 def test_without_control(compiled: ControlNetPipeline, family: Family) -> None:
     reference = family.reference()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,10 @@ def test_a_mask_is_cut_at_one_half(level: int) -> None:
         (None, None, {"strength": 0.5}, ParameterError, "strength is 0.5.*no init_image"),
         (PICTURE[:32], None, {}, PictureError, "init_image is 64x32, the output is 64x64.*resize"),
         (PICTURE, MASK[:, :32], {}, PictureError, "mask_image is 32x64"),
-        ([PICTURE] * 3, None, {}, PictureError, "init_image has 3 pictures for 2 prompts"),
+        ([PICTURE] * 3, None, {}, PictureError, "3 pictures for 2 prompts; give 1 or 2$"),
         (PICTURE, [MASK] * 3, {}, PictureError, "mask_image has 3 pictures"),
-        ("picture.png", None, {}, PictureError, "init_image"),
+        ("a.png", None, {}, PictureError, r"init_image is the text 'a.png', .*PIL.Image.open\('a.png'\)"),
+        (PICTURE, Path("a.png"), {}, PictureError, "mask_image is the text 'a.png', not a picture"),
         (PICTURE * 2, None, {}, PictureError, "outside 0..1"),
         (np.zeros((2, 4, 8, 9)), None, {}, ParameterError, "(2, 4, 8, 8)"),
         (np.zeros((3, 4, 8, 8)), None, {}, ParameterError, "latents of shape"),

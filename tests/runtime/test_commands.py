@@ -43,6 +43,23 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'generate'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["generate"], "the following arguments are required: "),
+        (["generate", "bundle", "a star", "--guess-mode", "foo"], "argument --guess-mode: invalid choice: 'foo'"),
+        (["generate", "bundle", "a star", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (["samplers", "--colour"], "unrecognized arguments: --colour"),
+        (["annotate", "--mask"], "argument --mask: expected one argument"),
+    ],
+)
+def test_a_mistyped_command_line(capsys: pytest.CaptureFixture[str], command: list[str], says: str) -> None:
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {says}")
+    assert line.endswith(f"; controlrt {command[0]} --help shows the options")
+
+
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     assert "run bundles:   yes" in capsys.readouterr().out

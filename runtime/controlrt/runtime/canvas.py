@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from controlrt.runtime.errors import ParameterError, PictureError
+from controlrt.runtime.errors import ParameterError
 from controlrt.runtime.fitting import Resize
 from controlrt.runtime.manifest import Model
 from controlrt.runtime.noise import Draws
-from controlrt.runtime.pictures import Picture, to_mask, to_planes
+from controlrt.runtime.pictures import Picture, pictures_of_prompts, to_mask, to_planes
 from controlrt.runtime.samplers import SamplerTable
 
 Array = NDArray[np.float32]
@@ -95,12 +95,13 @@ def read_source(
     batch = latents[0]
     pictures = [
         to_planes(each, width, height, "init_image", resize)
-        for each in _listed(init_image, "init_image", prompts, batch)
+        for each in pictures_of_prompts(init_image, "init_image", prompts, batch)
     ]
     if mask_image is None:
         return Source(pictures=np.stack(pictures), masks=None)
     masks = [
-        to_mask(each, width, height, "mask_image", resize) for each in _listed(mask_image, "mask_image", prompts, batch)
+        to_mask(each, width, height, "mask_image", resize)
+        for each in pictures_of_prompts(mask_image, "mask_image", prompts, batch)
     ]
     return Source(pictures=np.stack(pictures), masks=(np.stack(masks) >= DRAWN).astype(np.float32))
 
@@ -185,11 +186,3 @@ class _Sampling:
 def _repeated(rows: Array, batch: int) -> Array:
     """Every prompt's row for each of its pictures."""
     return np.repeat(rows, batch // len(rows), axis=0)
-
-
-def _listed(pictures: Picture | Sequence[Picture], what: str, prompts: int, batch: int) -> list[Any]:
-    """One picture for all, one per prompt, or one for each picture that is drawn."""
-    listed = list(pictures) if isinstance(pictures, Sequence) else [pictures]
-    if len(listed) not in (1, prompts, batch):
-        raise PictureError(f"{what} has {len(listed)} pictures for {prompts} prompts; give 1 or {prompts}")
-    return listed

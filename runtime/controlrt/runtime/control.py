@@ -13,7 +13,7 @@ from controlrt.runtime.control_use import ControlHint, ControlUse, check_window
 from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError
 from controlrt.runtime.fitting import Resize
 from controlrt.runtime.manifest import Control
-from controlrt.runtime.pictures import Picture, to_hint, to_mask
+from controlrt.runtime.pictures import Picture, pictures_of_prompts, to_hint, to_mask
 from controlrt.runtime.scales import (
     ControlMode,
     GuessMode,
@@ -69,20 +69,12 @@ def resolve_controls(
     Raises:
         UnknownNameError: a control that the bundle does not have.
         PictureError: a missing, unreadable or ill-sized control picture.
-        ParameterError: a scale, start or end that is not finite or out of range.
+        ParameterError: a scale, start or end that is not finite or out of range; anything that is said of controls and
+            not the same for all, where no control has a picture.
     """
     guess = check_guess_mode(guidance.guess_mode)
-    if image is None:
-        for parameter, value in (
-            ("controlnet_conditioning_scale", guidance.scale),
-            ("control_guidance_start", guidance.start),
-            ("control_guidance_end", guidance.end),
-        ):
-            if isinstance(value, float) and not is_number(value):
-                raise ParameterError(parameter, value, "a finite number")
-        listed_modes = isinstance(guidance.mode, (Mapping, Sequence)) and not isinstance(guidance.mode, str)
-        if guidance.mode if listed_modes else control_mode(guidance.mode) != "balanced":
-            raise ParameterError("control_mode", guidance.mode, "left out where no control picture (image) is given")
+    if image is None or (isinstance(image, Mapping) and not image):
+        _refuse_idle(guidance, guess)
         return []
     if not isinstance(image, Mapping):
         names = [name for control in known for name in control.names]
@@ -92,6 +84,9 @@ def resolve_controls(
         image = {names[0]: image}
     by_name = {name: control for control in known for name in control.names}
     for name in image:
+        if not isinstance(name, str):
+            wanted = f"a mapping by names of controls: {', '.join(by_name) or 'the bundle has none'}"
+            raise ParameterError("image", f"a mapping with the key {name!r}", wanted)
         if name not in by_name:
             _refuse_untold_type(name, known)
             hint = "add it with: build-engines --controlnet NAME=SOURCE or --adapter NAME=SOURCE"
@@ -100,11 +95,7 @@ def resolve_controls(
     said: dict[str, list[_Said]] = {}
     for name, pictures in image.items():
         control = by_name[name]
-        listed = list(pictures) if isinstance(pictures, Sequence) else [pictures]
-        if len(listed) not in (1, prompts):
-            raise PictureError(
-                f"control {name!r} has {len(listed)} pictures for {prompts} prompts; give 1 or {prompts}"
-            )
+        listed = pictures_of_prompts(pictures, f"control {name!r}", prompts, prompts)
         hints = np.stack([to_hint(picture, width, height, name, resize, control.channels) for picture in listed])
         repeats = images_per_prompt if len(listed) == prompts else prompts * images_per_prompt
         picked = _Picked(guidance, networks, name)
@@ -141,6 +132,41 @@ def resolve_controls(
             )
         )
     return [_use(control, said[control.name]) for control in known if control.name in said]
+
+
+def _refuse_idle(guidance: Guidance, guess: str | None) -> None:
+    """Raises ParameterError for what is said of controls in a call that has none.
+
+    One number for all of them may stand there, of a scale or a window that is the same for all calls, if it could act.
+    """
+    nowhere = "left out where no control picture (image) is given"
+    for parameter, value in (
+        ("controlnet_conditioning_scale", guidance.scale),
+        ("control_guidance_start", guidance.start),
+        ("control_guidance_end", guidance.end),
+    ):
+        if is_number(value) or _says_nothing(value):
+            continue
+        if isinstance(value, np.ndarray) or callable(value):
+            raise ParameterError(parameter, "an array or a function", nowhere)
+        several = isinstance(value, (Mapping, Sequence)) and not isinstance(value, str)
+        raise ParameterError(parameter, value, nowhere if several else "a finite number")
+    if is_number(guidance.start) and is_number(guidance.end):
+        check_window("control_guidance", guidance.start, guidance.end)
+    listed_modes = isinstance(guidance.mode, (Mapping, Sequence)) and not isinstance(guidance.mode, str)
+    if guidance.mode if listed_modes else control_mode(guidance.mode) != "balanced":
+        raise ParameterError("control_mode", guidance.mode, nowhere)
+    if guess is not None:
+        raise ParameterError("guess_mode", guidance.guess_mode, nowhere)
+    if not _says_nothing(guidance.weights):
+        raise ParameterError("control_layer_weights", guidance.weights, nowhere)
+    if not _says_nothing(guidance.region):
+        raise ParameterError("control_region", "a picture", nowhere)
+
+
+def _says_nothing(value: object) -> bool:
+    """Whether ``value`` is None, or a list or mapping without anything in it."""
+    return value is None or (isinstance(value, (Mapping, Sequence)) and not isinstance(value, str) and not value)
 
 
 def _refuse_untold_type(name: str, known: Sequence[Control]) -> None:
@@ -247,4 +273,4 @@ class _Picked:
     def _check_names(self, parameter: str, value: Mapping[str, Any]) -> None:
         for key in value:
             if key not in self.networks and key not in self.networks.values():
-                raise UnknownNameError(f"control in {parameter}", key, self.networks)
+                raise UnknownNameError(f"control in {parameter}", str(key), self.networks)

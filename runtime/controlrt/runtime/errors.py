@@ -64,7 +64,8 @@ class ParameterError(UserError):
 
     def __init__(self, name: str, found: object, allowed: str) -> None:
         self.name, self.found, self.allowed = name, found, allowed
-        super().__init__(f"{name} is {found!r}, but must be {allowed}")
+        shown = " ".join(repr(found).split())  # arrays are shown over several lines
+        super().__init__(f"{name} is {shown}, but must be {allowed}")
 
 
 class ProfileError(UserError):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from controlrt.runtime.clip_picture import clip_picture
 from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError
 from controlrt.runtime.manifest import IPAdapter
-from controlrt.runtime.pictures import Picture
+from controlrt.runtime.pictures import Picture, listed_pictures
 from controlrt.runtime.profile import MAX_IMAGES
 from controlrt.runtime.scales import Scale, over_steps
 
@@ -102,19 +102,15 @@ def _by_name(adapters: Sequence[IPAdapter], image: ImagePrompts | None) -> dict[
         for name in image:
             if name not in names:
                 raise UnknownNameError("IP-Adapter", str(name), names, _ADD)
-        return {name: _listed(pictures) for name, pictures in image.items()}
+        return {name: listed_pictures(pictures) for name, pictures in image.items()}
     if len(names) == 1:
         nested = isinstance(image, Sequence) and len(image) == 1  # diffusers' form: a list with an entry per adapter
-        return {names[0]: _listed(image[0] if nested else image)}  # type: ignore[index, arg-type]
+        return {names[0]: listed_pictures(image[0] if nested else image)}  # type: ignore[index, arg-type]
     if not isinstance(image, Sequence) or len(image) != len(names):
         wanted = f"a mapping by name, or a list of {len(names)}, one for each of {', '.join(names)}"
         found = f"{len(image)} pictures" if isinstance(image, Sequence) else type(image).__name__
         raise ParameterError("ip_adapter_image", found, wanted)
-    return {name: _listed(pictures) for name, pictures in zip(names, image, strict=True)}
-
-
-def _listed(pictures: Picture | Sequence[Picture]) -> list[Picture]:
-    return list(pictures) if isinstance(pictures, Sequence) else [pictures]
+    return {name: listed_pictures(pictures) for name, pictures in zip(names, image, strict=True)}
 
 
 def _own_scale(adapters: Sequence[IPAdapter], number: int, scale: Any) -> Scale:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,27 @@ def _mask_of(picture: Picture) -> NDArray[np.bool_] | None:
     return mask if mask.any() else None
 
 
+def listed_pictures(pictures: Picture | Sequence[Picture]) -> list[Picture]:
+    """One picture or several as a list; text, which is no picture, is one, for ``as_rgb`` to refuse."""
+    several = isinstance(pictures, Sequence) and not isinstance(pictures, (str, bytes))
+    return list(pictures) if several else [pictures]  # type: ignore[arg-type, list-item]
+
+
+def pictures_of_prompts(pictures: Picture | Sequence[Picture], what: str, prompts: int, batch: int) -> list[Picture]:
+    """One picture for all prompts, one for each, or one for each of the ``batch`` pictures that are drawn.
+
+    Raises:
+        PictureError: another number of them.
+    """
+    listed = listed_pictures(pictures)
+    allowed = sorted({1, prompts, batch})
+    if len(listed) not in allowed:
+        wanted = " or ".join(str(number) for number in allowed)
+        of = "1 prompt" if prompts == 1 else f"{prompts} prompts"
+        raise PictureError(f"{what} has {len(listed)} pictures for {of}; give {wanted}")
+    return listed
+
+
 def _planes(array: Any) -> NDArray[Any]:
     """With the channels as an axis, even where there is one."""
     planes: NDArray[Any] = array[..., None] if array.ndim == 2 else array
@@ -218,6 +240,9 @@ def as_rgb(picture: Picture, what: str) -> Image.Image:
     """
     if isinstance(picture, Image.Image):
         return to_rgb(picture)
+    if isinstance(picture, (str, Path)):
+        name = str(picture)
+        raise PictureError(f"{what} is the text {name!r}, not a picture; open the file: PIL.Image.open({name!r})")
     if not isinstance(picture, np.ndarray):
         raise PictureError(f"{what} is a {type(picture).__name__}; give a PIL picture or NumPy array")
     array = picture[..., 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture

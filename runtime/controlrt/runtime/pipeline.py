@@ -33,7 +33,7 @@ from controlrt.runtime.drawing import Drawing
 from controlrt.runtime.errors import ControlRTError, DeviceMemoryError, ParameterError, UnknownNameError
 from controlrt.runtime.executors import AfterStep, BoundPlan, Executor, open_executor
 from controlrt.runtime.filling import fill_buffers
-from controlrt.runtime.fitting import Resize
+from controlrt.runtime.fitting import Resize, resize_named
 from controlrt.runtime.image_prompts import ImagePrompts, ImageScale, resolve_image_prompts
 from controlrt.runtime.noise import Draws
 from controlrt.runtime.pictures import Picture, to_pil
@@ -255,7 +255,7 @@ class ControlNetPipeline:
             control_mode: as in the web UI's extension: "balanced"; "prompt", control weaker in the outer layers; or
                 "controlnet", that and control of the conditional half only. For all controls, a list or a mapping.
             control_layer_weights: one number for each residual of a ControlNet, the middle block's last, or "soft",
-                0.825 to the power of its distance from the middle block. For all controls, or a mapping by name.
+                0.825 to the power of 12 - i for residual i. For all controls, or a mapping by name.
             control_region: where control acts, a picture, white on black; for all controls, or a mapping by name.
             guess_mode: control acts on the conditional half only and rises over the layers: True or "diffusers" from
                 0.1 to 1 on a log scale, "original" as the soft weights do.
@@ -406,6 +406,8 @@ class ControlNetPipeline:
         height = default_height if height is None else height
         batch = len(prompts) * num_images_per_prompt
         manifest.profile.check(width, height, batch)
+        if resize is not None:
+            resize_named(resize)
         check_vae_tiling(manifest.profile, width, height, vae_tiling)
         source = read_source(
             init_image,

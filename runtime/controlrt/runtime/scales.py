@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,13 +46,14 @@ def over_steps(parameter: str, value: Scale, steps: int, batch: int, layers: int
         raise ParameterError(parameter, value, "a finite number, one per step, or a function of the step") from None
     if not np.isfinite(array).all():
         raise ParameterError(parameter, value, "a finite number")
-    if array.ndim == 1 and len(array) == steps:
+    listed = array.ndim == 1 and not isinstance(value, np.ndarray)  # of an array nobody knows which axis is meant
+    if listed and len(array) == steps:
         array = array[:, None, None]
-    elif array.ndim == 1:
+    elif listed:
         raise ParameterError(parameter, value, f"a number or {steps} of them, one for each call of the model")
     if array.ndim not in (0, 3) or any(own not in (1, wanted) for own, wanted in zip(array.shape, shape, strict=False)):
         found = f"an array of shape {array.shape}"
-        raise ParameterError(parameter, found, f"a number, one per step, or (steps, pictures, layers) = {shape}")
+        raise ParameterError(parameter, found, f"a number, a list, or an array of (steps, pictures, layers) = {shape}")
     return np.broadcast_to(array, shape)
 
 
@@ -77,16 +78,17 @@ def layer_weights(control: Control, weights: LayerWeights | None) -> NDArray[np.
 
 
 def soft_weights(control: Control) -> NDArray[np.float64]:
-    """0.825 to the power of 12 - i for residual i of 13, as in the original ControlNet's guess mode.
+    """0.825 to the power of 12 - i for residual i, as in the original ControlNet's guess mode and the extension.
 
-    The middle block's weight is 1; where a model has another number of residuals they are counted back from there.
+    Of 13 residuals the middle block's has the weight 1. A model with fewer has the first of the 13 weights, as the
+    extension gives them.
     """
     if control.kind == "adapter":
         if control.layers != len(ADAPTER_SOFT):
             wanted = f"given for adapters of {len(ADAPTER_SOFT)} features, not {control.layers}"
             raise ParameterError("control_layer_weights", "soft", wanted)
         return np.array(ADAPTER_SOFT)
-    return 0.825 ** np.arange(control.layers - 1, -1, -1, dtype=np.float64)
+    return 0.825 ** np.arange(12, 12 - control.layers, -1, dtype=np.float64)
 
 
 def control_mode(value: Any) -> ControlMode:
@@ -138,6 +140,6 @@ def mode_weights(control: Control, guess: str | None, mode: ControlMode) -> tupl
     return np.ones(control.layers), conditional
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether ``value`` is one finite number."""
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)

@@ -55,7 +55,11 @@ def load_controlnet(name: str, path: Path, unet: Any) -> Any:
 
 
 def _load_file(name: str, path: Path, unet: Any) -> Any:
-    """The config that the file leaves unsaid is the UNet's: a ControlNet is a copy of its encoder."""
+    """The config that the file leaves unsaid is the UNet's: a ControlNet is a copy of its encoder.
+
+    The first files in the original layout hold the whole training run: Stable Diffusion beside ``control_model.*``,
+    which alone is read.
+    """
     from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
     what = f"ControlNet {name} ({path})"
@@ -137,8 +141,9 @@ def _first(tensors: Mapping[str, Any], *names: str) -> Any:
 
 
 def _refuse_others(what: str, file: TensorFile, tensors: Mapping[str, Any]) -> None:
+    marks = [name for name in file.tensors if "." not in name]  # of the file as a whole, such as lora_controlnet
     for pattern, is_a in REFUSALS:
-        if any(re.search(pattern, name) for names in (file.tensors, tensors) for name in names):
+        if any(re.search(pattern, name) for name in (*tensors, *marks)):
             raise SourceError(f"{what} is {is_a}")
 
 

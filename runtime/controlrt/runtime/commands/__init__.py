@@ -17,6 +17,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from controlrt.runtime.errors import ControlRTError, UnknownNameError, UserError
 
@@ -44,6 +45,14 @@ SUMMARIES = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Whose complaints are errors like all others: one line, without the usage of the whole command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError: ``message``, and how to see what there is."""
+        raise UserError(f"{message}; {self.prog} --help shows the options")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``controlrt``."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -68,7 +77,7 @@ def _dispatch(arguments: list[str]) -> int:
 def run_command(command: ModuleType, argv: Sequence[str], program: str) -> int:
     """Parses ``argv`` for one command and runs it."""
     summary = (command.__doc__ or "").strip().splitlines()[0]
-    parser = argparse.ArgumentParser(prog=program, description=summary)
+    parser = Parser(prog=program, description=summary)
     parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
     command.add_arguments(parser)
     expand = getattr(command, "expand", list)
