@@ -37,8 +37,7 @@ def exported(family: Family) -> Path:
     from families import SIDE
 
     options = ExportOptions(
-        model=str(family.model),
-        controlnets={name: str(path) for name, path in family.controlnets.items()},
+        **family.sources(),
         profile=ShapeProfile.parse(f"{SIDE}x{SIDE}", "1-4"),
     )
     return export(options, "pytest").path

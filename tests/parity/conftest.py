@@ -16,9 +16,7 @@ def compiled(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """The family's checkpoint, built and loaded."""
     output: Path = tmp_path_factory.mktemp("bundles") / family.name
     options = BuildOptions(
-        model=str(family.model),
-        controlnets={name: str(path) for name, path in family.controlnets.items()},
-        adapters={name: str(path) for name, path in family.adapters.items()},
+        **family.sources(),
         profile=ShapeProfile.parse(f"{SIDE}x{SIDE}", "1-4"),
         output=output,
     )

@@ -40,8 +40,7 @@ def pipeline(
         pytest.importorskip("openvino", reason="the extra openvino is not installed")
     output: Path = tmp_path_factory.mktemp("bundles") / family.name
     options = BuildOptions(
-        model=str(family.model),
-        controlnets={name: str(path) for name, path in family.controlnets.items()},
+        **family.sources(),
         profile=ShapeProfile.parse(f"{SIDE}x{SIDE}", "1-4"),
         output=output,
         backend=backend,
