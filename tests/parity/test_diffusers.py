@@ -34,7 +34,7 @@ def test_same_picture(
     compiled: ControlNetPipeline, family: Family, controls: tuple[str, ...], scale: float, guidance_scale: float
 ) -> None:
     check_same_picture(
-        compiled, family.reference(*controls), controls, hints(SIDE, len(controls)), scale, guidance_scale, steps=6
+        compiled, family.reference(*controls), controls, hints(SIDE, len(controls)), scale, guidance_scale, steps=4
     )
 
 
