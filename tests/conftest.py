@@ -36,8 +36,8 @@ FIRST = (
     "parity/test_samplers.py",
     "engines/test_cuda_bundle.py",
 )
-"""Test files that take long, those that trace a checkpoint before those that find its export in the cache: no two workers
-trace the same at once, and none is left with a long file at the end."""
+"""Test files that take long, those that trace a checkpoint before those that find its export in the cache: then no two
+workers trace the same at once, and none is left with a long file at the end."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
