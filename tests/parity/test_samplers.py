@@ -112,9 +112,13 @@ def test_bounds_of_the_sigmas(name: str, spread: str) -> None:
     assert worst(found, expected) <= WIDE_BOUND
 
 
+SLOW = ("LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
+"""diffusers integrates numerically for the first, and finds timesteps one by one for the others."""
+
+
 def counts_of_steps(name: str) -> st.SearchStrategy[int]:
-    """Up to a thousand. diffusers integrates numerically for LMS: its long runs are for ``test_long_runs``."""
-    if name == "LMSDiscreteScheduler":
+    """Up to a thousand; long runs of those that take diffusers seconds are for ``test_long_runs``."""
+    if name in SLOW:
         return st.integers(1, 30) | st.integers(1, 100)
     return st.integers(1, 30) | st.integers(1, 1000) | st.sampled_from([100, 333, 1000])
 
@@ -263,8 +267,9 @@ def test_whole_trajectory(name: str, data: st.DataObject, model: str, seed: int)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [333, 1000])
-def test_long_runs(steps: int) -> None:
-    check(Run("LMSDiscreteScheduler", {}, 4, steps=steps), MODELS["time-dependent"])
+@pytest.mark.parametrize("name", SLOW)
+def test_long_runs(name: str, steps: int) -> None:
+    check(Run(name, {}, 4, steps=steps), MODELS["time-dependent"])
 
 
 @every_sampler
