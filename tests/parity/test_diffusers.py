@@ -82,7 +82,7 @@ def test_same_picture_of_the_demo_model(
 ) -> None:
     scene = sample_scene(np.random.default_rng(22))
     pictures = [Image.fromarray(scene.control(name, 512)) for name in controls]
-    check_same_picture(demo, demo_reference(*controls), controls, pictures, scale, guidance_scale, steps=3)
+    check_same_picture(demo, demo_reference(*controls), controls, pictures, scale, guidance_scale, steps=2)
 
 
 @every_family
