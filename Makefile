@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME_VENV := build/runtime-venv
 RUNTIME_BIN := $(RUNTIME_VENV)/bin
-# a worker for each core, of up to four: each holds models and takes up to 3 GiB
-WORKERS := -n logical --maxprocesses 4 --dist loadfile
+# a worker for each core, of up to four: each holds models and takes up to 3 GiB; files in the order of tests/conftest.py
+WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 export CONTROLRT_CACHE ?= $(CURDIR)/.cache
 

@@ -19,6 +19,25 @@ os.environ.setdefault("CONTROLRT_CACHE", str(ROOT / ".cache"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 DEMO_BUNDLE = Path(os.environ["CONTROLRT_CACHE"]) / "tests" / "demo-512x512"
 CAN_EXPORT = importlib.util.find_spec("torch") is not None
+FIRST = (
+    "parity/test_diffusers.py",
+    "parity/test_union.py",
+    "parity/test_ip_adapter.py",
+    "parity/test_checkpoint_files.py",
+    "parity/test_tasks.py",
+    "parity/test_sampler_pictures.py",
+    "calibration/test_int8_build.py",
+    "parity/test_precision.py",
+    "demo/test_model.py",
+    "engines/test_cuda_backend.py",
+    "engines/test_build.py",
+    "parity/test_openvino.py",
+    "engines/tensorrt/test_bundle.py",
+    "parity/test_samplers.py",
+    "engines/test_cuda_bundle.py",
+)
+"""Test files that take long, those that trace a checkpoint before those that find its export in the cache: then no two
+workers trace the same at once, and none is left with a long file at the end."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,10 +75,15 @@ class Passed:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FIRST.index(name) if (name := _file(item)) in FIRST else len(FIRST))
     if (file := config.getoption("--not-again")) is not None:
         passed = set(file.read_text(encoding="utf-8").splitlines())
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
         items[:] = [item for item in items if item.nodeid not in passed]
+
+
+def _file(item: pytest.Item) -> str:
+    return str(item.path.relative_to(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
@@ -97,3 +121,13 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     import families
 
     return getattr(families, request.param)(tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def exported(family: Family) -> Path:
+    """The directory of the family's export: the programs as traced, before any pass. It stays in the cache."""
+    from controlrt.export.exporter import ExportOptions, export
+    from controlrt.runtime.profile import ShapeProfile
+    from families import SIDE
+
+    return export(ExportOptions(**family.sources(), profile=ShapeProfile.parse(f"{SIDE}x{SIDE}", "1-4")), "pytest").path

@@ -46,6 +46,14 @@ class Family:
     controlnets: dict[str, Path]
     adapters: dict[str, Path] = field(default_factory=dict)
 
+    def sources(self) -> dict[str, Any]:
+        """Options of an export or a build of all of it; tests that ask for the same share one export."""
+        return {
+            "model": str(self.model),
+            "controlnets": {name: str(path) for name, path in self.controlnets.items()},
+            "adapters": {name: str(path) for name, path in self.adapters.items()},
+        }
+
     def reference(self, *controls: str) -> Any:
         """diffusers' own ControlNet pipeline in float32, or its plain one without controls."""
         xl = self.name == "sdxl"
@@ -73,6 +81,8 @@ def _tokenizer() -> CLIPTokenizer:
 
 
 def _vae() -> AutoencoderKL:
+    """The same one in all families, which then share its programs."""
+    torch.manual_seed(0)
     return AutoencoderKL(
         block_out_channels=(16, 16, 32, 32),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -83,8 +93,12 @@ def _vae() -> AutoencoderKL:
     )
 
 
-def _text_config(tokenizer: CLIPTokenizer, width: int, activation: str, layers: int = 3) -> CLIPTextConfig:
-    return CLIPTextConfig(
+def _text_encoder(
+    tokenizer: CLIPTokenizer, width: int, activation: str, layers: int = 3, cls: Any = CLIPTextModel
+) -> Any:
+    """The same one wherever it is called with the same."""
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=2 * width,
@@ -96,6 +110,7 @@ def _text_config(tokenizer: CLIPTokenizer, width: int, activation: str, layers: 
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    return cls(config)
 
 
 def _save(
@@ -137,7 +152,7 @@ def sd15(root: Path) -> Family:
     )
     pipeline = StableDiffusionPipeline(
         vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config(tokenizer, 32, "quick_gelu")),
+        text_encoder=_text_encoder(tokenizer, 32, "quick_gelu"),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=EulerDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="linspace"),
@@ -169,7 +184,7 @@ def inpainting(root: Path) -> Family:
     }
     pipeline = StableDiffusionPipeline(
         vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config(tokenizer, 32, "quick_gelu", layers=2)),
+        text_encoder=_text_encoder(tokenizer, 32, "quick_gelu", layers=1),
         tokenizer=tokenizer,
         unet=UNet2DConditionModel(in_channels=9, **config),
         scheduler=DDIMScheduler(**SCALED_LINEAR, clip_sample=False, set_alpha_to_one=False),
@@ -187,22 +202,24 @@ def inpainting(root: Path) -> Family:
 
 
 def sd21(root: Path) -> Family:
-    """Stable Diffusion 2.1, one layer a level (8+1 residuals): v-prediction, linear projections, heads by level."""
+    """Stable Diffusion 2.1 of two levels (4+1 residuals): v-prediction, linear projections, heads by level."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     tokenizer.pad_token = "!"
     unet = UNet2DConditionModel(
         sample_size=SIDE // 8,
-        block_out_channels=(32, 32, 64, 64),
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         norm_num_groups=8,
         layers_per_block=1,
         cross_attention_dim=48,
-        attention_head_dim=(2, 2, 4, 4),
+        attention_head_dim=(2, 4),
         use_linear_projection=True,
     )
     pipeline = StableDiffusionPipeline(
         vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config(tokenizer, 48, "gelu")),
+        text_encoder=_text_encoder(tokenizer, 48, "gelu"),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=DDIMScheduler(
@@ -216,22 +233,22 @@ def sd21(root: Path) -> Family:
 
 
 def sdxl(root: Path) -> Family:
-    """Stable Diffusion XL: two text encoders, pooled text and size conditioning, three levels (9+1 residuals)."""
+    """Stable Diffusion XL, one layer a level (6+1 residuals): two text encoders, pooled text and size conditioning."""
     adapter = {"channels": (32, 32, 64, 64), "num_res_blocks": 1, "downscale_factor": 16}
     return _save("sdxl", root, _sdxl_pipeline(), adapters={"depth": {**adapter, "adapter_type": "full_adapter_xl"}})
 
 
+TWO_LEVELS_XL = {
+    "block_out_channels": (32, 64),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (2, 4),
+}
+
+
 def union(root: Path) -> Family:
     """Stable Diffusion XL of two levels (4+1 residuals) with a ControlNet and two ControlNet Unions."""
-    pipeline = _sdxl_pipeline(
-        text_layers=2,
-        block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        transformer_layers_per_block=1,
-        attention_head_dim=(2, 4),
-    )
+    pipeline = _sdxl_pipeline(**TWO_LEVELS_XL, transformer_layers_per_block=1)
     family = _save("sdxl", root, pipeline, controls=CONTROLS[:1])
     unions = {}
     shared = set(inspect.signature(ControlNetUnionModel.__init__).parameters) & set(pipeline.unet.config)
@@ -251,7 +268,7 @@ def union(root: Path) -> Family:
     return replace(family, controlnets={**family.controlnets, **unions})
 
 
-def _sdxl_pipeline(text_layers: int = 3, **changes: Any) -> StableDiffusionXLPipeline:
+def _sdxl_pipeline(**changes: Any) -> StableDiffusionXLPipeline:
     torch.manual_seed(0)
     tokenizer, tokenizer_2 = _tokenizer(), _tokenizer()
     tokenizer_2.pad_token = "!"
@@ -259,14 +276,15 @@ def _sdxl_pipeline(text_layers: int = 3, **changes: Any) -> StableDiffusionXLPip
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         "block_out_channels": (32, 32, 64),
+        "layers_per_block": 1,
         "transformer_layers_per_block": (1, 1, 2),
         "attention_head_dim": (2, 2, 4),
         **changes,
     }
     return StableDiffusionXLPipeline(
         vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config(tokenizer, 32, "quick_gelu", text_layers)),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer_2, 48, "gelu", text_layers)),
+        text_encoder=_text_encoder(tokenizer, 32, "quick_gelu"),
+        text_encoder_2=_text_encoder(tokenizer_2, 48, "gelu", cls=CLIPTextModelWithProjection),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer_2,
         unet=UNet2DConditionModel(
@@ -290,7 +308,7 @@ def shallow(root: Path) -> Family:
     tokenizer = _tokenizer()
     pipeline = StableDiffusionPipeline(
         vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config(tokenizer, 32, "quick_gelu", layers=1)),
+        text_encoder=_text_encoder(tokenizer, 32, "quick_gelu", layers=1),
         tokenizer=tokenizer,
         unet=UNet2DConditionModel(
             sample_size=SIDE // 8,
@@ -312,33 +330,7 @@ def shallow(root: Path) -> Family:
 
 def shallow_xl(root: Path) -> Family:
     """Stable Diffusion XL of two levels with one layer each, quick to trace: eight cross-attentions."""
-    torch.manual_seed(0)
-    tokenizer, tokenizer_2 = _tokenizer(), _tokenizer()
-    tokenizer_2.pad_token = "!"
-    pipeline = StableDiffusionXLPipeline(
-        vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config(tokenizer, 32, "quick_gelu", layers=2)),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer_2, 48, "gelu", layers=2)),
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer_2,
-        unet=UNet2DConditionModel(
-            sample_size=SIDE // 8,
-            block_out_channels=(32, 64),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            transformer_layers_per_block=(1, 2),
-            norm_num_groups=8,
-            cross_attention_dim=80,
-            attention_head_dim=(2, 4),
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + 48,
-        ),
-        scheduler=EulerDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="leading"),
-        force_zeros_for_empty_prompt=True,
-    )
+    pipeline = _sdxl_pipeline(**TWO_LEVELS_XL, transformer_layers_per_block=(1, 2))
     return _save("sdxl", root, pipeline, controls=CONTROLS[:1])
 
 

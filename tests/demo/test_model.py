@@ -59,19 +59,23 @@ def overlap(scene: Scene, picture: np.ndarray) -> float:
     return float((found & wanted).sum() / (found | wanted).sum())
 
 
-@pytest.mark.parametrize("control", ["canny", "mask"])
 @pytest.mark.parametrize("kinds", [TRAINED_SHAPES, HELD_OUT_SHAPES], ids=["trained", "held out"])
-def test_control_is_followed(demo: ControlNetPipeline, control: str, kinds: tuple[str, ...]) -> None:
+def test_control_is_followed(demo: ControlNetPipeline, kinds: tuple[str, ...]) -> None:
     rng = np.random.default_rng(77)
     scenes = [sample_scene(rng, kinds) for _ in range(4)]
-    followed = [overlap(scene, draw(demo, scene, control, 1.0, seed)) for seed, scene in enumerate(scenes)]
-    free = [overlap(scene, draw(demo, scene, control, 0.0, seed)) for seed, scene in enumerate(scenes)]
-    # medians, since one scene of few may get a colour wrong, and nothing of it counts then;
-    # demo/evaluation.json has the means over 64 scenes at twenty steps
-    assert np.median(followed) > 0.75
-    assert np.mean(followed) > 0.5
+
+    def overlaps(control: str, scale: float) -> list[float]:
+        return [overlap(scene, draw(demo, scene, control, scale, seed)) for seed, scene in enumerate(scenes)]
+
+    free = overlaps("mask", 0.0)  # at this scale one control is as good as another
     assert np.mean(free) < 0.4
-    assert np.median(followed) > np.median(free) + 0.4
+    for control in ("canny", "mask"):
+        followed = overlaps(control, 1.0)
+        # medians, since one scene of few may get a colour wrong, and nothing of it counts then;
+        # demo/evaluation.json has the means over 64 scenes at twenty steps
+        assert np.median(followed) > 0.75, control
+        assert np.mean(followed) > 0.5, control
+        assert np.median(followed) > np.median(free) + 0.4, control
 
 
 def test_prompt_is_obeyed(demo: ControlNetPipeline) -> None:

@@ -200,7 +200,7 @@ def test_a_loss_is_measured_unless_it_is_not_wanted(demo_bundle: Path, tmp_path:
     profile = Bundle.open(demo_bundle, verify=False).manifest.profile
     options = BuildOptions(
         model=str(MODEL_DIR),
-        controlnets={name: str(path) for name, path in CONTROLNETS.items()},
+        controlnets={},
         profile=profile,
         output=tmp_path / "bundle",
         backend="onnxruntime",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import pytest
@@ -21,27 +20,10 @@ from controlrt.runtime.errors import BuildError
 from controlrt.runtime.manifest import Precision, Program
 from controlrt.runtime.profile import ShapeProfile
 
-if TYPE_CHECKING:
-    from families import Family
-
 pytestmark = pytest.mark.parametrize(
-    "family", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)], indirect=True, scope="module"
+    "family", ["shallow", pytest.param("sdxl", marks=pytest.mark.slow)], indirect=True, scope="module"
 )
 LOWERED = [type(each).__name__ for each in CudaBackend.passes if getattr(each, "typed", False)]
-
-
-@pytest.fixture(scope="module")
-def exported(family: Family) -> Path:
-    """The directory of the family's export."""
-    from controlrt.export.exporter import ExportOptions, export
-    from families import SIDE
-
-    options = ExportOptions(
-        model=str(family.model),
-        controlnets={name: str(path) for name, path in family.controlnets.items()},
-        profile=ShapeProfile.parse(f"{SIDE}x{SIDE}", "1-4"),
-    )
-    return export(options, "pytest").path
 
 
 def compiled(

@@ -26,7 +26,7 @@ from controlrt.runtime.progress import Progress
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> ExportOptions:
-    family = families.sd15(tmp_path_factory.mktemp("sd15"))
+    family = families.shallow(tmp_path_factory.mktemp("shallow"))
     controlnets = {"first": str(family.controlnets["first"])}
     return ExportOptions(model=str(family.model), controlnets=controlnets, profile=ShapeProfile.parse("128x128"))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 
 from controlrt.export import checkpoint
@@ -28,21 +29,35 @@ one_family = pytest.mark.parametrize("family", ["sd15"], indirect=True, scope="m
 @pytest.mark.parametrize("family", list(FAMILIES), indirect=True, scope="module")
 def test_residuals_are_those_of_diffusers(family: Family) -> None:
     loaded = checkpoint.load(family.model, family.controlnets)
-    controlnet = loaded.controlnets["first"]
-    added = {}
-    if loaded.time_ids:
-        added = {"text_embeds": torch.zeros(1, 48), "time_ids": torch.zeros(1, 6)}
-    down, middle = controlnet(
-        torch.zeros(1, 4, 16, 16),
-        torch.tensor([5]),
-        torch.zeros(1, 77, loaded.unet.config.cross_attention_dim),
-        controlnet_cond=torch.zeros(1, 3, 128, 128),
-        added_cond_kwargs=added,
-        return_dict=False,
-    )
-    found = [(residual.shape[1], 16 // residual.shape[2]) for residual in (*down, middle)]
+    added = {"text_embeds": torch.zeros(1, 48), "time_ids": torch.zeros(1, 6)} if loaded.time_ids else {}
+    found = residuals(loaded.controlnets["first"], added_cond_kwargs=added)
     assert residual_shapes(loaded.unet) == found
-    assert len(found) == {"sd15": 13, "sd21": 9, "sdxl": 10}[family.name]
+    assert len(found) == {"sd15": 13, "sd21": 5, "sdxl": 7}[family.name]
+
+
+@pytest.mark.parametrize(("levels", "layers", "count"), [(4, 2, 13), (3, 2, 10), (4, 1, 9)])
+def test_residuals_of_published_and_other_layouts(levels: int, layers: int, count: int) -> None:
+    """Those of Stable Diffusion 1.x and 2.x, then those of XL."""
+    controlnet = ControlNetModel(
+        block_out_channels=(16, 32, 48, 64)[:levels],
+        down_block_types=("DownBlock2D",) * levels,
+        layers_per_block=layers,
+        norm_num_groups=8,
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        conditioning_embedding_out_channels=(8, 8, 16, 16),
+    )
+    found = residuals(controlnet)
+    assert residual_shapes(controlnet) == found
+    assert len(found) == count
+
+
+def residuals(controlnet: ControlNetModel, **options: Any) -> list[tuple[int, int]]:
+    """Channels, and by how much smaller than the latents, as diffusers computes them."""
+    embeds = torch.zeros(1, 77, controlnet.config.cross_attention_dim)
+    hint = torch.zeros(1, 3, 128, 128)
+    down, middle = controlnet(torch.zeros(1, 4, 16, 16), 5, embeds, hint, return_dict=False, **options)
+    return [(residual.shape[1], 16 // residual.shape[2]) for residual in (*down, middle)]
 
 
 @one_family

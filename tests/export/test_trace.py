@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+import onnxscript.optimizer
 import pytest
 import torch
+from onnxscript.rewriter.rules.common import slice_split_rule
 from torch import Tensor, nn
 
 from controlrt.export import trace
@@ -74,3 +77,12 @@ def test_fixed_sides_are_numbers(tmp_path: Path) -> None:
 def test_a_graph_that_differs_is_refused(tmp_path: Path, module: Any) -> None:
     with pytest.raises(BuildError, match="halve: the ONNX graph differs from PyTorch"):
         trace.export_program(spec(module), ShapeProfile.parse("64x64"), tmp_path)
+
+
+def test_a_rule_of_the_exporter_is_off_while_we_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(slice_split_rule, "match", lambda *_, **__: tried.append(True))
+    trace.export_program(spec(Halve()), ShapeProfile.parse("64x64"), tmp_path)
+    assert not tried
+    onnxscript.optimizer.optimize(ir.load(tmp_path / "halve.onnx"))
+    assert tried

@@ -56,6 +56,8 @@ def test_keys_are_those_of_the_content(options: ExportOptions, keys: dict[str, s
 def test_another_profile_is_another_program(options: ExportOptions, keys: dict[str, str]) -> None:
     wider = replace(options, profile=ShapeProfile.parse("192x128"))
     assert changed(keys, keys_of(wider)) == set(keys)
+    more = replace(options, profile=ShapeProfile.parse("128x128", "1-4"))
+    assert keys_of(more) == keys  # any batch is traced
 
 
 def test_an_adapter_changes_the_unet_alone(options: ExportOptions, keys: dict[str, str]) -> None:

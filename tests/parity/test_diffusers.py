@@ -34,7 +34,7 @@ def test_same_picture(
     compiled: ControlNetPipeline, family: Family, controls: tuple[str, ...], scale: float, guidance_scale: float
 ) -> None:
     check_same_picture(
-        compiled, family.reference(*controls), controls, hints(SIDE, len(controls)), scale, guidance_scale, steps=6
+        compiled, family.reference(*controls), controls, hints(SIDE, len(controls)), scale, guidance_scale, steps=4
     )
 
 
@@ -82,7 +82,7 @@ def test_same_picture_of_the_demo_model(
 ) -> None:
     scene = sample_scene(np.random.default_rng(22))
     pictures = [Image.fromarray(scene.control(name, 512)) for name in controls]
-    check_same_picture(demo, demo_reference(*controls), controls, pictures, scale, guidance_scale, steps=3)
+    check_same_picture(demo, demo_reference(*controls), controls, pictures, scale, guidance_scale, steps=2)
 
 
 def test_pixels_that_an_inpainting_controlnet_shall_paint(demo: ControlNetPipeline) -> None:

@@ -19,8 +19,7 @@ from families import CONTROLS, SIDE, Family
 def fused(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlNetPipeline]:
     output: Path = tmp_path_factory.mktemp("bundles") / f"{family.name}-fused"
     options = BuildOptions(
-        model=str(family.model),
-        controlnets={name: str(path) for name, path in family.controlnets.items()},
+        **family.sources(),
         profile=ShapeProfile.parse(f"{SIDE}x{SIDE}", "1-4"),
         output=output,
         fuse=CONTROLS,

@@ -58,7 +58,7 @@ def prompted(
         model=str(family.model),
         controlnets={"first": str(family.controlnets["first"])},
         ip_adapters=adapters,
-        profile=ShapeProfile.parse(f"{SIDE}x{SIDE}", "1-2"),
+        profile=ShapeProfile.parse(f"{SIDE}x{SIDE}", "1-4"),
         output=output,
         backend="openvino" if xl else "onnxruntime",
         fuse=() if xl else ("first",),

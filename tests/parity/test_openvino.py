@@ -112,8 +112,7 @@ def on_openvino(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Ite
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     output: Path = tmp_path_factory.mktemp("openvino") / family.name
     options = BuildOptions(
-        model=str(family.model),
-        controlnets={name: str(path) for name, path in family.controlnets.items()},
+        **family.sources(),
         profile=ShapeProfile.parse(f"{SIDE}x{SIDE}", "1-4"),
         output=output,
         backend="openvino",

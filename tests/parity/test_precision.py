@@ -25,23 +25,32 @@ from controlrt.runtime.profile import ShapeProfile
 from families import CONTROLS, SIDE, Family
 
 STEPS = 3
-CASES = [("onnxruntime", "fp16"), ("openvino", "fp16"), ("openvino", "bf16")]
+CASES = [
+    ("sd15", "onnxruntime-fp16"),
+    ("sdxl", "onnxruntime-fp16"),
+    ("sdxl", "openvino-fp16"),
+    ("sd15", "openvino-bf16"),
+    pytest.param("sd15", "openvino-fp16", marks=pytest.mark.slow),
+    pytest.param("sdxl", "openvino-bf16", marks=pytest.mark.slow),
+]
 PSNR_FP16 = 50
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+every_case = pytest.mark.parametrize(("family", "pipeline"), CASES, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def pipeline(
     family: Family, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ControlNetPipeline]:
     backend: Backend
     precision: Precision
-    backend, precision = request.param
+    backend, precision = request.param.split("-")
     if backend == "openvino":
         pytest.importorskip("openvino", reason="the extra openvino is not installed")
     output: Path = tmp_path_factory.mktemp("bundles") / family.name
     options = BuildOptions(
-        model=str(family.model),
-        controlnets={name: str(path) for name, path in family.controlnets.items()},
+        **family.sources(),
         profile=ShapeProfile.parse(f"{SIDE}x{SIDE}", "1-4"),
         output=output,
         backend=backend,
@@ -52,7 +61,7 @@ def pipeline(
         yield loaded
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"], indirect=True, scope="module")
+@every_case
 @pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
 def test_the_picture_is_as_good_as_the_precision(
     pipeline: ControlNetPipeline, family: Family, guidance_scale: float
@@ -77,7 +86,7 @@ def test_the_picture_is_as_good_as_the_precision(
     assert not rounded or psnr(found, exact) < 130
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"], indirect=True, scope="module")
+@every_case
 def test_the_manifest_says_what_each_program_computes_in_and_loses(
     pipeline: ControlNetPipeline, family: Family
 ) -> None:

@@ -7,6 +7,7 @@ float32, as it is in a bundle, against that same float64 trajectory: 2e-4. Where
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from typing import Any
@@ -111,7 +112,15 @@ def test_bounds_of_the_sigmas(name: str, spread: str) -> None:
     assert worst(found, expected) <= WIDE_BOUND
 
 
-steps_drawn = st.integers(1, 30) | st.integers(1, 1000) | st.sampled_from([100, 333, 1000])
+SLOW = ("LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
+"""diffusers integrates numerically for the first, and finds timesteps one by one for the others."""
+
+
+def counts_of_steps(name: str) -> st.SearchStrategy[int]:
+    """Up to a thousand; long runs of those that take diffusers seconds are for ``test_long_runs``."""
+    if name in SLOW:
+        return st.integers(1, 30) | st.integers(1, 100)
+    return st.integers(1, 30) | st.integers(1, 1000) | st.sampled_from([100, 333, 1000])
 
 
 class Run:
@@ -124,6 +133,7 @@ class Run:
         rng = np.random.default_rng([seed, 1])
         self.clean, self.noise = rng.standard_normal(SHAPE), rng.standard_normal(SHAPE)
         self.start = self.table.initial[0] * self.clean + self.table.initial[1] * self.noise
+        self._schedulers: dict[torch.dtype, Any] = {}
 
     @staticmethod
     def _ours(how: dict[str, Any]) -> dict[str, Any]:
@@ -186,12 +196,15 @@ class Run:
             return self.cut(self.scheduler(cls)).double().numpy()
 
     def scheduler(self, cls: Any) -> Any:
-        scheduler = cls(**self.config)
-        if "steps" in self.how:
-            scheduler.set_timesteps(self.how["steps"])
-        else:
-            scheduler.set_timesteps(**self.how)
-        return scheduler
+        """diffusers' scheduler, with its timesteps set. Some take most of a second to make: once in each precision."""
+        dtype = torch.get_default_dtype()
+        if dtype not in self._schedulers:
+            scheduler = self._schedulers[dtype] = cls(**self.config)
+            if "steps" in self.how:
+                scheduler.set_timesteps(self.how["steps"])
+            else:
+                scheduler.set_timesteps(**self.how)
+        return copy.deepcopy(self._schedulers[dtype])
 
     def ours(self, model: Model, kind: Any) -> list[NDArray[Any]]:
         return our_trajectory(self.table, model, self.start.astype(kind), self.draws())
@@ -245,10 +258,18 @@ every_sampler = pytest.mark.parametrize("name", list(SAMPLERS))
 
 @every_sampler
 @settings(max_examples=16, deadline=None)
-@given(data=st.data(), steps=steps_drawn, model=st.sampled_from(list(MODELS)), seed=st.integers(0, 2**31))
-def test_whole_trajectory(name: str, data: st.DataObject, steps: int, model: str, seed: int) -> None:
+@given(data=st.data(), model=st.sampled_from(list(MODELS)), seed=st.integers(0, 2**31))
+def test_whole_trajectory(name: str, data: st.DataObject, model: str, seed: int) -> None:
+    steps = data.draw(counts_of_steps(name))
     eta = data.draw(st.sampled_from([0.0, 0.3, 1.0])) if "eta" in SAMPLERS[name].takes else 0.0
     check(compiled(name, data.draw(configs(name)), seed, steps=steps, eta=eta), MODELS[model])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [333, 1000])
+@pytest.mark.parametrize("name", SLOW)
+def test_long_runs(name: str, steps: int) -> None:
+    check(Run(name, {}, 4, steps=steps), MODELS["time-dependent"])
 
 
 @every_sampler

@@ -16,6 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnxscript.rewriter.rules.common import slice_split_rule
 from torch import Tensor
 from torch.export import Dim
 from torch.utils import _pytree as pytree
@@ -58,7 +59,7 @@ def export_program(spec: ProgramSpec, profile: ShapeProfile, directory: Path) ->
         if extent.low != extent.high:
             traced[side] = max(traced[side], 2 * SIDE_STEP)  # torch.export takes a size of one block for a constant
     traced["extra"] = traced["images"] = 2
-    with _quiet() as log:
+    with _quiet() as log, _slices_left_alone():
         try:
             program = torch.onnx.export(
                 spec.module,
@@ -102,6 +103,20 @@ def relative_error(spec: ProgramSpec, profile: ShapeProfile, file: Path) -> floa
         _relative_error(spec, file, _example(spec, sizes, seed=1))
         for sizes in (_sizes(profile, batch=1, rows=2, largest=False), _sizes(profile, batch=2, rows=2, largest=True))
     )
+
+
+@contextlib.contextmanager
+def _slices_left_alone() -> Iterator[None]:
+    """Switches off the exporter's rule that makes a Split of two slices.
+
+    It walks through the whole graph at every node, so its time grows with the square of the graph; in these models
+    there is nothing for it to find.
+    """
+    slice_split_rule.try_rewrite = lambda *_, **__: None  # hides the method
+    try:
+        yield
+    finally:
+        del slice_split_rule.try_rewrite
 
 
 def _name_weights(model: ir.Model) -> None:

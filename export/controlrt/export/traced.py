@@ -64,16 +64,17 @@ def program_keys(spec: ProgramSpec, profile: ShapeProfile, tools: Mapping[str, s
 
     Args:
         spec: what is to be traced.
-        profile: the sizes that it is traced for.
+        profile: the sizes that it is traced for; its batch is none of them, since every program takes any.
         tools: what traces it, by name: versions, digests of code.
     """
     tensors = named_tensors(spec.module)
     weights = {name: hashlib.sha256(_bytes(tensor)).hexdigest() for name, tensor in tensors.items()}
     by_id = {id(tensor): weights[name] for name, tensor in tensors.items()}
+    sizes = (profile.widths, profile.heights, profile.tokens)
     keys = []
     for values in (by_id, dict.fromkeys(by_id, "")):
         digest = _Digest(values)
-        for part in (dict(tools), spec.name, spec.inputs, spec.outputs, profile, spec.module):
+        for part in (dict(tools), spec.name, spec.inputs, spec.outputs, sizes, spec.module):
             digest.add(part)
         keys.append(digest.hexdigest())
     return ProgramKeys(program=keys[0], graph=keys[1], weights=weights)

@@ -63,8 +63,7 @@ def test_a_small_sdxl(family: Family, cache: Path, tmp_path: Path, monkeypatch: 
     from families import SIDE
 
     options = {
-        "model": str(family.model),
-        "controlnets": {name: str(path) for name, path in family.controlnets.items()},
+        **family.sources(),
         "profile": ShapeProfile.parse(f"{SIDE}x{SIDE}", "1-4"),
         "backend": "tensorrt-rtx",
         "precision": "fp16",
