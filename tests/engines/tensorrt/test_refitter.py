@@ -211,9 +211,10 @@ def test_what_tensorrt_rtx_says_without_a_gpu(tmp_path: Path, monkeypatch: pytes
     [
         (None, {}, DeviceError, "refitted on a GPU that runs them, and there is none here; refit the bundle on"),
         (ADA, {"version": "1.6.0"}, UserError, r"built by tensorrt-rtx 1\.6\.0, here is"),
+        (ADA, {"version": "1.7.1.11"}, UserError, r"built by tensorrt-rtx 1\.7\.1\.11, here is"),
         (ADA, {"compute_capabilities": ("8.6", "12.0")}, DeviceError, r"8\.6, 12\.0, and NVIDIA L40S has 8\.9"),
     ],
-    ids=["no GPU", "version", "capability"],
+    ids=["no GPU", "version", "the beginning of a number", "capability"],
 )
 def test_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None, changes: dict[str, Any], error: type[Exception], says: str

@@ -45,7 +45,7 @@ class TensorRtRefitter:
             raise UserError(f"{self.flavour} is not installed here; pip install 'controlrt[{self.flavour}]'")
         here, version = gpu.compute_capability, self._builder.versions()[self.flavour]
         for engine in engines:
-            if not version.startswith(engine.version):  # a wheel's may have more to it than the library's own
+            if not f"{version}.".startswith(f"{engine.version}."):  # a wheel's may have more to it than the library's
                 raise UserError(
                     f"the engines were built by {self.flavour} {engine.version}, here is {version}; install that, or "
                     "build the bundle again with build-engines"
