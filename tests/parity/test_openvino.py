@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,28 @@ def test_steps_of_sizes_no_longer_planned_are_let_go(demo_on_openvino: ControlNe
     gc.collect()
     assert len(demo_on_openvino._bound) == 4
     assert len(demo_on_openvino._executor._sized) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux only")
+def test_weights_that_are_packed_do_not_stay_mapped(demo_on_openvino: ControlNetPipeline) -> None:
+    """Those of programs of any size are packed by their first run, those of the VAE of one size when it is opened."""
+    hint = {"mask": Image.fromarray(sample_scene(np.random.default_rng(28)).control("mask", 512))}
+    demo_on_openvino("a line", hint, num_inference_steps=1)
+    file = demo_on_openvino.bundle.path / "programs" / "weights.bin"
+    assert _resident(file) < 0.01 * file.stat().st_size
+    vae = demo_on_openvino._executor._any_size["vae_decoder"]
+    assert vae.get_compiled_model().input("latents").get_partial_shape().is_static
+
+
+def _resident(file: Path) -> int:
+    """Bytes of the file's maps that are in this process's memory."""
+    found, of_file = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+            of_file = line.endswith(str(file.resolve()))
+        elif of_file and line.startswith("Rss:"):
+            found += 1024 * int(line.split()[1])
+    return found
 
 
 def test_two_pictures_and_a_window_of_guidance(demo_on_openvino: ControlNetPipeline) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from controlrt.runtime.errors import ParameterError
 from controlrt.runtime.executors import Runner
-from controlrt.runtime.executors.base import DECODER
+from controlrt.runtime.executors.base import DECODER, ENCODER
 from controlrt.runtime.manifest import Manifest
 from controlrt.runtime.profile import ShapeProfile
 
@@ -76,7 +76,7 @@ class Vae:
         return np.concatenate([self._decode(row[None]) for row in latents])  # one at a time, to keep memory flat
 
     def _encode(self, picture: Array) -> tuple[Array, Array]:
-        encoded = self._runner.run("vae_encoder", {"picture": np.ascontiguousarray(picture)})
+        encoded = self._runner.run(ENCODER, {"picture": np.ascontiguousarray(picture)})
         return encoded["mean"], encoded["std"]
 
     def _decode(self, latents: Array) -> Array:

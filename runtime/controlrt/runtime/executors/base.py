@@ -20,7 +20,8 @@ Launch = Callable[[], None]
 AfterStep = Callable[[int, NDArray[np.float32]], NDArray[np.float32] | None]
 """Called after every step with its number and a copy of the latents; may return others to go on with."""
 
-DECODER = "vae_decoder"
+DECODER, ENCODER = "vae_decoder", "vae_encoder"
+"""The VAE's programs, which are run for one picture at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +69,13 @@ def open_session(file: Path, threads: int | None = None, model: bytes | None = N
     """
     import onnxruntime as ort
 
+    _share_memory()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # weights go with their session, and not into the memory that all share
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    options.enable_mem_pattern = False  # a session's own block for all that its second run needs
     options.log_severity_level = 3
     # the threads of one session must not spin on the cores that the next one needs
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -80,3 +85,13 @@ def open_session(file: Path, threads: int | None = None, model: bytes | None = N
         return ort.InferenceSession(model or file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class of their own
         raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {file}: {error}") from error
+
+
+@cache
+def _share_memory() -> None:
+    """Has all sessions of this process take what they need while they run from one arena, which grows by what is asked
+    for. Each would have its own, which grows to powers of two; and programs run one after another."""
+    import onnxruntime as ort
+
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
