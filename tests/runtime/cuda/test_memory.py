@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +33,24 @@ def test_blocks_in_use_together_lie_apart(found: dict[str, Lifetime]) -> None:
 @given(blocks)
 def test_no_layout_beats_the_lower_bound(found: dict[str, Lifetime]) -> None:
     assert lower_bound(found) <= place(found).total <= sum(aligned(block.size) for block in found.values())
+
+
+@given(blocks)
+def test_a_layout_is_close_to_the_lower_bound(found: dict[str, Lifetime]) -> None:
+    assert place(found).total <= 1.1 * lower_bound(found)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_so_are_layouts_that_the_largest_first_does_badly_at(seed: int) -> None:
+    """Sizes of all magnitudes; with these, that alone takes up to 1.14 of the bound."""
+    rng = np.random.default_rng(seed)
+    firsts, lengths = rng.integers(0, 31, 40), rng.integers(0, 11, 40)
+    sizes = 2 ** rng.uniform(0, 20, 40) if seed % 2 else rng.integers(1, 2**20, 40)
+    found = {
+        str(number): Lifetime(int(size), int(first), int(first + length))
+        for number, (size, first, length) in enumerate(zip(sizes, firsts, lengths, strict=True))
+    }
+    assert place(found).total <= 1.1 * lower_bound(found)
 
 
 @given(st.lists(st.integers(1, 2**20), min_size=1, max_size=20), st.integers(2, 8))
