@@ -116,9 +116,6 @@ class BuildOptions:
         if self.quantization is not None and self.quantization.precision != self.precision:
             statistics = str(self.quantization.statistics)
             raise ParameterError("--calibration", statistics, "left out without --precision int8 or fp8")
-        if self.profile.vae_tile is not None and BACKENDS[self.backend].device != "cpu":
-            allowed_here = f"left out with {self.backend}: on a GPU decoding is part of the captured run"
-            raise ParameterError("--vae-tile", self.profile.vae_tile, allowed_here)
         for name in self.fuse:
             if name not in self.controlnets:
                 raise UnknownNameError("control in --fuse", name, self.controlnets)

@@ -609,12 +609,13 @@ class ControlNetPipeline:
     def _bind(self, layout: Layout) -> BoundPlan:
         """The bound plan of ``layout``; the last few are kept."""
         if layout not in self._bound:
-            plan = self.plan(layout)
+            plan, decodes = self.plan(layout), self._vae.tile is None
             while len(self._bound) >= _KEPT_PLANS:
                 self._bound.popitem(last=False)[1].close()
             while True:
                 try:
-                    self._bound[layout] = self._executor.bind(plan, beside=tuple(reversed(self._bound.values())))
+                    beside = tuple(reversed(self._bound.values()))
+                    self._bound[layout] = self._executor.bind(plan, decodes=decodes, beside=beside)
                     break
                 except DeviceMemoryError:
                     if not self._bound:

@@ -77,9 +77,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return target
 
 
-def build(onnx: Path, target: Path, described: Program | None = None, **options: Any) -> Program:
+def build(
+    onnx: Path, target: Path, described: Program | None = None, profile: ShapeProfile = PROFILE, **options: Any
+) -> Program:
     return TensorRtBuilder("tensorrt-rtx").build(
-        described or program(), onnx, target, PROFILE, EngineOptions(**options)
+        described or program(), onnx, target, profile, EngineOptions(**options)
     )
 
 
@@ -108,6 +110,21 @@ def test_an_engine_and_what_the_manifest_says_of_it(place: Path, tmp_path: Path)
     assert built.engine.build_seconds > 0
     assert [path.name for path in (place / "programs").iterdir()] == ["unet.step.plan"]
     assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["unet.step.onnx", "weights.bin"]
+
+
+@rtx
+@pytest.mark.parametrize(("tile", "profiles"), [(None, 2), (256, 1)])
+def test_a_vae_of_tiles_is_for_all_up_to_one(tile: int | None, profiles: int, place: Path, tmp_path: Path) -> None:
+    """And not for each size of the pictures."""
+    named = {"name": "vae_decoder", "part": "vae_decoder", "stage": None}
+    rows, index = program().inputs
+    described = msgspec.structs.replace(
+        program(), **named, inputs=(msgspec.structs.replace(rows, shape=("height/8", 4)), index)
+    )
+    sizes = ShapeProfile.parse("512x512,512x768", vae_tile=tile)
+    built = build(save(tmp_path / "onnx"), place, described, sizes)
+    assert built.engine is not None
+    assert built.engine.optimization_profiles == profiles
 
 
 @rtx

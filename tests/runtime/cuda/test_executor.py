@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from runtime.cuda.simulated import SimulatedDevice, SimulatedEngines, log_of
 
@@ -70,6 +72,26 @@ def test_a_call_of_a_known_layout_is_one_launch(simulated: ControlNetPipeline, d
         ran = [entry[2] for entry in log if entry[:2] == ("launched", "run") and "step" in entry[2]]
         assert ran == ["controlnet.mask.step", "unet.step"] * 3
         assert [entry[:2] for entry in log[-3:-1]] == [("launched", "copy"), ("launched", "record")]
+
+
+def test_a_vae_of_tiles_is_launched_after_the_run(
+    demo: ControlNetPipeline, demo_bundle: Path, device: SimulatedDevice
+) -> None:
+    """Its tiles are those of the host; here the picture is one."""
+    bundle = Bundle.open(demo_bundle, verify=False)
+    tiles = replace(bundle.manifest, profile=replace(bundle.manifest.profile, vae_tile=512))
+    executor = CudaExecutor(bundle, device, SimulatedEngines(device))
+    call = {"num_inference_steps": 2, "seed": 3, "output_type": "np"}
+    with mock.patch.object(pipeline, "open_executor", return_value=executor):
+        pipe = ControlNetPipeline(Bundle(bundle.path, tiles))
+    with pipe:
+        pipe("a star", **call)
+        with log_of(device) as log:
+            found = pipe(PROMPT, {"mask": square()}, **call)
+    np.testing.assert_array_equal(found.images, demo(PROMPT, {"mask": square()}, **call).images)
+    assert found.timings.decode > 0
+    assert ("run", "vae_decoder") not in [entry[1:3] for entry in log if entry[0] == "launched"]
+    assert [entry[:2] for entry in log].count(("run", "vae_decoder")) == 1
 
 
 def test_the_same_prompt_and_hint_cost_one_launch(simulated: ControlNetPipeline, device: SimulatedDevice) -> None:

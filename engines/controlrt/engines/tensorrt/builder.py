@@ -114,7 +114,7 @@ class TensorRtBuilder:
             OutputError: no space left.
         """
         parsed, structure = write_for_parser(program.name, onnx)
-        profiles = optimization_profiles(program, profile)
+        profiles = optimization_profiles(program, profile.of(program.part))
         kept = engine_cache() / self._key(structure.digest, profiles, options)
         with lock(kept):
             record = _read(kept)
