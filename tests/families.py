@@ -15,6 +15,8 @@ from diffusers import (
     ControlNetUnionModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLControlNetPipeline,
@@ -168,37 +170,44 @@ def sd15(root: Path) -> Family:
     return _save("sd15", root, pipeline, controls=(*CONTROLS, SHUFFLE), adapters=adapters)
 
 
+TWO_LEVELS = {
+    "sample_size": SIDE // 8,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "cross_attention_dim": 32,
+    "attention_head_dim": 4,
+}
+
+
+def _save_with_plain_controlnet(name: str, root: Path, pipeline: Any) -> Family:
+    """A model whose UNet takes more than a ControlNet does."""
+    pipeline.save_pretrained(root / "model")
+    torch.manual_seed(1)
+    controlnet = ControlNetModel.from_unet(
+        UNet2DConditionModel(**TWO_LEVELS), conditioning_embedding_out_channels=(8, 8, 16, 16)
+    )
+    _fill_zeros(controlnet, std=0.2).save_pretrained(root / "first")
+    return Family(name=name, model=root / "model", controlnets={"first": root / "first"})
+
+
 def inpainting(root: Path) -> Family:
     """Stable Diffusion 1.5 for inpainting: the UNet sees the mask and the masked picture's latents (9 channels)."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
-    config = {
-        "sample_size": SIDE // 8,
-        "block_out_channels": (32, 64),
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "layers_per_block": 1,
-        "norm_num_groups": 8,
-        "cross_attention_dim": 32,
-        "attention_head_dim": 4,
-    }
     pipeline = StableDiffusionPipeline(
         vae=_vae(),
         text_encoder=_text_encoder(tokenizer, 32, "quick_gelu", layers=1),
         tokenizer=tokenizer,
-        unet=UNet2DConditionModel(in_channels=9, **config),
+        unet=UNet2DConditionModel(in_channels=9, **TWO_LEVELS),
         scheduler=DDIMScheduler(**SCALED_LINEAR, clip_sample=False, set_alpha_to_one=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.save_pretrained(root / "model")
-    torch.manual_seed(1)
-    controlnet = ControlNetModel.from_unet(
-        UNet2DConditionModel(**config), conditioning_embedding_out_channels=(8, 8, 16, 16)
-    )
-    _fill_zeros(controlnet, std=0.2).save_pretrained(root / "first")
-    return Family(name="inpainting", model=root / "model", controlnets={"first": root / "first"})
+    return _save_with_plain_controlnet("inpainting", root, pipeline)
 
 
 def sd21(root: Path) -> Family:
@@ -310,22 +319,32 @@ def shallow(root: Path) -> Family:
         vae=_vae(),
         text_encoder=_text_encoder(tokenizer, 32, "quick_gelu", layers=1),
         tokenizer=tokenizer,
-        unet=UNet2DConditionModel(
-            sample_size=SIDE // 8,
-            block_out_channels=(32, 64),
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            layers_per_block=1,
-            norm_num_groups=8,
-            cross_attention_dim=32,
-            attention_head_dim=4,
-        ),
+        unet=UNet2DConditionModel(**TWO_LEVELS),
         scheduler=EulerDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="linspace"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     return _save("sd15", root, pipeline, controls=CONTROLS[:1])
+
+
+def consistency(root: Path) -> Family:
+    """A latent consistency model of two levels: the UNet is told its guidance scale, the ControlNet is not."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    unet = UNet2DConditionModel(time_cond_proj_dim=48, **TWO_LEVELS)
+    nn.init.normal_(unet.time_embedding.cond_proj.weight)
+    pipeline = LatentConsistencyModelPipeline(
+        vae=_vae(),
+        text_encoder=_text_encoder(tokenizer, 32, "quick_gelu", layers=1),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=LCMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return _save_with_plain_controlnet("consistency", root, pipeline)
 
 
 def shallow_xl(root: Path) -> Family:

@@ -33,6 +33,7 @@ LABELS = {
     "prompt_embeds": "prompt",
     "text_embeds": "prompt",
     "time_ids": "prompt",
+    "timestep_cond": "prompt",
     "ip_embeds": "image",
     "control_types": "prompt",
     "hint": "hint",
@@ -41,7 +42,8 @@ LABELS = {
     "rows": LAYOUT,
 }
 """What each input of a step stands for; the rest belongs to the step itself. The control types of a ControlNet Union
-are embedded beside the pooled prompt, so they go where that goes."""
+are embedded beside the pooled prompt, so they go where that goes; so does the guidance scale that a consistency model is
+told, since it too is a picture's own and the same at every step."""
 UNET = "unet"
 FUSED = "fused"
 """The part that is the UNet and ControlNets in one."""
@@ -82,6 +84,7 @@ def compile_program(
     quantize: Quantize | None = None,
     half_weights: bool = False,
     split: bool = False,
+    guided: bool = True,
 ) -> list[ProgramGraph]:
     """Runs ``passes`` over an exported program and cuts it by binding times if its inputs have any.
 
@@ -99,6 +102,7 @@ def compile_program(
         quantize: brings layers to int8 or fp8; not verified, since it changes the result.
         half_weights: store float32 weights in float16.
         split: have the UNet's encoder in a program of its own, to be run beside the ControlNets.
+        guided: whether the cost is that of pictures with two rows, for classifier-free guidance, or with one.
 
     Returns:
         The program itself, or one program per stage of it.
@@ -134,9 +138,9 @@ def compile_program(
     for each in (*last, *([HalfWeights()] if half_weights else ())):
         model = _apply(each, model, exported.name, None)
     if not labels:
-        return [_describe(exported, model, exported.name, None, profile, precision)]
+        return [_describe(exported, model, exported.name, None, profile, precision, guided=guided)]
     return [
-        _describe(exported, part, f"{exported.name}.{stage}", stage, profile, precision)
+        _describe(exported, part, f"{exported.name}.{stage}", stage, profile, precision, guided=guided)
         for stage, part in _stages(model, labels, split=split).items()
     ]
 
@@ -237,12 +241,20 @@ def _in_half(model: ir.Model, labels: Mapping[str, str], name: str) -> ir.Model:
 
 
 def _describe(
-    exported: Program, model: ir.Model, name: str, stage: Stage | None, profile: ShapeProfile, precision: Precision
+    exported: Program,
+    model: ir.Model,
+    name: str,
+    stage: Stage | None,
+    profile: ShapeProfile,
+    precision: Precision,
+    *,
+    guided: bool,
 ) -> ProgramGraph:
     size = graph_size(model.graph)
     fixed = stage in ("encode", "step") and profile.batch.low == profile.batch.high
     batch = profile.batch.low if fixed else 1
-    dims = one_picture(profile) | image_dimensions(exported.inputs) | {"batch": batch, "rows": 2 * batch}
+    rows = 2 * batch if guided else batch
+    dims = one_picture(profile) | image_dimensions(exported.inputs) | {"batch": batch, "rows": rows}
     program = msgspec.structs.replace(
         exported,
         name=name,

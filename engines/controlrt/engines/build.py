@@ -274,6 +274,7 @@ def _compile(
                         quantize=choice.quantize(name) if choice is not None else None,
                         half_weights=choice is not None and precision == "fp32",
                         split=backend.device == "cuda",
+                        guided=exported.time_cond_proj_dim is None,
                     ):
                         weights.save(compiled.model, Path(compiled.program.file).name)
                         programs.append(compiled.program)

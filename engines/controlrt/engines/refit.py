@@ -194,6 +194,7 @@ def _compile(
             sources.passes,
             precision=precision,
             split=BACKENDS[sources.backend].device == "cuda",
+            guided=exported.time_cond_proj_dim is None,
         )
         for each in made:
             weights.save(each.model, Path(each.program.file).name)

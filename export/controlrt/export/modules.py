@@ -51,6 +51,7 @@ class UNetStep(nn.Module):
         mask: Tensor,
         known: Tensor,
         blend: Tensor,
+        timestep_cond: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Latents and history after the step.
 
@@ -77,6 +78,7 @@ class UNetStep(nn.Module):
             mask: (batch, 1, height/8, width/8); 1 where the picture is drawn, 0 where it is known.
             known: (batch, 2, channels, height/8, width/8); the known picture's latents, and noise.
             blend: (batch, 2); how much of each the known latents after this step are.
+            timestep_cond: (rows, channels), the guidance scale's embedding, for a consistency model that is told it.
         """
         sample = torch.cat([latents * _per_picture(input_scale), *inpaint], dim=1).index_select(0, rows)
         if ip_embeds:
@@ -85,6 +87,7 @@ class UNetStep(nn.Module):
             sample,
             timestep.index_select(0, rows),
             prompt_embeds,
+            timestep_cond=timestep_cond,
             added_cond_kwargs=added or None,
             down_block_additional_residuals=residuals[:-1],
             mid_block_additional_residual=residuals[-1],

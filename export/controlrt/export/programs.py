@@ -85,6 +85,8 @@ def unet_program(checkpoint: Checkpoint) -> ProgramSpec:
         "known": TensorSpec(name="known", dtype=FLOAT, shape=("batch", 2, *latents.shape[1:])),
         "blend": TensorSpec(name="blend", dtype=FLOAT, shape=("batch", 2)),
     }
+    if (channels := unet.config.time_cond_proj_dim) is not None:
+        inputs["timestep_cond"] = TensorSpec(name="timestep_cond", dtype=FLOAT, shape=("rows", channels))
     outputs = (
         TensorSpec(name="next_latents", dtype=FLOAT, shape=latents.shape),
         TensorSpec(name="next_history", dtype=FLOAT, shape=history.shape),

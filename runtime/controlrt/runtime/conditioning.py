@@ -20,6 +20,7 @@ from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.control_use import ControlUse
 from controlrt.runtime.errors import BundleError
 from controlrt.runtime.executors import Executor
+from controlrt.runtime.guidance_embedding import embed_guidance_scale
 from controlrt.runtime.image_prompts import ImagePrompt
 from controlrt.runtime.manifest import IPAdapter, Program, Stage
 from controlrt.runtime.plan import Plan, adapter_buffer, stage_buffer
@@ -52,6 +53,7 @@ class Conditioner:
         image_prompts: Sequence[ImagePrompt] = (),
         unconditional: int = 0,
         size: tuple[int, int],
+        guidance_scale: float = 1.0,
     ) -> None:
         """Writes the outputs of every earlier stage of the plan's parts.
 
@@ -63,19 +65,21 @@ class Conditioner:
             image_prompts: one for each of the bundle's IP-Adapters.
             unconditional: how many of the rows, the first ones, are shown no picture.
             size: width and height of the pictures.
+            guidance_scale: what a consistency model is told.
         """
         keys = {prompt: (*prompt, len(self.prompts.embeddings)) for prompt in prompts}
         embeds = {prompt: self._embed(key) for prompt, key in keys.items()}
         by_name = {use.control.name: use for use in uses}
-        types = {use.control.part: use.control_types for use in uses}
+        types = {use.control.part: {"control_types": use.control_types[None]} for use in uses}
+        added = self._added_conditioning(size, guidance_scale)
         for part in plan.parts:
             for name, table in self._timestep(part, timesteps).items():
                 buffers[stage_buffer(name, part)][...] = table[:, None]  # every picture of a step has its timestep
             for row, prompt in enumerate(prompts):
                 for name, value in self._prompt(part, keys[prompt], embeds[prompt]).items():
                     buffers[stage_buffer(name, part)][row] = value[0]
-                added = self._prompt_timestep(part, keys[prompt], embeds[prompt], timesteps, size, types.get(part))
-                for name, value in added.items():
+                rows = {**embeds[prompt], **added, **types.get(part, {})}
+                for name, value in self._prompt_timestep(part, rows, timesteps).items():
                     buffers[stage_buffer(name, part)][:, row] = value
             self._fill_image_prompts(part, buffers, image_prompts, unconditional)
             self._fill_hints(part, buffers, by_name)
@@ -94,28 +98,30 @@ class Conditioner:
         """(1, ...)."""
         return self._stage(part, "prompt", key, lambda: dict(embeds))
 
-    def _prompt_timestep(
-        self,
-        part: str,
-        key: PromptKey,
-        embeds: Conditioning,
-        timesteps: NDArray[np.float32],
-        size: tuple[int, int],
-        control_types: NDArray[np.float32] | None,
-    ) -> Arrays:
-        """(steps, ...). SDXL's added conditioning: the pooled prompt, and original size, crop corner and target size
-        (Podell et al. 2023, arXiv 2307.01952, 2.2). A ControlNet Union's control types are part of it, (types,)."""
+    def _added_conditioning(self, size: tuple[int, int], guidance_scale: float) -> Arrays:
+        """What is embedded beside the timestep and is no prompt, by name, (1, ...): SDXL's original size, crop corner and
+        target size (Podell et al. 2023, arXiv 2307.01952, 2.2), and the guidance scale of a consistency model."""
         width, height = size
-        types = np.zeros(0, np.float32) if control_types is None else control_types
+        added = {"time_ids": np.array([[height, width, 0, 0, height, width]], np.float32)}
+        if (channels := self._manifest.time_cond_proj_dim) is not None:
+            added["timestep_cond"] = embed_guidance_scale(guidance_scale, channels)[None]
+        return added
+
+    def _prompt_timestep(
+        self, part: str, rows: Mapping[str, NDArray[np.float32]], timesteps: NDArray[np.float32]
+    ) -> Arrays:
+        """(steps, ...), from what is the same at every step: the pooled prompt, a ControlNet Union's control types and the
+        added conditioning, (1, ...) by name."""
+        program = self._manifest.stage(part, "prompt_timestep")
+        if program is None:
+            return {}
+        read = {spec.name: rows[spec.name] for spec in program.inputs if spec.name != "timestep"}
 
         def inputs() -> Arrays:
-            time_ids = np.array([[height, width, 0, 0, height, width]], np.float32)
-            rows = {**embeds, "time_ids": time_ids, "control_types": types[None]}
-            return {name: np.repeat(row, len(timesteps), axis=0) for name, row in rows.items()} | {
-                "timestep": timesteps
-            }
+            return {name: row.repeat(len(timesteps), axis=0) for name, row in read.items()} | {"timestep": timesteps}
 
-        return self._stage(part, "prompt_timestep", (*key, timesteps.tobytes(), size, types.tobytes()), inputs)
+        key = (timesteps.tobytes(), *(row.tobytes() for row in read.values()))
+        return self._stage(part, "prompt_timestep", key, inputs)
 
     def _fill_image_prompts(
         self, part: str, buffers: Mapping[str, NDArray[Any]], image_prompts: Sequence[ImagePrompt], unconditional: int

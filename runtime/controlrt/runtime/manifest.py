@@ -48,7 +48,8 @@ class Cost(_Record, frozen=True, kw_only=True):
     weight_bytes: int
     """Bytes of its weights; programs may share them."""
     flops: int
-    """Of its matrix products, a multiply-add being two: one guided picture of the default size, or one entry."""
+    """Of its matrix products, a multiply-add being two: one picture of the default size, guided unless guidance takes no
+    second row, or one entry."""
 
 
 class Loss(_Record, frozen=True, kw_only=True):
@@ -318,6 +319,13 @@ class Manifest(_Record, frozen=True, kw_only=True):
     provenance: Provenance
     refitted_from: Sha256 | None = None
     """The key of the bundle whose engines these are, with other weights; None for a bundle as it was built."""
+
+    @property
+    def time_cond_proj_dim(self) -> int | None:
+        """Channels of the embedding that tells the UNet of a consistency model its guidance scale; None for a model that
+        takes classifier-free guidance. The name is diffusers'."""
+        inputs = (spec for program in self.programs if program.part == "unet" for spec in program.inputs)
+        return next((int(spec.shape[1]) for spec in inputs if spec.name == "timestep_cond"), None)
 
     def fused(self, controls: Sequence[str]) -> str | None:
         """The part that is the UNet fused with exactly these controls, if the bundle has one."""

@@ -242,7 +242,8 @@ class ControlNetPipeline:
             num_inference_steps: denoising steps, 1 to 1000; 50 where not given. Second-order samplers call the model
                 twice a step.
             timesteps, sigmas: custom ones, descending, in place of a number of steps, for samplers that take them.
-            guidance_scale: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); 1 or less turns it off.
+            guidance_scale: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); 1 or less turns it off. A
+                consistency model is told it instead, whatever it is, and draws without a negative prompt.
             guidance_rescale: how far the guided output gets the standard deviation of the conditional one, 0 to 1 (Lin
                 et al. 2023, arXiv 2305.08891).
             guidance_start, guidance_end: the fractions of the steps between which guidance acts (Kynkäänniemi et al.
@@ -395,9 +396,12 @@ class ControlNetPipeline:
             raise ParameterError("num_images_per_prompt", num_images_per_prompt, "a whole number of at least 1")
         if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
             raise ParameterError("guidance_scale", guidance_scale, "a finite number")
-        for name, value in (("guidance_start", guidance_start), ("guidance_end", guidance_end)):
+        told = manifest.time_cond_proj_dim is not None
+        for name, value, whole in (("guidance_start", guidance_start, 0), ("guidance_end", guidance_end, 1)):
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 raise ParameterError(name, value, "a fraction of the steps, from 0 to 1")
+            if told and value != whole:
+                raise ParameterError(name, value, f"{whole}: a consistency model has its guidance at every step")
         check_window("guidance", guidance_start, guidance_end)
         if not is_number(guidance_rescale) or not 0 <= guidance_rescale <= 1:
             raise ParameterError("guidance_rescale", guidance_rescale, "a number from 0 to 1")
@@ -482,7 +486,7 @@ class ControlNetPipeline:
                         for use in nets
                         if use.active(step) and (number := use.mixtures.index(use.mixture(step)))
                     ),
-                    guided=guidance_scale > 1 and in_window(step, count, guidance_start, guidance_end),
+                    guided=guidance_scale > 1 and not told and in_window(step, count, guidance_start, guidance_end),
                 )
                 for step in range(count)
             ),
@@ -521,6 +525,7 @@ class ControlNetPipeline:
             image_prompts=drawing.image_prompts,
             unconditional=layout.batch if layout.guided else 0,
             size=(layout.width, layout.height),
+            guidance_scale=drawing.guidance_scale,
         )
         conditioned = time.perf_counter()
         canvas = prepare_canvas(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,17 @@ def stable_diffusion_xl(prediction_type: str, *, zero_terminal_snr: bool) -> Arc
         ),
         scheduler=scheduler,
         zero_empty_negative=True,
+    )
+
+
+def consistency_model(architecture: Architecture, time_cond_proj_dim: int) -> Architecture:
+    """What was distilled from ``architecture`` to few steps, and is told its guidance scale by an embedding of so many
+    channels (Luo et al. 2023, arXiv 2310.04378)."""
+    prediction = {key: value for key, value in architecture.scheduler.items() if key == "prediction_type"}
+    return replace(
+        architecture,
+        unet={**architecture.unet, "time_cond_proj_dim": time_cond_proj_dim},
+        scheduler={"_class_name": "LCMScheduler", **SCHEDULE, **prediction},
     )
 
 

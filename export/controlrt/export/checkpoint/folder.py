@@ -18,6 +18,7 @@ PIPELINES: dict[str, dict[str, Any]] = {
     "StableDiffusionInpaintPipeline": _PLAIN,
     "StableDiffusionXLPipeline": _XL,
     "StableDiffusionXLInpaintPipeline": _XL,
+    "LatentConsistencyModelPipeline": _PLAIN,
 }
 """Supported pipelines, and the parts of each that are not loaded."""
 

@@ -104,7 +104,6 @@ def _refuse_unsupported(path: Path, loaded: Checkpoint) -> None:
     unet, vae = loaded.unet.config, loaded.vae.config
     allowed: list[tuple[str, Any, tuple[Any, ...]]] = [
         ("the UNet's in_channels", unet.in_channels, (loaded.latent_channels, 2 * loaded.latent_channels + 1)),
-        ("the UNet's time_cond_proj_dim", unet.time_cond_proj_dim, (None,)),
         ("the UNet's addition_embed_type", unet.addition_embed_type, (None, "text_time")),
         ("the UNet's class_embed_type", unet.class_embed_type, (None,)),
         ("the UNet's encoder_hid_dim_type", unet.encoder_hid_dim_type, (None,)),
@@ -123,12 +122,4 @@ def _refuse_unsupported(path: Path, loaded: Checkpoint) -> None:
     for what, found, supported in allowed:
         if found not in supported:
             listed = " or ".join(str(value) for value in supported)
-            mend = MENDS.get(what, "")
-            raise SourceError(f"{path}: {what} is {found}, which is not supported yet; supported: {listed}{mend}")
-
-
-MENDS = {
-    "the UNet's time_cond_proj_dim": " (a consistency model told its guidance scale: take the model it was distilled "
-    "from and merge its LCM-LoRA instead, such as --lora latent-consistency/lcm-lora-sdv1-5; draw with --scheduler LCM)"
-}
-"""What to do instead."""
+            raise SourceError(f"{path}: {what} is {found}, which is not supported yet; supported: {listed}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from controlrt.export.checkpoint.architectures import (
     Architecture,
     architecture_of_folder,
+    consistency_model,
     empty_model,
     stable_diffusion_1,
     stable_diffusion_2,
@@ -21,6 +23,9 @@ from controlrt.runtime.errors import SourceError
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
 OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.model.")
+GUIDANCE = "time_embedding.cond_proj.weight"
+"""What only a consistency model's UNet has, (channels, embedding). The original layout has no name for it, and conversion
+scripts leave it diffusers'."""
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 OTHER_FILES = (  # what else people have in files of the same suffixes: a word of its tensors' names, and what it is
     (("lora_down.", "lora_A.", "lora.down.", "hada_w1", "lokr_w"), "a LoRA; merge it with --lora into --model"),
@@ -88,10 +93,11 @@ def recognise(file: TensorFile, prediction_type: str | None) -> Architecture:
             f"{path} has cross-attention of width {found}; known are Stable Diffusion 1.x (768), 2.x (1024) and XL "
             "(2048); for another one give --config with a diffusers folder of the same architecture"
         )
+    if UNET + GUIDANCE in tensors:
+        architecture = consistency_model(architecture, tensors[UNET + GUIDANCE].shape[1])
     if said is None or said == architecture.scheduler.get("prediction_type", "epsilon"):
         return architecture
-    scheduler = {**architecture.scheduler, "prediction_type": said}
-    return Architecture(**{**vars(architecture), "scheduler": scheduler})
+    return replace(architecture, scheduler={**architecture.scheduler, "prediction_type": said})
 
 
 def _said_prediction_type(file: TensorFile) -> str | None:
@@ -125,6 +131,8 @@ def pipeline_parts(file: TensorFile, architecture: Architecture) -> PipelinePart
         vae_tensors = ldm.convert_ldm_vae_checkpoint(dict(file.tensors), vae.config)
     except (KeyError, AttributeError) as error:
         raise SourceError(f"{file.path} lacks tensors of {architecture.name}: {error}") from error
+    if UNET + GUIDANCE in file.tensors:
+        unet_tensors[GUIDANCE] = file.tensors[UNET + GUIDANCE]
     fill(unet, unet_tensors, f"{file.path} (UNet)", architecture.name)
     fill(vae, vae_tensors, f"{file.path} (VAE)", architecture.name)
     encoders, tokenizers = [], []

@@ -111,6 +111,8 @@ def _summarize(bundle: Bundle, tensors: bool) -> None:
     size = sum(bundle.file(name).stat().st_size for name in manifest.files)
     print(f"{bundle.path}: {len(manifest.files)} files, {readable_bytes(size)}, all as built")
     print(f"  model      {manifest.model.source}")
+    if manifest.time_cond_proj_dim is not None:
+        print("  guidance   told to the UNet (a consistency model): one row a picture, no negative prompt")
     for lora in manifest.model.loras:
         print(f"  lora       {lora.name} at {lora.weight:g} ({lora.source}, sha256 {lora.sha256[:12]})")
     for control in manifest.controls:

@@ -39,7 +39,8 @@ def draw_plan(bundle: Bundle, work: Workload) -> Iterator[str]:
     """Lines of a drawing of ``work``. ``<-`` is what a program reads, ``->`` what it writes."""
     layout, manifest = work.layout, bundle.manifest
     pictures = "1 picture" if layout.batch == 1 else f"{layout.batch} pictures"
-    yield f"{pictures} of {layout.width}x{layout.height}, guided: {layout.rows} rows, unconditional ones first"
+    rows = f"guided: {layout.rows} rows, unconditional ones first" if layout.guided else "a row for each"
+    yield f"{pictures} of {layout.width}x{layout.height}, {rows}"
     yield ""
     yield "before the loop"
     yield from _draw_early(work, manifest)

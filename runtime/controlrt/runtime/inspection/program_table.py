@@ -63,10 +63,14 @@ def program_table(bundle: Bundle, work: Workload) -> Iterator[str]:
     )
     width, height = work.layout.width, work.layout.height
     yield ""
-    yield f"a picture: {width}x{height}, {len(work.plan.steps)} steps with guidance, controls: {_controls(work)}"
+    yield f"a picture: {width}x{height}, {len(work.plan.steps)} steps{_guidance(work)}, controls: {_controls(work)}"
     yield "loss: of the whole part against the float32 export, rms relative; measured below fp32, and with --verify"
-    yield "FLOPs: of matrix products and convolutions, for one guided picture or one entry (a timestep, a prompt)"
+    yield "FLOPs: of matrix products and convolutions, for one picture or one entry (a timestep, a prompt)"
     yield f"weights: programs share them; {readable_bytes(_stored(bundle))} are stored"
+
+
+def _guidance(work: Workload) -> str:
+    return " with guidance" if work.layout.guided else ""
 
 
 def _row(use: ProgramUse) -> tuple[str, ...]:

@@ -1,4 +1,7 @@
-"""What one guided picture of a bundle takes: the plan of its loop, and how often each program runs for it."""
+"""What one picture of a bundle takes: the plan of its loop, and how often each program runs for it.
+
+The picture is guided, unless the model is a consistency model, which takes no second row for its guidance.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ class ProgramUse:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One guided picture: the layout and plan of its loop, and every program of the bundle."""
+    """One picture: the layout and plan of its loop, and every program of the bundle."""
 
     layout: Layout
     plan: Plan
@@ -65,7 +68,7 @@ class Workload:
 
 
 def plan_picture(bundle: Bundle, steps: int, controls: Mapping[str, ControlWindow] | None = None) -> Workload:
-    """Plans one guided picture of the default size with the checkpoint's own sampler.
+    """Plans one picture of the default size with the checkpoint's own sampler.
 
     Args:
         bundle: a compiled bundle.
@@ -88,7 +91,7 @@ def plan_picture(bundle: Bundle, steps: int, controls: Mapping[str, ControlWindo
         ProgramUse(
             program=program,
             cost=costs[program.name],
-            calls=_calls(program, plan, launches, encoders),
+            calls=_calls(program, plan, launches, encoders, PROMPTS if layout.guided else 1),
             entries=len(plan.steps) if program.stage in PER_STEP_STAGES else 1,
         )
         for program in bundle.manifest.programs
@@ -121,21 +124,21 @@ def _layout(bundle: Bundle, steps: int, controls: Mapping[str, ControlWindow] | 
             StepLayout(
                 controls=tuple(name for name in on if name not in adapters),
                 adapters=tuple(name for name in on if name in adapters),
-                guided=True,
+                guided=bundle.manifest.time_cond_proj_dim is None,
             )
             for on in active
         ),
     )
 
 
-def _calls(program: Program, plan: Plan, launches: Counter[str], encoders: Container[str]) -> int:
+def _calls(program: Program, plan: Plan, launches: Counter[str], encoders: Container[str], prompts: int) -> int:
     """How often a picture calls ``program``, nothing being kept from an earlier one."""
     if program.stage in ("encode", "step"):
         return launches[program.name]
     if program.name in encoders:
-        return PROMPTS
+        return prompts
     if program.stage is None:
         return 1 if program.name == "vae_decoder" else 0
     if program.part not in plan.parts:
         return 0
-    return PROMPTS if program.stage in ("prompt", "prompt_timestep", "image") else 1
+    return prompts if program.stage in ("prompt", "prompt_timestep", "image") else 1

@@ -85,7 +85,9 @@ class GenerateRequest(BaseModel):
     )
     timesteps: list[int] | None = Field(None, description="custom timesteps, descending, for schedulers that take them")
     sigmas: list[float] | None = Field(None, description="custom sigmas, descending, for schedulers that take them")
-    guidance_scale: float = Field(7.5, description="classifier-free guidance; 1 or less turns it off")
+    guidance_scale: float = Field(
+        7.5, description="classifier-free guidance; 1 or less turns it off; a consistency model is told it instead"
+    )
     guidance_rescale: Fraction = Field(0.0, description="how far guidance keeps the contrast of the conditional output")
     guidance_start: Fraction = Field(0.0, description="the fraction of the steps at which guidance begins")
     guidance_end: Fraction = Field(1.0, description="and at which it ends")
