@@ -39,7 +39,9 @@ def renamed(tensors: Tensors, prefix: str, target: str, inner: dict[str, str] | 
 def encoder_blocks(tensors: Tensors, blocks: int, layers: int) -> Tensors:
     """The input blocks and the middle block, of a UNet or a ControlNet."""
     found = renamed(tensors, "conv_in", "input_blocks.0.0")
-    found |= renamed(tensors, "time_embedding", "time_embed", {"linear_1": "0", "linear_2": "2"})
+    found |= renamed(tensors, "time_embedding.linear_1", "time_embed.0")
+    found |= renamed(tensors, "time_embedding.linear_2", "time_embed.2")
+    found |= renamed(tensors, "time_embedding.cond_proj", "time_embedding.cond_proj")  # it has no such layer
     found |= renamed(tensors, "add_embedding", "label_emb.0", {"linear_1": "0", "linear_2": "2"})
     index = 1
     for block in range(blocks):
@@ -141,7 +143,7 @@ def open_clip_tensors(model: Any, *, spare_layer: bool) -> Tensors:
 def checkpoint_tensors(pipeline: Any, family: str) -> Tensors:
     """The whole pipeline as the single file of its kind."""
     parts = {"model.diffusion_model.": unet_tensors(pipeline.unet), "first_stage_model.": vae_tensors(pipeline.vae)}
-    if family == "sd15":
+    if family in ("sd15", "consistency"):
         parts["cond_stage_model.transformer."] = clip_tensors(pipeline.text_encoder)
     elif family == "sd21":
         parts["cond_stage_model.model."] = open_clip_tensors(pipeline.text_encoder, spare_layer=True)

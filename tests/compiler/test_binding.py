@@ -468,7 +468,7 @@ def test_a_t2i_adapter_is_a_hint_program() -> None:
             np.testing.assert_allclose(value, expected.numpy(), rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
-every_family = pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"], indirect=True, scope="module")
+every_family = pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl", "consistency"], indirect=True, scope="module")
 PROFILES = {batch: ShapeProfile.parse("128x128", batch) for batch in ("1", "1-4")}
 FOR_ONNX_RUNTIME: Passes = (RowAgnosticReshapes(), UpsampleConvolution(), GuidanceSharing())
 FOR_OPENVINO: Passes = (RowAgnosticReshapes(), AttentionLayout(), UpsampleConvolution(), Geglu(), GuidanceSharing())
@@ -491,31 +491,36 @@ def staged(request: pytest.FixtureRequest, exported: Path, part: str) -> tuple[i
     return model, cut(model, labels)
 
 
+ADDED = {"sdxl": ("text_embeds", "time_ids"), "consistency": ("timestep_cond",)}
+"""What is embedded beside the timestep."""
 STAGES_OF = {
     ("sd15", "unet"): ["timestep", "prompt", "step"],
     ("sd21", "unet"): ["timestep", "prompt", "step"],
     ("sdxl", "unet"): ["prompt", "prompt_timestep", "step"],
+    ("consistency", "unet"): ["prompt", "prompt_timestep", "step"],
     ("sd15", "controlnet.first"): ["timestep", "prompt", "hint", "step"],
     ("sd21", "controlnet.first"): ["timestep", "prompt", "hint", "step"],
     ("sdxl", "controlnet.first"): ["prompt", "prompt_timestep", "hint", "step"],
+    ("consistency", "controlnet.first"): ["timestep", "prompt", "hint", "step"],
 }
 
 
 @every_family
 def test_stages_of_a_checkpoint(family: Any, part: str, staged: tuple[ir.Model, dict[Stage, ir.Model]]) -> None:
-    """SDXL adds pooled prompt and sizes to the timestep's embedding, so nothing of it depends on the timestep alone."""
+    """SDXL adds pooled prompt and sizes to the timestep's embedding, a consistency model's UNet the guidance scale, so
+    nothing of it depends on the timestep alone."""
     model, found = staged
     inputs = {stage: set(names(program.graph.inputs)) for stage, program in found.items()}
     assert list(inputs) == STAGES_OF[family.name, part]
     expected = {
         "timestep": {"timestep"},
         "prompt": {"prompt_embeds"},
-        "prompt_timestep": {"timestep", "text_embeds", "time_ids"},
+        "prompt_timestep": {"timestep", *ADDED.get(family.name, ())},
         "hint": {"hint"},
     }
     for stage in list(inputs)[:-1]:
         assert inputs[stage] == expected[stage]
-    early = {"timestep", "prompt_embeds", "text_embeds", "time_ids", "hint"}
+    early = {"timestep", "prompt_embeds", *ADDED.get(family.name, ()), "hint"}
     crossing = {name for stage, program in found.items() if stage != "step" for name in names(program.graph.outputs)}
     assert inputs["step"] - {"rows"} == set(names(model.graph.inputs)) - early - {"rows"} | crossing
     assert names(found["step"].graph.outputs) == names(model.graph.outputs)

@@ -53,7 +53,7 @@ def same_tensors(found: Any, expected: Any) -> None:
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 
 
-@pytest.mark.parametrize("family", list(FAMILIES), indirect=True, scope="module")
+@pytest.mark.parametrize("family", [*FAMILIES, "consistency"], indirect=True, scope="module")
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 def test_the_same_weights_as_the_folder(
     family: Family, tensors: dict[str, torch.Tensor], config: Path, tmp_path: Path, suffix: str
@@ -253,6 +253,17 @@ def test_recognised(file: TensorFile, said: str | None, name: str, prediction_ty
     assert architecture.name == f"Stable Diffusion {name}"
     assert architecture.scheduler.get("prediction_type", "epsilon") == prediction_type
     assert architecture.scheduler.get("rescale_betas_zero_snr", False) == ("ztsnr" in file.tensors)
+
+
+def test_a_consistency_model_is_recognised() -> None:
+    """By the layer that reads the guidance scale; it is drawn with its own sampler."""
+    file = header(768, UNET + "time_embedding.cond_proj.weight")
+    architecture = recognise(file, None)
+    assert architecture.unet["time_cond_proj_dim"] == 768
+    assert architecture.scheduler["_class_name"] == "LCMScheduler"
+    assert architecture.scheduler["beta_schedule"] == "scaled_linear"
+    assert recognise(file, "v_prediction").scheduler["prediction_type"] == "v_prediction"
+    assert "time_cond_proj_dim" not in recognise(header(768), None).unet
 
 
 def test_what_a_file_of_version_2_does_not_say() -> None:

@@ -77,18 +77,6 @@ def test_scales_beside_each_other(compiled: ControlNetPipeline, reference: Any) 
         assert relative(drawing.latents, eager(reference, guidance_scale)) < LATENTS_BOUND
 
 
-def test_a_step_knows_nothing_of_guidance(compiled: ControlNetPipeline) -> None:
-    """What the timestep and the guidance scale decide is computed before the loop, for all steps at once."""
-    manifest = compiled.bundle.manifest
-    reads = {program.name: {spec.name for spec in program.inputs} for program in manifest.programs}
-    assert reads["unet.prompt_timestep"] == {"timestep", "timestep_cond"}
-    assert reads["unet.prompt"] == {"prompt_embeds"}
-    assert "unet.timestep" not in reads
-    assert not {"timestep", "timestep_cond"} & reads["unet.step"]
-    assert "prompt_timestep_0" in reads["unet.step"]
-    assert "timestep_0" in reads["controlnet.first.step"]
-
-
 def test_a_new_prompt_leaves_what_guidance_decides(
     compiled: ControlNetPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

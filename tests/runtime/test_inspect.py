@@ -229,6 +229,25 @@ def test_an_export_has_no_costs_yet(tmp_path: Path) -> None:
         plan_picture(export, 20)
 
 
+def test_a_consistency_model_has_one_prompt(tmp_path: Path) -> None:
+    """Its UNet is told the guidance scale, and draws a row for each picture."""
+    name, guided = "unet.prompt_timestep", sdxl_like(tmp_path).manifest
+    told = program(
+        name,
+        7,
+        tensors(timestep=("entries",), timestep_cond=("entries", 32)),
+        tensors(prompt_timestep_0=("entries", 16)),
+    )
+    programs = tuple(told if each.name == name else each for each in guided.programs)
+    bundle = Bundle(tmp_path, msgspec.structs.replace(guided, programs=programs))
+    assert (guided.time_cond_proj_dim, bundle.manifest.time_cond_proj_dim) == (None, 32)
+    work = plan_picture(bundle, 4)
+    found = calls(work)
+    assert (found["text_encoder"], found[name], found["unet.step"]) == (1, 1, 4)
+    assert "a picture: 64x64, 4 steps, controls: depth" in program_table(bundle, work)
+    assert next(draw_plan(bundle, work)) == "1 picture of 64x64, a row for each"
+
+
 def test_steps_are_calls_of_the_sampler(tmp_path: Path) -> None:
     """PNDM visits its second timestep twice; Heun calls the model twice a step but the last."""
     pndm = calls(plan_picture(sdxl_like(tmp_path, "PNDMScheduler", skip_prk_steps=True), 20))

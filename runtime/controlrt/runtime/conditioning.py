@@ -99,8 +99,8 @@ class Conditioner:
         return self._stage(part, "prompt", key, lambda: dict(embeds))
 
     def _added_conditioning(self, size: tuple[int, int], guidance_scale: float) -> Arrays:
-        """What is embedded beside the timestep and is no prompt, by name, (1, ...): SDXL's original size, crop corner and
-        target size (Podell et al. 2023, arXiv 2307.01952, 2.2), and the guidance scale of a consistency model."""
+        """What is embedded beside the timestep for every prompt, by name, (1, ...): SDXL's original size, crop corner
+        and target size (Podell et al. 2023, arXiv 2307.01952, 2.2), and the guidance scale of a consistency model."""
         width, height = size
         added = {"time_ids": np.array([[height, width, 0, 0, height, width]], np.float32)}
         if (channels := self._manifest.time_cond_proj_dim) is not None:
@@ -110,8 +110,8 @@ class Conditioner:
     def _prompt_timestep(
         self, part: str, rows: Mapping[str, NDArray[np.float32]], timesteps: NDArray[np.float32]
     ) -> Arrays:
-        """(steps, ...), from what is the same at every step: the pooled prompt, a ControlNet Union's control types and the
-        added conditioning, (1, ...) by name."""
+        """(steps, ...), from what is the same at every step, (1, ...) by name: the pooled prompt, a ControlNet Union's
+        control types and the added conditioning."""
         program = self._manifest.stage(part, "prompt_timestep")
         if program is None:
             return {}

@@ -48,8 +48,8 @@ class Cost(_Record, frozen=True, kw_only=True):
     weight_bytes: int
     """Bytes of its weights; programs may share them."""
     flops: int
-    """Of its matrix products, a multiply-add being two: one picture of the default size, guided unless guidance takes no
-    second row, or one entry."""
+    """Of its matrix products, a multiply-add being two: one picture of the default size, with two rows unless guidance
+    takes none, or one entry."""
 
 
 class Loss(_Record, frozen=True, kw_only=True):
@@ -322,8 +322,8 @@ class Manifest(_Record, frozen=True, kw_only=True):
 
     @property
     def time_cond_proj_dim(self) -> int | None:
-        """Channels of the embedding that tells the UNet of a consistency model its guidance scale; None for a model that
-        takes classifier-free guidance. The name is diffusers'."""
+        """Channels of the embedding by which a consistency model's UNet is told the guidance scale (diffusers' name);
+        None for a model that takes classifier-free guidance."""
         inputs = (spec for program in self.programs if program.part == "unet" for spec in program.inputs)
         return next((int(spec.shape[1]) for spec in inputs if spec.name == "timestep_cond"), None)
 

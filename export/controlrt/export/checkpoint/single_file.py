@@ -24,8 +24,8 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
 OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.model.")
 GUIDANCE = "time_embedding.cond_proj.weight"
-"""What only a consistency model's UNet has, (channels, embedding). The original layout has no name for it, and conversion
-scripts leave it diffusers'."""
+"""What only a consistency model's UNet has, (channels, time_cond_proj_dim). The original layout has no name for it;
+conversion scripts leave it diffusers'."""
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 OTHER_FILES = (  # what else people have in files of the same suffixes: a word of its tensors' names, and what it is
     (("lora_down.", "lora_A.", "lora.down.", "hada_w1", "lokr_w"), "a LoRA; merge it with --lora into --model"),
