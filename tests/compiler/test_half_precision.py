@@ -94,6 +94,23 @@ def test_an_island_may_be_given_up(island: str, value: str) -> None:
     assert types(in_half(step(), islands=kept))[value] == "FLOAT16"
 
 
+def test_what_is_embedded_beside_the_timestep_stays_with_it() -> None:
+    """As SDXL's sizes, sinusoids as well, and a consistency model's guidance; what the step reads too does not."""
+    model = graph_of(
+        "float[rows, 1] timestep, float[rows, 1] time_ids, float[rows, 64] prompt_embeds, float[rows, 64] latents",
+        "float[rows, 64] y",
+        "angle = Mul (time_ids, frequencies) wave = Sin (angle) pooled = MatMul (prompt_embeds, w) "
+        "added = Add (wave, pooled) t = Add (timestep, added) emb = MatMul (t, w) "
+        "x = Add (latents, emb) y = Mul (x, pooled)",
+        frequencies=np.geomspace(1, 1e-4, 64, dtype=np.float32)[None],
+        w=W,
+    )
+    HalfPrecision({**LABELS, "time_ids": "prompt"})(model)
+    found = types(model)
+    assert {found[name] for name in ("angle", "wave", "added", "t", "emb")} == {"FLOAT"}
+    assert found["pooled"] == found["x"] == "FLOAT16"
+
+
 def test_callers_see_float32_but_for_residuals() -> None:
     half = in_half(step())
     assert {value.name: value.dtype.name for value in half.graph.inputs if value.dtype} == {

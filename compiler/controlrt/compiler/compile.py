@@ -42,8 +42,8 @@ LABELS = {
     "rows": LAYOUT,
 }
 """What each input of a step stands for; the rest belongs to the step itself. The control types of a ControlNet Union
-are embedded beside the pooled prompt, so they go where that goes. So does the guidance scale that a consistency model is
-told: it too is a picture's own, and the same at every step."""
+are embedded beside the pooled prompt, so they go where that goes. So does the guidance scale that a consistency model
+is told: it too is a picture's own, and the same at every step."""
 UNET = "unet"
 FUSED = "fused"
 """The part that is the UNet and ControlNets in one."""
