@@ -339,7 +339,7 @@ def consistency(root: Path) -> Family:
         text_encoder=_text_encoder(tokenizer, 32, "quick_gelu", layers=1),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=LCMScheduler(original_inference_steps=40, timestep_scaling=8.0),
+        scheduler=LCMScheduler(**SCALED_LINEAR, original_inference_steps=40, timestep_scaling=8.0),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
