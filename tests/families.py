@@ -182,17 +182,6 @@ TWO_LEVELS = {
 }
 
 
-def _save_with_plain_controlnet(name: str, root: Path, pipeline: Any) -> Family:
-    """A model whose UNet takes more than a ControlNet does."""
-    pipeline.save_pretrained(root / "model")
-    torch.manual_seed(1)
-    controlnet = ControlNetModel.from_unet(
-        UNet2DConditionModel(**TWO_LEVELS), conditioning_embedding_out_channels=(8, 8, 16, 16)
-    )
-    _fill_zeros(controlnet, std=0.2).save_pretrained(root / "first")
-    return Family(name=name, model=root / "model", controlnets={"first": root / "first"})
-
-
 def inpainting(root: Path) -> Family:
     """Stable Diffusion 1.5 for inpainting: the UNet sees the mask and the masked picture's latents (9 channels)."""
     torch.manual_seed(0)
@@ -207,7 +196,16 @@ def inpainting(root: Path) -> Family:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return _save_with_plain_controlnet("inpainting", root, pipeline)
+    return _save_with_plain_controlnet("inpainting", root, pipeline, UNet2DConditionModel(**TWO_LEVELS))
+
+
+def _save_with_plain_controlnet(name: str, root: Path, pipeline: Any, unet: UNet2DConditionModel) -> Family:
+    """A model whose UNet takes more than a ControlNet does, which is made for ``unet``."""
+    pipeline.save_pretrained(root / "model")
+    torch.manual_seed(1)
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 16, 16))
+    _fill_zeros(controlnet, std=0.2).save_pretrained(root / "first")
+    return Family(name=name, model=root / "model", controlnets={"first": root / "first"})
 
 
 def sd21(root: Path) -> Family:
@@ -344,7 +342,7 @@ def consistency(root: Path) -> Family:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return _save_with_plain_controlnet("consistency", root, pipeline)
+    return _save_with_plain_controlnet("consistency", root, pipeline, UNet2DConditionModel(**TWO_LEVELS))
 
 
 def shallow_xl(root: Path) -> Family:

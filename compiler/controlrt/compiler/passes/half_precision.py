@@ -7,8 +7,8 @@ for those that go from program to program (residuals), which are float16 on both
 Four islands stay in float32; ``docs/precision.md`` has what each is worth:
 
 * ``timestep``: what depends on the timestep and not on the latents, and what goes into nothing else, such as SDXL's
-  sizes. A sinusoid's argument goes to 999, where float16 steps by a half. It runs once per schedule, so it costs nothing;
-  the table that crosses into the step is float16.
+  sizes. A sinusoid's argument goes to 999, where float16 steps by a half. It runs once per schedule, so it costs
+  nothing; the table that crosses into the step is float16.
 * ``sampler``: everything after the model's output, and the scaling of the latents before its first weight. Errors there
   add up from step to step, and there is no weight in it, so it is cheap.
 * ``normalization``: the statistics of GroupNormalization and LayerNormalization, means over up to a million elements.
