@@ -238,12 +238,37 @@ def sdxl(root: Path) -> Family:
     return _save("sdxl", root, _sdxl_pipeline(), adapters={"depth": {**adapter, "adapter_type": "full_adapter_xl"}})
 
 
+def sdxl_of_ten(root: Path) -> Family:
+    """Stable Diffusion XL with its 9+1 residuals, a ControlNet that pools, and two adapters: slow to trace."""
+    adapter = {"channels": (32, 32, 64, 64), "num_res_blocks": 1, "downscale_factor": 16}
+    adapter["adapter_type"] = "full_adapter_xl"
+    return _save(
+        "sdxl",
+        root,
+        _sdxl_pipeline(layers_per_block=2),
+        controls=(*CONTROLS, SHUFFLE),
+        adapters={"depth": adapter, "sketch": {**adapter, "in_channels": 1}},
+    )
+
+
 TWO_LEVELS_XL = {
     "block_out_channels": (32, 64),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     "attention_head_dim": (2, 4),
 }
+
+
+def inpainting_xl(root: Path) -> Family:
+    """Stable Diffusion XL for inpainting, of two levels: the UNet sees the mask and the masked picture's latents."""
+    shallow = {**TWO_LEVELS_XL, "transformer_layers_per_block": 1}
+    _sdxl_pipeline(in_channels=9, **shallow).save_pretrained(root / "model")
+    torch.manual_seed(1)
+    controlnet = ControlNetModel.from_unet(
+        _sdxl_pipeline(**shallow).unet, conditioning_embedding_out_channels=(8, 8, 16, 16)
+    )
+    _fill_zeros(controlnet, std=0.2).save_pretrained(root / "first")
+    return Family(name="sdxl", model=root / "model", controlnets={"first": root / "first"})
 
 
 def union(root: Path) -> Family:
