@@ -96,7 +96,7 @@ def _vae() -> AutoencoderKL:
 def _text_encoder(
     tokenizer: CLIPTokenizer, width: int, activation: str, layers: int = 3, cls: Any = CLIPTextModel
 ) -> Any:
-    """The same one wherever it is called with the same; the mean of what it gives is not 0, which prompt weights keep."""
+    """The same one wherever it is called with the same. The mean of what it gives is not 0: prompt weights keep it."""
     torch.manual_seed(0)
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
