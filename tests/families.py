@@ -196,13 +196,16 @@ def inpainting(root: Path) -> Family:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    return _save_for_inpainting("inpainting", root, pipeline, UNet2DConditionModel(**config))
+
+
+def _save_for_inpainting(name: str, root: Path, pipeline: Any, unet: UNet2DConditionModel) -> Family:
+    """A pipeline whose UNet has 9 channels, with a ControlNet for the same UNet of 4."""
     pipeline.save_pretrained(root / "model")
     torch.manual_seed(1)
-    controlnet = ControlNetModel.from_unet(
-        UNet2DConditionModel(**config), conditioning_embedding_out_channels=(8, 8, 16, 16)
-    )
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 16, 16))
     _fill_zeros(controlnet, std=0.2).save_pretrained(root / "first")
-    return Family(name="inpainting", model=root / "model", controlnets={"first": root / "first"})
+    return Family(name=name, model=root / "model", controlnets={"first": root / "first"})
 
 
 def sd21(root: Path) -> Family:
@@ -266,13 +269,8 @@ TWO_LEVELS_XL = {
 def inpainting_xl(root: Path) -> Family:
     """Stable Diffusion XL for inpainting, of two levels: the UNet sees the mask and the masked picture's latents."""
     shallow = {**TWO_LEVELS_XL, "transformer_layers_per_block": 1}
-    _sdxl_pipeline(in_channels=9, **shallow).save_pretrained(root / "model")
-    torch.manual_seed(1)
-    controlnet = ControlNetModel.from_unet(
-        _sdxl_pipeline(**shallow).unet, conditioning_embedding_out_channels=(8, 8, 16, 16)
-    )
-    _fill_zeros(controlnet, std=0.2).save_pretrained(root / "first")
-    return Family(name="sdxl", model=root / "model", controlnets={"first": root / "first"})
+    pipeline = _sdxl_pipeline(in_channels=9, **shallow)
+    return _save_for_inpainting("sdxl", root, pipeline, _sdxl_pipeline(**shallow).unet)
 
 
 def union(root: Path) -> Family:
