@@ -196,11 +196,11 @@ def inpainting(root: Path) -> Family:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return _save_for_inpainting("inpainting", root, pipeline, UNet2DConditionModel(**config))
+    return _save_with_plain_controlnet("inpainting", root, pipeline, UNet2DConditionModel(**config))
 
 
-def _save_for_inpainting(name: str, root: Path, pipeline: Any, unet: UNet2DConditionModel) -> Family:
-    """A pipeline whose UNet has 9 channels, with a ControlNet for the same UNet of 4."""
+def _save_with_plain_controlnet(name: str, root: Path, pipeline: Any, unet: UNet2DConditionModel) -> Family:
+    """A model whose UNet takes more than a ControlNet does, which is made for ``unet``."""
     pipeline.save_pretrained(root / "model")
     torch.manual_seed(1)
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 16, 16))
@@ -270,7 +270,7 @@ def inpainting_xl(root: Path) -> Family:
     """Stable Diffusion XL for inpainting, of two levels: the UNet sees the mask and the masked picture's latents."""
     shallow = {**TWO_LEVELS_XL, "transformer_layers_per_block": 1}
     pipeline = _sdxl_pipeline(in_channels=9, **shallow)
-    return _save_for_inpainting("sdxl", root, pipeline, _sdxl_pipeline(**shallow).unet)
+    return _save_with_plain_controlnet("sdxl", root, pipeline, _sdxl_pipeline(**shallow).unet)
 
 
 def union(root: Path) -> Family:
