@@ -219,6 +219,17 @@ def test_one_adapter(compiled: ControlNetPipeline, family: Family, scale: float)
     assert relative(found, drawn(compiled, None)) > 1e-3
 
 
+@pytest.mark.parametrize("family", ["sdxl"], indirect=True, scope="module")
+def test_an_adapter_for_some_of_the_steps(compiled: ControlNetPipeline, family: Family) -> None:
+    """diffusers has it for XL alone; in the loop of two adapters and a ControlNet, an adapter stops early too."""
+    pictures = hints(SIDE, 1)
+    reference = adapter_reference(family, "depth")
+    latents = expected(reference, pictures, adapter_conditioning_factor=0.6, **SIZE)
+    found = drawn(compiled, {"depth": pictures[0]}, control_guidance_end=0.6)
+    check_same(compiled, found, reference, latents)
+    assert relative(found, drawn(compiled, {"depth": pictures[0]})) > 1e-3
+
+
 @with_all_kinds
 def test_two_adapters(compiled: ControlNetPipeline, family: Family) -> None:
     depth, sketch = hints(SIDE, 2)
