@@ -36,7 +36,7 @@ CALLS: dict[str, list[dict[str, Any]]] = {
     "shallow_xl": [{"image": {"first": ONE}, "ip_adapter_image": {"plus": photo(1)}, "ip_adapter_scale": 0.7}],
     "sd15": [
         {"image": {"depth": ONE}},
-        {"image": {"depth": ONE, "sketch": TWO, "first": THREE}, "adapter_conditioning_factor": 0.5},
+        {"image": {"depth": ONE, "sketch": TWO, "first": THREE}, "control_guidance_end": 0.5},
     ],
 }
 """By family."""

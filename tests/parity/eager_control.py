@@ -53,10 +53,9 @@ def denoise(
     adapters: Sequence[EagerAdapter] = (),
     side: int,
 ) -> NDArray[np.float32]:
-    """Latents after the loop; ``pipeline`` lends text encoder, UNet and scheduler."""
+    """Latents after the loop; ``pipeline`` lends text encoders, UNet and scheduler."""
     count = len(prompts)
-    text = pipeline.encode_prompt(list(prompts), "cpu", 1, True, [""] * count)
-    embeds = torch.cat([text[1], text[0]])
+    conditioning = _conditioning(pipeline, list(prompts), side)
     scheduler = pipeline.scheduler
     scheduler.set_timesteps(steps)
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -67,7 +66,7 @@ def denoise(
         middle: Any = 0.0
         for control in controls:
             hint = tensor(control.picture).repeat(2 * count, 1, 1, 1)
-            own, own_middle = control.model(scaled, timestep, embeds, hint, return_dict=False)
+            own, own_middle = control.model(scaled, timestep, controlnet_cond=hint, return_dict=False, **conditioning)
             layers = [*own, own_middle]
             table = torch.ones(1, 1, 1) if control.scale is None else control.scale
             scale = table.float().expand(steps, count, len(layers))[step]
@@ -97,12 +96,23 @@ def denoise(
         output = pipeline.unet(
             scaled,
             timestep,
-            embeds,
             down_intrablock_additional_residuals=features,
             return_dict=False,
+            **conditioning,
             **(controlled if controls else {}),
         )[0]
         unconditional, conditional = output.chunk(2)
         guided = unconditional + guidance_scale * (conditional - unconditional)
         latents = scheduler.step(guided, timestep, latents, return_dict=False)[0]
     return latents.numpy()
+
+
+def _conditioning(pipeline: Any, prompts: list[str], side: int) -> dict[str, Any]:
+    """What UNet and ControlNets read of the prompts, the unconditional rows first."""
+    if not hasattr(pipeline, "text_encoder_2"):
+        positive, negative = pipeline.encode_prompt(prompts, "cpu", 1, True)
+        return {"encoder_hidden_states": torch.cat([negative, positive])}
+    positive, negative, pooled, negative_pooled = pipeline.encode_prompt(prompts, device="cpu")
+    sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32)  # of the original, its crop, the target
+    added = {"text_embeds": torch.cat([negative_pooled, pooled]), "time_ids": sizes.repeat(2 * len(prompts), 1)}
+    return {"encoder_hidden_states": torch.cat([negative, positive]), "added_cond_kwargs": added}

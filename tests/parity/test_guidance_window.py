@@ -14,15 +14,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from parity.eager import PROMPT, demo_reference, hints, psnr, relative
+from parity.eager import PROMPT, PSNR_BOUND, check_same, decoded, demo_reference, hints, psnr
 from PIL import Image
 
 from controlrt.demo.scenes import sample_scene
 from controlrt.runtime import ControlNetPipeline
 from families import CONTROLS, SIDE, Family
 
-LATENTS_BOUND, PSNR_BOUND = 1e-3, 50.0
-"""What tests/parity/test_diffusers.py asks of every picture; rounding alone gives about 1e-6."""
 NEGATIVE = "a green moon"
 BY_ROW = ("prompt_embeds", "image", "add_text_embeds", "add_time_ids")
 every_family = pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"], indirect=True, scope="module")
@@ -66,8 +64,9 @@ def test_guidance_that_ends(
     """The windows of ControlNets and that of guidance end at different steps."""
     pictures = hints(SIDE, len(controls))
     shared = {"negative_prompt": NEGATIVE, "guidance_scale": 6.0, "control_guidance_end": 0.9}
+    reference = family.reference(*controls)
     expected = eager(
-        family.reference(*controls),
+        reference,
         guided_steps,
         count=6,
         prompt=PROMPT,
@@ -84,7 +83,7 @@ def test_guidance_that_ends(
         output_type="latent",
         **shared,
     ).images
-    assert relative(found, expected) < LATENTS_BOUND
+    check_same(compiled, found, reference, expected)
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"], indirect=True, scope="module")
@@ -93,8 +92,9 @@ def test_several_pictures(compiled: ControlNetPipeline, family: Family) -> None:
     pictures = hints(SIDE, 2)
     prompts = [PROMPT, "a black circle on an orange background"]
     shared = {"num_images_per_prompt": 2, "guidance_scale": 6.0, "negative_prompt": [NEGATIVE, "a red ring"]}
+    reference = family.reference("first")
     expected = eager(
-        family.reference("first"),
+        reference,
         2,
         count=4,
         prompt=prompts,
@@ -111,7 +111,7 @@ def test_several_pictures(compiled: ControlNetPipeline, family: Family) -> None:
         output_type="latent",
         **shared,
     ).images
-    assert relative(found, expected) < LATENTS_BOUND
+    check_same(compiled, found, reference, expected)
 
 
 @pytest.mark.parametrize("family", ["sd15"], indirect=True, scope="module")
@@ -119,8 +119,9 @@ def test_guess_mode(compiled: ControlNetPipeline, family: Family) -> None:
     """Guess mode leaves the unconditional rows without control; without them it is a scale by layer."""
     (hint,) = hints(SIDE, 1)
     shared = {"guidance_scale": 5.0, "guess_mode": True}
+    reference = family.reference("first")
     expected = eager(
-        family.reference("first"),
+        reference,
         2,
         count=4,
         prompt=PROMPT,
@@ -131,7 +132,7 @@ def test_guess_mode(compiled: ControlNetPipeline, family: Family) -> None:
     found = compiled(
         PROMPT, {"first": hint}, seed=5, num_inference_steps=4, guidance_end=0.5, output_type="latent", **shared
     ).images
-    assert relative(found, expected) < LATENTS_BOUND
+    check_same(compiled, found, reference, expected)
 
 
 def plain_loop(reference: Any, hint: Image.Image | None, guided: list[bool], seed: int) -> NDArray[np.float32]:
@@ -177,7 +178,8 @@ WINDOWS = {
 @pytest.mark.parametrize("window", WINDOWS)
 def test_any_window(compiled: ControlNetPipeline, family: Family, window: tuple[float, float]) -> None:
     (hint,) = hints(SIDE, 1)
-    expected = plain_loop(family.reference("first"), hint, WINDOWS[window], seed=8)
+    reference = family.reference("first")
+    expected = plain_loop(reference, hint, WINDOWS[window], seed=8)
     found = compiled(
         PROMPT,
         {"first": hint},
@@ -189,7 +191,7 @@ def test_any_window(compiled: ControlNetPipeline, family: Family, window: tuple[
         seed=8,
         output_type="latent",
     ).images
-    assert relative(found, expected) < LATENTS_BOUND
+    check_same(compiled, found, reference, expected)
 
 
 def test_half_the_steps_of_the_demo_model(demo: ControlNetPipeline) -> None:
@@ -199,11 +201,8 @@ def test_half_the_steps_of_the_demo_model(demo: ControlNetPipeline) -> None:
     expected = eager(
         reference, 2, count=4, prompt=PROMPT, image=hint, generator=torch.Generator().manual_seed(6), guidance_scale=7.5
     )
-    decoded = reference.vae.decode(torch.from_numpy(expected) / reference.vae.config.scaling_factor, return_dict=False)[
-        0
-    ]
     shared = {"num_inference_steps": 4, "seed": 6, "guidance_scale": 7.5}
     found = demo(PROMPT, {"mask": hint}, guidance_end=0.5, output_type="np", **shared).images
-    assert psnr(found, reference.image_processor.postprocess(decoded, output_type="np")) > PSNR_BOUND
+    assert psnr(found, decoded(reference, expected)) > PSNR_BOUND
     whole = demo(PROMPT, {"mask": hint}, output_type="np", **shared).images
     assert psnr(found, whole) < 40  # the window shows

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ip_adapters import ip_adapter_tensors, photo, save_image_encoder, save_ip_adapter
-from parity.eager import PROMPT, hints, psnr, relative
+from parity.eager import LATENTS_BOUND, PROMPT, PSNR_BOUND, check_same, decoded, hints, psnr, relative
 from PIL import Image
 from transformers import CLIPVisionModelWithProjection
 
@@ -21,7 +21,6 @@ from controlrt.runtime.conditioning import Conditioner
 from controlrt.runtime.profile import ShapeProfile
 from families import SIDE, Family
 
-BOUND, PSNR_BOUND = 1e-3, 45.0
 SHARED: dict[str, Any] = {"negative_prompt": "a green moon", "num_inference_steps": 4}
 ADAPTERS = {"shallow": ("plain", "full"), "shallow_xl": ("plus",)}
 
@@ -81,8 +80,7 @@ def drawn(pipeline: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     (hint,) = hints(SIDE, 1)
     generator = torch.Generator("cpu").manual_seed(7)
     latents = pipeline(PROMPT, image=hint, generator=generator, output_type="latent", **SHARED, **options).images
-    decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
-    return latents.numpy(), pipeline.image_processor.postprocess(decoded, output_type="np")
+    return latents.numpy(), decoded(pipeline, latents.numpy())
 
 
 def check(compiled: ControlNetPipeline, expected: tuple[np.ndarray, np.ndarray], **options: Any) -> None:
@@ -91,7 +89,7 @@ def check(compiled: ControlNetPipeline, expected: tuple[np.ndarray, np.ndarray],
         compiled(PROMPT, {"first": hint}, seed=7, output_type=kind, **SHARED, **options).images
         for kind in ("latent", "np")
     ]
-    assert relative(found[0], expected[0]) < BOUND
+    assert relative(found[0], expected[0]) < LATENTS_BOUND
     assert psnr(found[1], expected[1]) > PSNR_BOUND
 
 
@@ -116,7 +114,7 @@ def test_same_picture(
             image, own = {kind: pictures if images > 1 else pictures[0]}, {kind: scale}
             check(prompted, expected, ip_adapter_image=image, ip_adapter_scale=own, guidance_scale=guidance_scale)
             latents.append(expected[0])
-        assert relative(*latents) > 5 * BOUND  # the adapter shows
+        assert relative(*latents) > 5 * LATENTS_BOUND  # the adapter shows
 
 
 @every_family
@@ -167,7 +165,7 @@ def test_without_control(
     options: dict[str, Any] = {"ip_adapter_image": [photo(4)], "output_type": "latent", "guidance_scale": 5.0, **SHARED}
     expected = pipeline(PROMPT, generator=torch.Generator("cpu").manual_seed(7), width=SIDE, height=SIDE, **options)
     found = prompted(PROMPT, seed=7, **options | {"ip_adapter_image": {"full": photo(4)}})
-    assert relative(found.images, expected.images.numpy()) < BOUND
+    check_same(prompted, found.images, pipeline, expected.images)
 
 
 CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {

@@ -1,6 +1,6 @@
 """OpenVINO bundles against eager diffusers, and what happens where OpenVINO is not installed.
 
-The bounds are those of tests/parity/test_diffusers.py; rounding alone gives about 2e-6 of the latents' norm.
+The bounds are those of parity/eager.py; rounding alone gives about 2e-6 of the latents' norm.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parity.eager import PROMPT, demo_reference, hints, psnr, relative
-from parity.test_diffusers import LATENTS_BOUND, NEGATIVE, PSNR_BOUND, check_same_picture
+from parity.eager import PROMPT, PSNR_BOUND, check_same, demo_reference, hints, psnr
+from parity.test_diffusers import NEGATIVE, check_same_picture
 from PIL import Image
 
 from controlrt.demo import CONTROLNETS, MODEL_DIR
@@ -164,9 +164,10 @@ def test_a_batch(on_openvino: ControlNetPipeline, family: Family) -> None:
     }
     pictures = hints(SIDE, 2)
     generator = torch.Generator().manual_seed(9)
-    expected = family.reference("first")(prompts, image=pictures, generator=generator, **shared).images
+    reference = family.reference("first")
+    expected = reference(prompts, image=pictures, generator=generator, **shared).images
     found = on_openvino(prompts, {"first": pictures}, seed=9, **shared).images
-    assert relative(found, np.asarray(expected)) < LATENTS_BOUND
+    check_same(on_openvino, found, reference, expected)
 
 
 @pytest.fixture

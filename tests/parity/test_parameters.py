@@ -10,6 +10,8 @@ import diffusers
 import pytest
 
 from controlrt.runtime import ControlNetPipeline
+from controlrt.runtime.canvas import run_strength
+from controlrt.runtime.pipeline import DEFAULT_STEPS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "control.md"
 PIPELINES = [
@@ -23,9 +25,12 @@ PIPELINES = [
 OURS = set(inspect.signature(ControlNetPipeline.__call__).parameters) - {"self"}
 
 
+def section() -> str:
+    return DOCUMENT.read_text().split("## Parameters of diffusers' pipelines")[1]
+
+
 def table() -> dict[str, str]:
-    text = DOCUMENT.read_text().split("## Parameters of diffusers' pipelines")[1]
-    rows = re.findall(r"^\| (`.+?`) \| (.+) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| (`.+?`) \| (.+) \|$", section(), re.MULTILINE)
     return {name: here for names, here in rows for name in re.findall(r"`(\w+)`", names)}
 
 
@@ -54,3 +59,17 @@ def test_the_table_is_true(name: str, here: str) -> None:
     else:
         assert here.startswith("refused: ")
         assert name not in OURS
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_defaults_that_differ_are_said(pipeline: str) -> None:
+    said = dict(re.findall(r"^- `(\w+)`: (.+)$", section(), re.MULTILINE))
+    ours = inspect.signature(ControlNetPipeline.__call__).parameters
+    mask = "Inpaint" in pipeline
+    if_none = {"num_inference_steps": DEFAULT_STEPS, "strength": run_strength(True, mask, None) or 1.0}
+    for name, parameter in inspect.signature(getattr(diffusers, pipeline).__call__).parameters.items():
+        if name == "prompt" or not table().get(name, "").startswith("supported"):
+            continue
+        here = if_none.get(name, ours[name].default)
+        if parameter.default != here:
+            assert re.search(rf"\b{re.escape(f'{parameter.default:g}')}\b", said[name]), (name, parameter.default, here)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from parity.eager import PROMPT, hints, relative
+from numpy.typing import NDArray
+from parity.eager import PROMPT, check_same, hints, relative
 from safetensors.torch import save_file
 
 from controlrt.runtime import ControlNetPipeline
@@ -27,6 +29,50 @@ on = {
 
 def embeds(compiled: ControlNetPipeline, prompt: str, **encoding: Any) -> dict[str, Any]:
     return compiled._conditioner.prompts.encode(prompt, Encoding(**encoding))
+
+
+def encoded(
+    reference: Any, texts: Sequence[str], weights: NDArray[np.float32] | None = None
+) -> dict[str, torch.Tensor]:
+    """transformers' embeddings of chunks, side by side, and XL's pooled output of the first.
+
+    Args:
+        reference: diffusers' pipeline, which lends its text encoders.
+        texts: each fits into one chunk.
+        weights: (chunks, 77): the web UI's rule, for each encoder by itself: token embeddings times their weights, and
+            then all of a chunk times what restores the mean.
+    """
+    found = {}
+    sides = []
+    xl = hasattr(reference, "text_encoder_2")
+    for suffix in ("", "_2") if xl else ("",):
+        tokenizer, encoder = getattr(reference, f"tokenizer{suffix}"), getattr(reference, f"text_encoder{suffix}")
+        ids = tokenizer(list(texts), padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+        made = encoder(ids.input_ids, output_hidden_states=True)
+        states = made.hidden_states[-2] if xl else made.last_hidden_state
+        if weights is not None:
+            weighted = states * torch.from_numpy(weights)[..., None]
+            states = weighted * (states.mean((1, 2), True) / weighted.mean((1, 2), True))
+        sides.append(states.flatten(0, 1)[None])
+        if suffix:
+            found["pooled_prompt_embeds"] = made.text_embeds[:1]
+    return {"prompt_embeds": torch.cat(sides, dim=-1), **found}
+
+
+def check_embeds(found: dict[str, Any], expected: dict[str, torch.Tensor]) -> None:
+    assert relative(found["prompt_embeds"], expected["prompt_embeds"].numpy()) < BOUND
+    if "text_embeds" in found:
+        assert relative(found["text_embeds"], expected["pooled_prompt_embeds"].numpy()) < BOUND
+
+
+def check_drawn(pipeline: ControlNetPipeline, reference: Any, ours: dict[str, Any], theirs: dict[str, Any]) -> Any:
+    """Draws with control on both sides, and gives our latents."""
+    (hint,) = hints(SIDE, 1)
+    shared = {"num_inference_steps": 3, "guidance_scale": 6.0, "output_type": "latent"}
+    expected = reference(image=hint, generator=torch.Generator("cpu").manual_seed(7), **shared, **theirs).images
+    found = pipeline(image={"first": hint}, seed=7, width=SIDE, height=SIDE, **shared, **ours).images
+    check_same(pipeline, found, reference, expected)
+    return found
 
 
 @on["sd15"]
@@ -61,24 +107,24 @@ def test_clip_skip_draws_as_diffusers(
     compiled: ControlNetPipeline, family: Family, syntax: str, of_the_negative: int | None
 ) -> None:
     """diffusers leaves layers out for the prompt alone; the web UI, which has no pipeline here, for both."""
-    (hint,) = hints(SIDE, 1)
-    shared = {"num_inference_steps": 3, "output_type": "latent"}
     reference = family.reference("first")
     if of_the_negative is None:
         _, negative = reference.encode_prompt("", "cpu", 1, True, "a moon")
     else:
         negative = skipping(reference, "a moon", of_the_negative)
-    expected = reference(
-        prompt_embeds=skipping(reference, PROMPT, 2),
-        negative_prompt_embeds=negative,
-        image=hint,
-        generator=torch.Generator("cpu").manual_seed(7),
-        **shared,
-    ).images.numpy()
-    options = {"negative_prompt": "a moon", "prompt_syntax": syntax, "seed": 7, **shared}
-    found = compiled(PROMPT, {"first": hint}, clip_skip=2, **options).images
-    assert relative(found, expected) < 1e-3
-    assert relative(compiled(PROMPT, {"first": hint}, **options).images, found) > 1e-3
+    embeddings = {"prompt_embeds": skipping(reference, PROMPT, 2), "negative_prompt_embeds": negative}
+    said = {"prompt": PROMPT, "negative_prompt": "a moon"}
+    ours = {**said, "prompt_syntax": syntax}
+    found = check_drawn(compiled, reference, {**ours, "clip_skip": 2}, embeddings)
+    assert relative(check_drawn(compiled, reference, ours, said), found) > 1e-3
+
+
+@on["sdxl"]
+def test_clip_skip_draws_as_diffusers_xl(compiled: ControlNetPipeline, family: Family) -> None:
+    said = {"prompt": PROMPT, "negative_prompt": "a moon"}
+    reference = family.reference("first")
+    found = check_drawn(compiled, reference, {**said, "clip_skip": 1}, {**said, "clip_skip": 1})
+    assert relative(check_drawn(compiled, reference, said, said), found) > 1e-3
 
 
 @on["sdxl"]
@@ -103,7 +149,7 @@ def test_layers_that_are_not_there(compiled: ControlNetPipeline, family: Family,
 def test_learned_words(compiled: ControlNetPipeline, family: Family, tmp_path: Path) -> None:
     torch.manual_seed(5)
     vectors = {"<cat>": torch.randn(1, 32), "<style>": torch.randn(3, 32)}
-    reference = family.reference()
+    reference = family.reference("first")
     for token, tensor in vectors.items():
         reference.load_textual_inversion({token: tensor}, token=token)
         file = tmp_path / f"{token.strip('<>')}.safetensors"
@@ -111,9 +157,9 @@ def test_learned_words(compiled: ControlNetPipeline, family: Family, tmp_path: P
         compiled.load_textual_inversion(file, token)
     for prompt in ("a red <cat> star", "<style>", "blue <style> moon and <cat>"):
         written = reference.maybe_convert_prompt(prompt, reference.tokenizer)
-        ids = reference.tokenizer(written, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
-        expected = reference.text_encoder(ids.input_ids)[0].numpy()
-        assert relative(embeds(compiled, prompt)["prompt_embeds"], expected) < BOUND
+        check_embeds(embeds(compiled, prompt), encoded(reference, [written]))
+    found = check_drawn(compiled, reference, {"prompt": "a <style> moon"}, {"prompt": "a <style> moon"})
+    assert relative(check_drawn(compiled, reference, {"prompt": "a moon"}, {"prompt": "a moon"}), found) > 1e-3
     with pytest.raises(ParameterError, match="vocabulary does not have"):
         compiled.load_textual_inversion(tmp_path / "cat.safetensors", "<cat>")
 
@@ -141,16 +187,16 @@ def test_learned_words_of_both_encoders(compiled: ControlNetPipeline, family: Fa
     vectors = {"clip_l": torch.randn(2, 32), "clip_g": torch.randn(2, 48)}
     save_file(vectors, tmp_path / "pair.safetensors")
     compiled.load_textual_inversion(tmp_path / "pair.safetensors", "<pair>")
-    reference = family.reference()
+    reference = family.reference("first")
     for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
         encoder, tokenizer = getattr(reference, f"text_encoder{suffix}"), getattr(reference, f"tokenizer{suffix}")
         reference.load_textual_inversion(
             {"<pair>": vectors[key]}, token="<pair>", text_encoder=encoder, tokenizer=tokenizer
         )
     expected, _, pooled, _ = reference.encode_prompt("a <pair> moon", device="cpu", do_classifier_free_guidance=False)
-    found = embeds(compiled, "a <pair> moon")
-    assert relative(found["prompt_embeds"], expected.numpy()) < BOUND
-    assert relative(found["text_embeds"], pooled.numpy()) < BOUND
+    check_embeds(embeds(compiled, "a <pair> moon"), {"prompt_embeds": expected, "pooled_prompt_embeds": pooled})
+    found = check_drawn(compiled, reference, {"prompt": "a <pair> moon"}, {"prompt": "a <pair> moon"})
+    assert relative(check_drawn(compiled, reference, {"prompt": "a moon"}, {"prompt": "a moon"}), found) > 1e-3
 
 
 @on["sdxl"]
@@ -176,20 +222,25 @@ def test_learned_words_of_xl_are_no_others(compiled: ControlNetPipeline, family:
         compiled.load_textual_inversion(tmp_path / "xl.safetensors", "<xl>")
 
 
-@on["sd15"]
+@pytest.mark.parametrize("family", ["sd15", "sdxl"], indirect=True, scope="module")
 def test_weights(compiled: ControlNetPipeline, family: Family) -> None:
-    """The web UI's rule: token embeddings times their weights, then all times what restores the mean."""
-    del family
-    plain = embeds(compiled, "a red star on blue")["prompt_embeds"]
-    weights = np.ones((1, 77, 1), np.float32)
+    """Of both encoders of XL; its pooled output is that without weights."""
+    written, plain = "a (red star:1.3) on [blue]", "a red star on blue"
+    weights = np.ones((1, 77), np.float32)
     weights[0, 2:4] = 1.3
     weights[0, 5] = 1 / 1.1
-    expected = plain * weights
-    expected *= plain.mean() / expected.mean()
-    found = embeds(compiled, "a (red star:1.3) on [blue]", syntax="webui")["prompt_embeds"]
-    assert relative(found, expected) < BOUND
-    literal = embeds(compiled, "a (red star:1.3) on [blue]")["prompt_embeds"]
-    assert relative(literal, plain) > 0.01
+    reference = family.reference("first")
+    expected = encoded(reference, [plain], weights)
+    found = embeds(compiled, written, syntax="webui")
+    check_embeds(found, expected)
+    unweighted, literal = embeds(compiled, plain), embeds(compiled, written)
+    assert min(relative(each["prompt_embeds"], unweighted["prompt_embeds"]) for each in (found, literal)) > 0.01
+    empty = encoded(reference, [""])
+    theirs = {**expected, **{f"negative_{name}": value for name, value in empty.items()}}
+    ours = {"prompt": written, "negative_prompt": "", "prompt_syntax": "webui"}
+    latents = check_drawn(compiled, reference, ours, theirs)
+    others = check_drawn(compiled, reference, {**ours, "prompt": plain}, {"prompt": plain, "negative_prompt": ""})
+    assert relative(others, latents) > 1e-3
 
 
 @on["sd15"]
@@ -212,29 +263,21 @@ def test_what_the_syntax_cannot_mean(compiled: ControlNetPipeline, family: Famil
         compiled("a", num_inference_steps=1, prompt_syntax="comfy")  # type: ignore[arg-type]
 
 
-@on["sd21"]
+@pytest.mark.parametrize(
+    "family", ["sd21", pytest.param("sdxl", marks=pytest.mark.slow)], indirect=True, scope="module"
+)
 @pytest.mark.parametrize("chunks", [2, 3])
 def test_long_prompts(wide: ControlNetPipeline, family: Family, chunks: int) -> None:
-    """Chunk by chunk through transformers' encoder, side by side; the empty prompt fills the shorter one up."""
-    (hint,) = hints(SIDE, 1)
+    """Chunk by chunk through transformers' encoders, side by side; the empty prompt fills the shorter one up."""
     reference = family.reference("first")
     words = [["red"] * 75, ["blue"] * 75, ["star"] * 10][:chunks]
     words[-1] = words[-1][:10]
-
-    def encoded(texts: list[str]) -> torch.Tensor:
-        ids = reference.tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
-        return reference.text_encoder(ids.input_ids)[0].flatten(0, 1)[None]
-
-    shared = {"num_inference_steps": 3, "output_type": "latent"}
-    expected = reference(
-        prompt_embeds=encoded([" ".join(each) for each in words]),
-        negative_prompt_embeds=encoded(["a moon"] + [""] * (chunks - 1)),
-        image=hint,
-        generator=torch.Generator("cpu").manual_seed(7),
-        **shared,
-    ).images.numpy()
     prompt = " ".join(word for each in words for word in each)
-    options = {**shared, "negative_prompt": "a moon", "seed": 7, "width": SIDE, "height": SIDE}
-    found = wide(prompt, {"first": hint}, **options).images
-    assert relative(found, expected) < 1e-3
-    assert relative(wide("red", {"first": hint}, **options).images, found) > 1e-3
+    negative = encoded(reference, ["a moon"] + [""] * (chunks - 1))
+    theirs = {
+        **encoded(reference, [" ".join(each) for each in words]),
+        **{f"negative_{name}": value for name, value in negative.items()},
+    }
+    found = check_drawn(wide, reference, {"prompt": prompt, "negative_prompt": "a moon"}, theirs)
+    short = {"prompt": "red", "negative_prompt": "a moon"}
+    assert relative(check_drawn(wide, reference, short, short), found) > 1e-3

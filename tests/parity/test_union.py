@@ -12,13 +12,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from parity.eager import PROMPT, hints, psnr, relative
+from parity.eager import PROMPT, check_same, hints, relative
 from PIL import Image
 
 from controlrt.runtime import ControlNetPipeline
 from families import SIDE, Family
 
-LATENTS_BOUND, PSNR_BOUND = 1e-3, 45.0
 SHARED: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 5.0}
 DEPTH, CANNY, TILE = 1, 3, 6
 ONE = {"union.depth": DEPTH}
@@ -62,10 +61,7 @@ def test_same_picture(
     pipeline = reference(family, "union")
     latents = expected(pipeline, pictures, list(types.values()), **options)
     found = drawn(compiled, named(types, pictures), **options)
-    assert relative(found, latents) < LATENTS_BOUND
-    decoded = pipeline.vae.decode(torch.from_numpy(latents) / pipeline.vae.config.scaling_factor, return_dict=False)[0]
-    picture = pipeline.image_processor.postprocess(decoded, output_type="np")
-    assert psnr(drawn(compiled, named(types, pictures), output_type="np", **options), picture) > PSNR_BOUND
+    check_same(compiled, found, pipeline, latents)
     assert relative(found, drawn(compiled, None, **options)) > 0.01
 
 
@@ -82,10 +78,11 @@ def test_what_depends_on_the_control_picture_alone_is_not_in_the_step(compiled: 
 def test_a_scale_for_each_type(compiled: ControlNetPipeline, family: Family) -> None:
     """Of types beside each other diffusers scales the features, not the residuals; one may be 0."""
     pictures = hints(SIDE, 3)
+    pipeline = reference(family, "union")
     for scales in ([0.4, 1.3, 0.9], [0.7, 0.0, 0.0]):
         options = {"controlnet_conditioning_scale": scales}
-        latents = expected(reference(family, "union"), pictures, list(THREE.values()), **options)
-        assert relative(drawn(compiled, named(THREE, pictures), **options), latents) < LATENTS_BOUND
+        latents = expected(pipeline, pictures, list(THREE.values()), **options)
+        check_same(compiled, drawn(compiled, named(THREE, pictures), **options), pipeline, latents)
 
 
 def test_another_type_is_another_picture_and_no_other_plan(compiled: ControlNetPipeline, family: Family) -> None:
@@ -95,7 +92,8 @@ def test_another_type_is_another_picture_and_no_other_plan(compiled: ControlNetP
     plans = set(compiled._bound)
     normal = drawn(compiled, {"union.normal": pictures[0]})
     assert set(compiled._bound) == plans
-    assert relative(normal, expected(reference(family, "union"), pictures, [4])) < LATENTS_BOUND
+    pipeline = reference(family, "union")
+    check_same(compiled, normal, pipeline, expected(pipeline, pictures, [4]))
     assert relative(normal, depth) > 0.001
 
 
@@ -107,8 +105,9 @@ def test_windows_of_two_types(compiled: ControlNetPipeline, family: Family) -> N
         "control_guidance_end": [0.5, 1.0],
         "controlnet_conditioning_scale": [0.8, 1.2],
     }
-    latents = expected(reference(family, "union"), pictures, list(TWO.values()), **options)
-    assert relative(drawn(compiled, named(TWO, pictures), **options), latents) < LATENTS_BOUND
+    pipeline = reference(family, "union")
+    latents = expected(pipeline, pictures, list(TWO.values()), **options)
+    check_same(compiled, drawn(compiled, named(TWO, pictures), **options), pipeline, latents)
 
 
 def test_outside_all_windows_it_is_off(compiled: ControlNetPipeline) -> None:
@@ -122,23 +121,24 @@ def test_several_unions(compiled: ControlNetPipeline, family: Family) -> None:
     """diffusers gives each one type; the types of the second one have numbers for names."""
     pictures = hints(SIDE, 2)
     options = {"controlnet_conditioning_scale": [0.7, 1.2]}
-    latents = expected(reference(family, "union", "other"), pictures, [CANNY, 4], **options)
+    pipeline = reference(family, "union", "other")
+    latents = expected(pipeline, pictures, [CANNY, 4], **options)
     found = drawn(compiled, named(("union.canny", "other.4"), pictures), **options)
-    assert relative(found, latents) < LATENTS_BOUND
+    check_same(compiled, found, pipeline, latents)
 
 
 def test_beside_an_ordinary_controlnet(compiled: ControlNetPipeline, family: Family) -> None:
     """Residuals add up: one of either at scale 0 is the other by itself."""
     pictures = hints(SIDE, 2)
     image = named(("first", "union.depth"), pictures)
-    latents = expected(reference(family, "union"), pictures[1:], [DEPTH])
-    assert relative(drawn(compiled, image, controlnet_conditioning_scale=[0, 1]), latents) < LATENTS_BOUND
-    plain = np.asarray(
-        family.reference("first")(
-            PROMPT, image=pictures[0], generator=torch.Generator().manual_seed(7), output_type="latent", **SHARED
-        ).images
-    )
-    assert relative(drawn(compiled, image, controlnet_conditioning_scale=[1.0, 0.0]), plain) < LATENTS_BOUND
+    pipeline = reference(family, "union")
+    latents = expected(pipeline, pictures[1:], [DEPTH])
+    check_same(compiled, drawn(compiled, image, controlnet_conditioning_scale=[0, 1]), pipeline, latents)
+    generator = torch.Generator().manual_seed(7)
+    plain = family.reference("first")(
+        PROMPT, image=pictures[0], generator=generator, output_type="latent", **SHARED
+    ).images.numpy()
+    check_same(compiled, drawn(compiled, image, controlnet_conditioning_scale=[1.0, 0.0]), pipeline, plain)
     both = drawn(compiled, image)
     assert min(relative(both, latents), relative(both, plain)) > 0.001
 
@@ -158,7 +158,7 @@ def test_guess_mode(
     pictures = hints(SIDE, len(types))
     options = {"guess_mode": True, "guidance_scale": guidance_scale, "controlnet_conditioning_scale": 0.9}
     latents = expected(pipeline, pictures, list(types.values()), **options)
-    assert relative(drawn(compiled, named(types, pictures), **options), latents) < LATENTS_BOUND
+    check_same(compiled, drawn(compiled, named(types, pictures), **options), pipeline, latents)
 
 
 def test_a_region(compiled: ControlNetPipeline) -> None:
@@ -173,8 +173,9 @@ def test_several_pictures(compiled: ControlNetPipeline, family: Family) -> None:
     """Pictures of one control picture; of several, diffusers' attention over the batch would mix them."""
     pictures = hints(SIDE, 2)
     options = {"num_images_per_prompt": 2, "controlnet_conditioning_scale": 0.8}
-    latents = expected(reference(family, "union"), pictures, list(TWO.values()), **options)
-    assert relative(drawn(compiled, named(TWO, pictures), **options), latents) < LATENTS_BOUND
+    pipeline = reference(family, "union")
+    latents = expected(pipeline, pictures, list(TWO.values()), **options)
+    check_same(compiled, drawn(compiled, named(TWO, pictures), **options), pipeline, latents)
 
 
 def test_prompts_with_control_pictures_of_their_own(compiled: ControlNetPipeline) -> None:
@@ -196,6 +197,7 @@ def test_picture_to_picture_and_inpainting(compiled: ControlNetPipeline, family:
     mask[40:100, 30:90] = 255
     for task, given in (("Img2Img", {}), ("Inpaint", {"mask_image": Image.fromarray(mask)})):
         options = {"strength": 0.75, "controlnet_conditioning_scale": 0.8, **given}
-        latents = expected(reference(family, "union", task=task), pictures, [DEPTH], image=start, **options)
+        pipeline = reference(family, "union", task=task)
+        latents = expected(pipeline, pictures, [DEPTH], image=start, **options)
         found = drawn(compiled, {"union.depth": pictures[0]}, init_image=start, **options)
-        assert relative(found, latents) < LATENTS_BOUND, task
+        check_same(compiled, found, pipeline, latents)

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from controlrt.runtime import ControlNetPipeline
 from controlrt.runtime.commands import doctor, guarded, main, named_values
 from controlrt.runtime.commands.control_option import parse_control
 from controlrt.runtime.commands.generate import numbered, parse_size
@@ -194,6 +196,75 @@ def test_generate_and_inspect(
     assert "conditioning_scale float32 (rows, 9)" in printed
     assert "canny (9 residuals; pictures by: controlrt annotate canny)" in printed
     assert "mask (9 residuals; pictures of its own kind)" in printed
+
+
+@pytest.mark.bundle
+@pytest.mark.parametrize("first_size", [None, (448, 448)])
+def test_options_reach_the_call(
+    demo_bundle: Path, mask: Path, monkeypatch: pytest.MonkeyPatch, first_size: tuple[int, int] | None
+) -> None:
+    called: dict[str, Any] = {}
+    learned = {}
+
+    def call(_: ControlNetPipeline, prompt: str, image: Any, **options: Any) -> None:
+        called.update(options, prompt=prompt, image=image)
+        raise UserError("seen")
+
+    monkeypatch.setattr(ControlNetPipeline, "__call__", call)
+    monkeypatch.setattr("controlrt.runtime.commands.generate.hires_fix", call)
+    monkeypatch.setattr(
+        ControlNetPipeline, "load_textual_inversion", lambda _, file, token: learned.update({token: file})
+    )
+    options: dict[str, Any] = {
+        "prompt": "a (red:1.2) <star>",
+        "negative_prompt": "a moon",
+        "prompt_syntax": "webui",
+        "clip_skip": 1,
+        "strength": 0.6,
+        "guidance_scale": 5.0,
+        "guidance_rescale": 0.7,
+        "guidance_start": 0.1,
+        "guidance_end": 0.9,
+        "guess_mode": "original",
+        "scheduler": "DDIM",
+        "eta": 0.5,
+        "seed": 7,
+        "noise": "gpu",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words += ["--size", "512x448", "--steps", "9", "--images", "2", "--resize", "Crop and Resize", "--vae-tiling"]
+    start, region = mask.with_name("start.png"), mask.with_name("region.png")
+    Image.new("L", (512, 448), 9).save(start)
+    Image.new("L", (512, 448), 5).save(region)
+    words += ["--init", str(start), "--mask", str(mask), "--embedding", "<star>=star.safetensors"]
+    words += ["--control", f"mask={mask},scale=0.8,start=0.2,end=0.7,mode=prompt,weights=soft,region={region}"]
+    words += ["--control", f"canny={mask},weights=1/0.5"]
+    if first_size is not None:
+        words += ["--first-size", "448x448"]
+    assert main(["generate", str(demo_bundle), *words, "-o", str(mask.with_name("out.png"))]) == 2
+    expected: dict[str, Any] = {
+        **options,
+        "width": 512,
+        "height": 448,
+        "num_inference_steps": 9,
+        "num_images_per_prompt": 2,
+        "resize": "crop",
+        "vae_tiling": True,
+        "controlnet_conditioning_scale": {"mask": 0.8, "canny": 1.0},
+        "control_guidance_start": {"mask": 0.2, "canny": 0.0},
+        "control_guidance_end": {"mask": 0.7, "canny": 1.0},
+        "control_mode": {"mask": "prompt", "canny": "balanced"},
+        "control_layer_weights": {"mask": "soft", "canny": [1.0, 0.5]},
+    }
+    assert {name: called[name] for name in expected} == expected
+    assert called.get("first_size") == first_size
+    assert learned == {"<star>": "star.safetensors"}
+    assert list(called["image"]) == ["mask", "canny"]
+    assert list(called["control_region"]) == ["mask"]
+    grey = {0: [*called["image"].values(), called["mask_image"]], 9: [called["init_image"]]}
+    grey[5] = list(called["control_region"].values())
+    for level, pictures in grey.items():
+        assert [np.asarray(picture).min() for picture in pictures] == [level] * len(pictures)
 
 
 @pytest.mark.bundle

@@ -94,6 +94,20 @@ def test_how_control_acts_is_bytes_in_one_plan(demo: ControlNetPipeline) -> None
     np.testing.assert_array_equal(latents(demo, PROMPT, {"mask": mask()}), first)
 
 
+@pytest.mark.parametrize(
+    ("said", "rows"),
+    [({}, None), ({"guess_mode": True}, range(1, 2)), ({"control_mode": "controlnet"}, range(1, 2))],
+)
+def test_where_the_unconditional_half_needs_no_control_it_is_not_computed(
+    demo: ControlNetPipeline, said: dict[str, Any], rows: range | None
+) -> None:
+    drawing = demo.prepare(PROMPT, {"mask": mask()}, num_inference_steps=2, **said)
+    for control, unet in demo.plan(drawing.layout).steps:
+        assert (control.program, unet.program) == ("controlnet.mask.step", "unet.step")
+        assert {view.rows for view in control.outputs.values()} == {rows}
+        assert unet.inputs["residual_0_in"].rows is None
+
+
 def test_what_a_mask_leaves_stays(demo: ControlNetPipeline) -> None:
     """The known half of the latents is the same whatever is drawn in the other."""
     left = np.zeros((512, 512), np.uint8)
