@@ -13,6 +13,7 @@ from compiler.graphs import contents, graph_of, operators, run
 from controlrt.compiler.compile import ProgramGraph, compile_program, load_program, name_dimensions, one_picture
 from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
 from controlrt.compiler.passes.row_agnostic_reshapes import RowAgnosticReshapes
+from controlrt.compiler.passes.winograd_convolution import MIN_CHANNELS, WinogradConvolution
 from controlrt.runtime.bundle import read_manifest
 from controlrt.runtime.manifest import DType, Program, TensorSpec
 from controlrt.runtime.profile import ShapeProfile
@@ -173,6 +174,25 @@ def test_a_program_outside_the_loop_stays_one() -> None:
     assert cost is not None
     assert found.program == msgspec.structs.replace(program, cost=cost)
     assert cost.flops == 2 * 8 * 8
+
+
+def test_weights_that_a_pass_replaced_are_gone() -> None:
+    """From a program that is not cut, too: they would be stored, and loaded."""
+    picture = tensor("latents", "batch", MIN_CHANNELS, 16, 16)
+    program = entry("vae_decoder", (picture,), (msgspec.structs.replace(picture, name="picture"),))
+    shape = f"float[s1, {MIN_CHANNELS}, 16, 16]"
+    model = graph_of(
+        f"{shape} latents",
+        f"{shape} picture",
+        "picture = Conv <pads = [1, 1, 1, 1]> (latents, k)",
+        k=np.ones((MIN_CHANNELS, MIN_CHANNELS, 3, 3), np.float32),
+    )
+    name_dimensions(model, program, MANY)
+    (found,) = compile_program(program, model, MANY, (WinogradConvolution(),))
+    weights = found.model.graph.initializers
+    assert len(operators(found.model)) > 6
+    assert "k" not in weights
+    assert all(weight.uses() for weight in weights.values())
 
 
 def test_the_graph_given_stays_as_it_is() -> None:

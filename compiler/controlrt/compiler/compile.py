@@ -216,6 +216,7 @@ def _apply(each: ir.passes.InPlacePass, model: ir.Model, name: str, verifier: Ve
         return model
     if not result.modified:
         return model
+    RemoveUnusedNodesPass()(copy)  # the weights of what the pass replaced
     if verifier is not None and not getattr(each, "reshapes_inputs", False):
         verifier.check_pass(name, type(each).__name__, model, copy)
     return copy
