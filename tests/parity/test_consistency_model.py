@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from parity.eager import PROMPT, hints, psnr, relative
+from parity.eager import LATENTS_BOUND, PROMPT, check_same, hints, relative
 
 from controlrt.runtime import ControlNetPipeline
 from controlrt.runtime.errors import ParameterError
@@ -16,7 +16,6 @@ from controlrt.runtime.guidance_embedding import embed_guidance_scale
 from controlrt.runtime.stepping import Staged, Stepper
 from families import SIDE, Family
 
-LATENTS_BOUND, PSNR_BOUND = 1e-3, 45.0
 STEPS = 4
 SCALES = (0.0, 1.0, 4.0, 8.5)
 
@@ -45,10 +44,7 @@ def test_same_picture(compiled: ControlNetPipeline, reference: Any, guidance_sca
     """With the checkpoint's own sampler. diffusers takes a negative prompt and does not read it."""
     expected = eager(reference, guidance_scale, negative_prompt="a green moon")
     found = compiled(**call(guidance_scale, negative_prompt="a green moon"), output_type="latent").images
-    assert relative(found, expected) < LATENTS_BOUND
-    decoded = reference.vae.decode(torch.from_numpy(expected) / reference.vae.config.scaling_factor, return_dict=False)
-    picture = reference.image_processor.postprocess(decoded[0], output_type="np")
-    assert psnr(compiled(**call(guidance_scale), output_type="np").images, picture) > PSNR_BOUND
+    check_same(compiled, found, reference, expected)
 
 
 def test_another_scale_is_another_picture_and_no_other_plan(compiled: ControlNetPipeline) -> None:

@@ -82,8 +82,9 @@ def test_weights_that_are_packed_do_not_stay_mapped(demo_on_openvino: ControlNet
 
 
 def _resident(file: Path) -> int:
-    """Bytes of the file's maps that are in this process's memory."""
+    """Bytes of the file's maps, of which there are some, that are in this process's memory."""
     found, of_file = 0, False
+    assert str(file.resolve()) in Path("/proc/self/maps").read_text()
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
             of_file = line.endswith(str(file.resolve()))

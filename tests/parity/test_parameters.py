@@ -72,4 +72,5 @@ def test_defaults_that_differ_are_said(pipeline: str) -> None:
             continue
         here = if_none.get(name, ours[name].default)
         if parameter.default != here:
-            assert re.search(rf"\b{re.escape(f'{parameter.default:g}')}\b", said[name]), (name, parameter.default, here)
+            number = rf"(?<![\d.]){re.escape(f'{parameter.default:g}')}(?!\.?\d)"
+            assert re.search(number, said[name]), (name, parameter.default, here)

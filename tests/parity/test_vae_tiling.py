@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from parity.eager import PROMPT
+from runtime.cuda.simulated import SimulatedDevice, SimulatedEngines
 
 from controlrt.demo.scenes import sample_scene
 from controlrt.engines.build import BuildOptions, build
@@ -21,6 +22,7 @@ from controlrt.export.trace import export_program
 from controlrt.runtime import ControlNetPipeline
 from controlrt.runtime.errors import ParameterError
 from controlrt.runtime.executors import open_executor
+from controlrt.runtime.executors.cuda import CudaExecutor
 from controlrt.runtime.executors.onnxruntime import open_session
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.stepping import Stepper
@@ -111,6 +113,9 @@ def test_a_call_decodes_and_encodes_in_tiles(family: Family, tmp_path: Path) -> 
             pipeline(PROMPT, **SHARED)
         stepper = Stepper(pipeline.bundle, executor)
         np.testing.assert_array_equal(stepper.decode(latents), pictures)
+        device = SimulatedDevice()
+        with CudaExecutor(pipeline.bundle, device, SimulatedEngines(device)) as on_gpu:
+            np.testing.assert_array_equal(Vae(pipeline.bundle.manifest, on_gpu).decode(latents), pictures)
         small = pipeline(PROMPT, width=TILE, height=TILE, output_type="np", **SHARED).images
         assert small.min() >= 0
         assert small.max() <= 1

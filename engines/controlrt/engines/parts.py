@@ -8,6 +8,7 @@ from typing import get_args
 
 from controlrt.compiler.compile import ProgramGraph, fuse_programs, load_program, one_picture
 from controlrt.engines.backends import BACKENDS
+from controlrt.runtime.executors.base import DECODER, ENCODER
 from controlrt.runtime.image_tokens import image_dimensions
 from controlrt.runtime.manifest import Backend, Manifest, Precision, QuantizedPrecision
 
@@ -34,10 +35,11 @@ def part_precision(part: str, backend: Backend, precision: Precision, exported: 
 
 
 def few_pictures(exported: Manifest, part: str) -> dict[str, int]:
-    """Sizes to check with: two guided pictures of the longest prompts, or the nearest number that the profile has."""
+    """Sizes to check with: two guided pictures of the longest prompts, or the nearest number that the profile has; one
+    picture for the VAE, which is never run for more."""
     profile = exported.profile.of(part)
     images = image_dimensions(spec for program in exported.programs for spec in program.inputs)
-    batch = min(max(2, profile.batch.low), profile.batch.high)
+    batch = 1 if part in (DECODER, ENCODER) else min(max(2, profile.batch.low), profile.batch.high)
     return one_picture(profile) | images | {"batch": batch, "rows": 2 * batch, "tokens": profile.tokens.high}
 
 

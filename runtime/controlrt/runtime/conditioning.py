@@ -53,7 +53,7 @@ class Conditioner:
         image_prompts: Sequence[ImagePrompt] = (),
         unconditional: int = 0,
         size: tuple[int, int],
-        guidance_scale: float = 1.0,
+        guidance_scale: float,
     ) -> None:
         """Writes the outputs of every earlier stage of the plan's parts.
 

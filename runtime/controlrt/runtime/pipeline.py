@@ -460,7 +460,8 @@ class ControlNetPipeline:
         negatives = self._negatives(negative_prompt, len(prompts))
         if prompt_syntax not in SYNTAXES:
             raise UnknownNameError("prompt syntax", str(prompt_syntax), SYNTAXES)
-        encoding = self._conditioner.prompts.encoding([*prompts, *negatives], prompt_syntax, clip_skip)
+        read = prompts if told else [*prompts, *negatives]
+        encoding = self._conditioner.prompts.encoding(read, prompt_syntax, clip_skip)
         draws_later = bool(table.draws.any())
         if seed is None and (latents is None or draws_later):
             seed = secrets.randbits(32)
@@ -554,7 +555,8 @@ class ControlNetPipeline:
         return after_step
 
     def close(self) -> None:
-        """Releases sessions and buffers, when a call of another thread is done; safe to call twice.
+        """Releases sessions and buffers, when a call of another thread is done; safe to call twice. On a CPU, what
+        ONNX Runtime worked in stays with the process, for the next sessions.
 
         Raises:
             ControlRTError: called from within a callback.

@@ -157,6 +157,7 @@ def compile_part(
         backend.passes,
         precision=backend.default_precision,
         quantize=quantize,
+        guided=exported.time_cond_proj_dim is None,
     )
 
 

@@ -201,6 +201,8 @@ class Workshop:
             return None
         if exported.path not in self._export_flops:
             dims = one_picture(manifest.profile)
+            if manifest.time_cond_proj_dim is not None:
+                dims["rows"] = 1
             self._export_flops[exported.path] = {
                 program.name: count_flops(load_program(program, exported.path, manifest.profile).graph, dims).total
                 for program in manifest.programs

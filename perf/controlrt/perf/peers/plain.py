@@ -49,6 +49,8 @@ class PlainDrawer:
     def draw(self, call: Call, record: bool) -> Drawn:
         """See ``Drawer``."""
         hints = {name: pictures.transpose(0, 3, 1, 2) for name, pictures in call.hints().items()}
+        if self._manifest.time_cond_proj_dim is not None:
+            raise ValueError("the plain export tells no consistency model its guidance scale")
         model = self._manifest.model
         noise = call.latents(model.latent_channels, model.vae_scale_factor)
         latents: list[NDArray[np.float32]] = []

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the whole manifest")
     parser.add_argument("--tensors", action="store_true", help="list every program's inputs and outputs")
     parser.add_argument(
-        "--programs", action="store_true", help="a table of what each program is made of and costs a guided picture"
+        "--programs", action="store_true", help="a table of what each program is made of and costs a picture"
     )
     parser.add_argument(
         "--quantization",

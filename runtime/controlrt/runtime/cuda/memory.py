@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 ALIGNMENT = 256
 """Of every block, in bytes: what cudaMalloc promises and engines expect."""
-GOOD = 1.05
+_NEAR = 1.05
 """How much more than the lower bound a layout may take without a further try."""
 _ATTEMPTS = 300
 
@@ -38,7 +38,7 @@ def place(blocks: Mapping[str, Lifetime]) -> Placement:
     laid out again, some times; the best layout is taken. The same blocks are always laid out the same way.
     """
     order = sorted(blocks, key=lambda each: (-blocks[each].size, blocks[each].first, each))
-    enough, chance = GOOD * lower_bound(blocks), random.Random(0)
+    enough, chance = _NEAR * lower_bound(blocks), random.Random(0)
     best = placement = _place_in(order, blocks)
     for _ in range(_ATTEMPTS):
         if best.total <= enough:

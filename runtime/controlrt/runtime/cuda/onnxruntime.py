@@ -49,15 +49,20 @@ def provider_options(device: Device, stream: int, *, in_loop: bool) -> dict[str,
 
 
 class OnnxRuntimeEngines:
-    """See ``Engines``."""
+    """See ``Engines``.
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    Args:
+        device: where to run them.
+        captures_decoder: whether the VAE's decoder is part of captured runs; not where it takes tiles.
+    """
+
+    def __init__(self, device: Device, *, captures_decoder: bool = True) -> None:
+        self._device, self._captures_decoder = device, captures_decoder
 
     def open(self, program: Program, file: Path, stream: int) -> OnnxRuntimeEngine:
         """See ``Engines``."""
-        captured = program.stage in ("encode", "step") or program.name == DECODER
-        in_loop = captured and program.name != DECODER
+        in_loop = program.stage in ("encode", "step")
+        captured = in_loop or (program.name == DECODER and self._captures_decoder)
         options = provider_options(self._device, stream, in_loop=in_loop)
         weight_bytes = 0 if program.cost is None else program.cost.weight_bytes
         return OnnxRuntimeEngine(file, self._device, options, weight_bytes, captured=captured)

@@ -47,7 +47,7 @@ def _engines(bundle: Bundle, gpu: Device) -> Engines:
     if backend == "cuda":
         from controlrt.runtime.cuda.onnxruntime import OnnxRuntimeEngines
 
-        return OnnxRuntimeEngines(gpu)
+        return OnnxRuntimeEngines(gpu, captures_decoder=bundle.manifest.profile.vae_tile is None)
     from controlrt.runtime.cuda.tensorrt import TensorRtLibrary
 
     capability = "".join(map(str, gpu.about.compute_capability))

@@ -69,7 +69,6 @@ def open_session(file: Path, threads: int | None = None, model: bytes | None = N
     """
     import onnxruntime as ort
 
-    _share_memory()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.add_session_config_entry("session.use_env_allocators", "1")
@@ -82,6 +81,7 @@ def open_session(file: Path, threads: int | None = None, model: bytes | None = N
     if model is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
     try:
+        _share_memory()
         return ort.InferenceSession(model or file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class of their own
         raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {file}: {error}") from error
@@ -90,7 +90,11 @@ def open_session(file: Path, threads: int | None = None, model: bytes | None = N
 @cache
 def _share_memory() -> None:
     """Has all sessions of this process take what they need while they run from one arena, which grows by what is asked
-    for. Each would have its own, which grows to powers of two; and programs run one after another."""
+    for. Each would have its own, which grows to powers of two; and programs run one after another.
+
+    The arena stays with the process, for sessions opened later, and takes the place of one that an application has
+    registered for its own.
+    """
     import onnxruntime as ort
 
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)

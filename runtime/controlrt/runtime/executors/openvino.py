@@ -77,6 +77,7 @@ class OpenVinoExecutor(HostExecutor):
     def close(self) -> None:
         """See ``HostExecutor``."""
         self._any_size.clear()
+        self._ran.clear()
         self._sized.clear()
 
     def _request_of_any_size(self, program: str) -> openvino.InferRequest:
