@@ -47,6 +47,29 @@ def test_the_documents_say_what_was_measured_on_a_gpu() -> None:
             assert f"| `{variant.removeprefix('without ')}` | {ratio:.3f} |" in text
 
 
+MEMORY_ROWS = {
+    "eager": "eager PyTorch, float32",
+    "openvino-fp32": "OpenVINO, float32",
+    "onnxruntime-fp32": "ONNX Runtime, float32",
+    "openvino-int8": "OpenVINO, int8",
+}
+
+
+def test_the_documents_say_how_much_memory_a_picture_takes() -> None:
+    text = (ROOT / "docs" / "precision.md").read_text()
+    report = load(ROOT / "perf" / "results" / "sd15-512-memory.json")
+    contenders = {each.name: each for each in report.scenario("single stream").contenders}
+    assert report.command in text
+    eager = contenders["eager"].measurement
+    assert eager is not None
+    for name, title in MEMORY_ROWS.items():
+        measured, stored = contenders[name].measurement, contenders[name].engine_bytes
+        assert measured is not None
+        assert stored is not None
+        peak, of_eager = measured.memory.peak_host_bytes, measured.memory.peak_host_bytes / eager.memory.peak_host_bytes
+        assert f"| {title} | {peak / 2**20:.0f} | {of_eager:.2f} | {stored / 2**20:.0f} |" in text
+
+
 def test_a_table_has_every_contender_with_its_numbers_or_its_reason() -> None:
     report = full_report()
     text = markdown(report)
