@@ -303,6 +303,7 @@ def fill(
         "timesteps": np.array([900.0, 20.0], np.float32),
         "uses": [use_of(np.full((2, 3, height, width), level, np.float32))],
         "size": (width, height),
+        "guidance_scale": 7.5,
     }
     conditioner.fill(plan, buffers, **{**arguments, **changes})
     return buffers
