@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from parity.eager import PROMPT, PSNR_BOUND, check_same, demo_reference, hints, psnr
@@ -28,6 +29,7 @@ from controlrt.engines.build import BuildOptions, build
 from controlrt.runtime import ControlNetPipeline
 from controlrt.runtime.commands import main
 from controlrt.runtime.errors import BundleError, UserError
+from controlrt.runtime.executors import openvino as openvino_executor
 from controlrt.runtime.profile import ShapeProfile
 from families import CONTROLS, SIDE, Family
 
@@ -91,6 +93,59 @@ def _resident(file: Path) -> int:
         elif of_file and line.startswith("Rss:"):
             found += 1024 * int(line.split()[1])
     return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_large_vae_gives_back_what_it_computed_in(
+    demo_on_openvino: ControlNetPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a decoder and a step compute in is never held at once; the picture stays the same to the bit."""
+    executor, latents = demo_on_openvino._executor, np.random.default_rng(0).normal(size=(1, 4, 64, 64))
+    inputs = {"latents": latents.astype(np.float32)}
+    call = {"num_inference_steps": 1, "seed": 0, "output_type": "latent"}
+    drawn = demo_on_openvino("", **call).images
+    expected, held = executor.run("vae_decoder", inputs)["picture"], _anonymous()
+    monkeypatch.setattr(openvino_executor, "_LARGE", 0)
+    found, left = executor.run("vae_decoder", inputs)["picture"], _anonymous()
+    assert np.array_equal(found, expected)
+    assert held - left > 4 * expected.nbytes  # of the last layers' 128 channels at 512x512, let alone a step's
+    assert np.array_equal(demo_on_openvino("", **call).images, drawn)
+
+
+def _anonymous() -> int:
+    """Bytes of this process's memory that are of no file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+@pytest.mark.parametrize("keep_half", [False, True])
+def test_weights_in_float16_stay_so_in_memory(tmp_path: Path, keep_half: bool) -> None:
+    """And what is multiplied by them is the same as by their values in float32, which NumPy says."""
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    rng = np.random.default_rng(3)
+    weight = rng.normal(size=(96, 160)).astype(np.float16)
+    nodes = [
+        onnx.helper.make_node("Cast", ["weight"], ["full"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("MatMul", ["rows", "full"], ["out"]),
+    ]
+    described = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", size])
+        for name, size in (("rows", 96), ("out", 160))
+    ]
+    graph = onnx.helper.make_graph(
+        nodes, "half", described[:1], described[1:], [onnx.numpy_helper.from_array(weight, "weight")]
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), tmp_path / "half.onnx")
+    compiled = openvino_executor.compile_model(tmp_path / "half.onnx", keep_half=keep_half)
+    rows = rng.normal(size=(7, 96)).astype(np.float32)
+    found = compiled([rows])[0]
+    np.testing.assert_allclose(found, rows @ weight.astype(np.float32), rtol=1e-5, atol=1e-5)
+    held = {
+        str(node.output(0).get_element_type().get_type_name())
+        for node in compiled.get_runtime_model().get_ops()
+        if node.get_rt_info()["layerType"].astype(str) == "Const" and node.output(0).get_element_type().is_real()
+    }
+    assert held == ({"f16"} if keep_half else {"f32"})
 
 
 def test_two_pictures_and_a_window_of_guidance(demo_on_openvino: ControlNetPipeline) -> None:
