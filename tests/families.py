@@ -212,35 +212,42 @@ def _save_with_plain_controlnet(name: str, root: Path, pipeline: Any, unet: UNet
     return Family(name=name, model=root / "model", controlnets={"first": root / "first"})
 
 
+TWO_LEVELS_2 = {
+    **TWO_LEVELS,
+    "cross_attention_dim": 48,
+    "attention_head_dim": (2, 4),
+    "use_linear_projection": True,
+}
+
+
 def sd21(root: Path) -> Family:
     """Stable Diffusion 2.1 of two levels (4+1 residuals): v-prediction, linear projections, heads by level."""
+    return _save("sd21", root, _sd2_pipeline(prediction_type="v_prediction"))
+
+
+def inpainting_2(root: Path) -> Family:
+    """Stable Diffusion 2 for inpainting, of two levels: as sd21, but for epsilon and 9 channels."""
+    pipeline = _sd2_pipeline(prediction_type="epsilon", in_channels=9)
+    return _save_with_plain_controlnet("inpainting_2", root, pipeline, UNet2DConditionModel(**TWO_LEVELS_2))
+
+
+def _sd2_pipeline(*, prediction_type: str, in_channels: int = 4) -> StableDiffusionPipeline:
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     tokenizer.pad_token = "!"
-    unet = UNet2DConditionModel(
-        sample_size=SIDE // 8,
-        block_out_channels=(32, 64),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        norm_num_groups=8,
-        layers_per_block=1,
-        cross_attention_dim=48,
-        attention_head_dim=(2, 4),
-        use_linear_projection=True,
-    )
-    pipeline = StableDiffusionPipeline(
+    unet = UNet2DConditionModel(in_channels=in_channels, **TWO_LEVELS_2)
+    return StableDiffusionPipeline(
         vae=_vae(),
         text_encoder=_text_encoder(tokenizer, 48, "gelu"),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=DDIMScheduler(
-            **SCALED_LINEAR, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False
+            **SCALED_LINEAR, prediction_type=prediction_type, clip_sample=False, set_alpha_to_one=False
         ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return _save("sd21", root, pipeline)
 
 
 def sdxl(root: Path) -> Family:

@@ -159,10 +159,28 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, zipped: bool) -> None:
         lambda: checkpoint.load(file, {}),
         lambda: checkpoint.load(MODEL_DIR, {"edges": file}),
         lambda: checkpoint.load(MODEL_DIR, {}, [checkpoint.LoraSource(name="x", path=file, weight=1.0)]),
+        lambda: checkpoint.load(MODEL_DIR, {}, adapters={"edges": file}),
+        lambda: checkpoint.load(
+            MODEL_DIR, {}, ip_adapters=[checkpoint.IPAdapterSource(name="x", file=file, image_encoder=tmp_path)]
+        ),
     ):
         with pytest.raises(SourceError, match=r"evil\.ckpt .*(Python objects|damaged)") as caught:
             load()
         assert "\n" not in str(caught.value)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "file"), [("unet", "diffusion_pytorch_model.bin"), ("text_encoder", "pytorch_model.bin")]
+)
+def test_code_in_a_pickle_of_a_folder_does_not_run(tmp_path: Path, part: str, file: str) -> None:
+    mark, model = tmp_path / "ran", Path(shutil.copytree(MODEL_DIR, tmp_path / "model"))
+    for weights in (model / part).glob("*.safetensors"):
+        weights.unlink()
+    torch.save({"weight": torch.zeros(4), "callbacks": Malice(mark)}, model / part / file)
+    with pytest.raises(SourceError) as caught:
+        checkpoint.load(model, {})
+    assert "\n" not in str(caught.value)
     assert not mark.exists()
 
 
@@ -195,9 +213,70 @@ def test_the_published_sizes(which: str) -> None:
     assert found == encoders
 
 
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+SETTINGS: dict[str, dict[str, Any]] = {  # of the folders that were published with the weights, as their configs have it
+    "1": {
+        "scheduler": {
+            **BETAS,
+            "_class_name": "PNDMScheduler",
+            "set_alpha_to_one": False,
+            "skip_prk_steps": True,
+            "steps_offset": 1,
+            "timestep_spacing": "leading",
+            "prediction_type": "epsilon",
+        },
+        "unet": {"sample_size": 64, "cross_attention_dim": 768, "use_linear_projection": False},
+        "vae": {"sample_size": 512, "scaling_factor": 0.18215},
+        "text": [{"hidden_act": "quick_gelu", "num_hidden_layers": 12, "layer_norm_eps": 1e-5}],
+        "zero_empty_negative": False,
+    },
+    "2": {
+        "scheduler": {
+            **BETAS,
+            "_class_name": "DDIMScheduler",
+            "clip_sample": False,
+            "set_alpha_to_one": False,
+            "steps_offset": 1,
+            "timestep_spacing": "leading",
+            "prediction_type": "v_prediction",
+            "rescale_betas_zero_snr": False,
+        },
+        "unet": {"sample_size": 96, "cross_attention_dim": 1024, "use_linear_projection": True},
+        "vae": {"sample_size": 768, "scaling_factor": 0.18215},
+        "text": [{"hidden_act": "gelu", "num_hidden_layers": 23, "layer_norm_eps": 1e-5}],
+        "zero_empty_negative": False,
+    },
+    "xl": {
+        "scheduler": {
+            **BETAS,
+            "_class_name": "EulerDiscreteScheduler",
+            "interpolation_type": "linear",
+            "steps_offset": 1,
+            "timestep_spacing": "leading",
+            "prediction_type": "epsilon",
+            "use_karras_sigmas": False,
+        },
+        "unet": {
+            "sample_size": 128,
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_time_embed_dim": 256,
+            "transformer_layers_per_block": (1, 2, 10),
+        },
+        "vae": {"sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
+        "text": [
+            {"hidden_act": "quick_gelu", "num_hidden_layers": 12, "projection_dim": 768, "layer_norm_eps": 1e-5},
+            {"hidden_act": "gelu", "num_hidden_layers": 32, "projection_dim": 1280, "layer_norm_eps": 1e-5},
+        ],
+        "zero_empty_negative": True,
+    },
+}
+
+
+@pytest.mark.parametrize("channels", [4, 9])
 @pytest.mark.parametrize("which", list(PUBLISHED))
-def test_published_files_fit(which: str) -> None:
-    """Names and shapes of whole files of the published sizes, without memory for their values."""
+def test_published_files_fit(which: str, channels: int) -> None:
+    """Names and shapes of whole files of the published sizes, also for inpainting, without memory for their values."""
     make, options, *_ = PUBLISHED[which]
     architecture = make(**options)
     encoders = [
@@ -205,7 +284,7 @@ def test_published_files_fit(which: str) -> None:
         for encoder in architecture.text_encoders
     ]
     pipeline = SimpleNamespace(
-        unet=empty_model("UNet2DConditionModel", architecture.unet),
+        unet=empty_model("UNet2DConditionModel", {**architecture.unet, "in_channels": channels}),
         vae=empty_model("AutoencoderKL", architecture.vae),
         text_encoder=encoders[0],
         text_encoder_2=encoders[-1],
@@ -218,7 +297,14 @@ def test_published_files_fit(which: str) -> None:
     found = pipeline_parts(file, recognised)
     assert len(found.text_encoders) == len(found.tokenizers) == len(encoders)
     assert found.unet.config.attention_head_dim == {"1": 8, "2": (5, 10, 20, 20), "xl": (5, 10, 20)}[which]
-    assert found.scheduler.config.prediction_type == options.get("prediction_type", "epsilon")
+    assert found.unet.config.in_channels == channels
+    settings = SETTINGS[which]
+    for part in ("scheduler", "unet", "vae"):
+        configured = dict(getattr(found, part).config)
+        assert {key: configured.get(key) for key in settings[part]} == settings[part]
+    for encoder, expected in zip(found.text_encoders, settings["text"], strict=True):
+        assert {key: getattr(encoder.config, key) for key in expected} == expected
+    assert found.zero_empty_negative == settings["zero_empty_negative"]
     assert [tokenizer.pad_token_id for tokenizer in found.tokenizers] == {"1": [49407], "2": [0], "xl": [49407, 0]}[
         which
     ]

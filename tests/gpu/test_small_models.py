@@ -44,6 +44,8 @@ CALLS: dict[str, list[dict[str, Any]]] = {
     "sd21": [{"image": {"first": WIDE}, "width": 320, "height": 256, "vae_tiling": True}],
 }
 """By family."""
+FREE = ("width", "height", "vae_tiling", "guidance_scale")
+"""What is no control."""
 PROFILES = {"sd21": ShapeProfile.parse(f"{SIDE}x{SIDE},320x256", "1-2", vae_tile=256)}
 """Where a picture is larger than the family's own."""
 
@@ -97,5 +99,5 @@ def test_draws_what_the_cpu_draws(both: tuple[str, ControlNetPipeline, ControlNe
         expected = cpu(**shared, **options).images
         found = psnr(gpu(**shared, **options).images, expected)
         assert found >= MIN_PSNR_DB
-        uncontrolled = {key: value for key, value in options.items() if key in ("width", "height", "vae_tiling")}
+        uncontrolled = {key: value for key, value in options.items() if key in FREE}
         assert psnr(gpu(**shared, **uncontrolled).images, expected) < found - SHOWS_DB

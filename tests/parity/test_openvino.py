@@ -13,6 +13,8 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -99,16 +101,29 @@ def _resident(file: Path) -> int:
 def test_a_large_vae_gives_back_what_it_computed_in(
     demo_on_openvino: ControlNetPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a decoder and a step compute in is never held at once; the picture stays the same to the bit."""
+    """The steps' before it runs, its own after; the demo model's, which is small, keeps it. The pictures stay the same
+    to the bit."""
     executor, latents = demo_on_openvino._executor, np.random.default_rng(0).normal(size=(1, 4, 64, 64))
     inputs = {"latents": latents.astype(np.float32)}
     call = {"num_inference_steps": 1, "seed": 0, "output_type": "latent"}
     drawn = demo_on_openvino("", **call).images
+    events: list[set[int]] = []
+    release = openvino_executor._release_scratch
+
+    def recorded(*requests: Any) -> None:
+        events.append({id(request) for request in requests})
+        release(*requests)
+
+    monkeypatch.setattr(openvino_executor, "_release_scratch", recorded)
     expected, held = executor.run("vae_decoder", inputs)["picture"], _anonymous()
+    assert not events
     monkeypatch.setattr(openvino_executor, "_LARGE", 0)
     found, left = executor.run("vae_decoder", inputs)["picture"], _anonymous()
+    steps, own = events
+    assert steps == {id(request) for request in executor._sized.values()}
+    assert own == {id(executor._any_size["vae_decoder"])}
     assert np.array_equal(found, expected)
-    assert held - left > 4 * expected.nbytes  # of the last layers' 128 channels at 512x512, let alone a step's
+    assert held - left > 4 * expected.nbytes
     assert np.array_equal(demo_on_openvino("", **call).images, drawn)
 
 
@@ -116,6 +131,27 @@ def _anonymous() -> int:
     """Bytes of this process's memory that are of no file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+def test_float16_stays_where_a_program_runs_seldom(
+    demo_on_openvino: ControlNetPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[str, bool] = {}
+
+    def compiled(file: Path, *_: Any, keep_half: bool) -> Any:
+        kept[file.stem] = keep_half
+        return SimpleNamespace(create_infer_request=lambda: None)
+
+    monkeypatch.setattr(openvino_executor, "compile_model", compiled)
+    for program in demo_on_openvino.bundle.manifest.programs:
+        demo_on_openvino._executor._compile(program.name, None)
+    assert {name for name, half in kept.items() if half} == {
+        "text_encoder",
+        *(f"{part}.{stage}" for part in ("controlnet.canny", "controlnet.mask") for stage in ("hint", "prompt")),
+        *(f"{part}.timestep" for part in ("controlnet.canny", "controlnet.mask", "unet")),
+        "unet.prompt",
+    }
+    assert {"unet.step", "vae_decoder", "vae_encoder"} < set(kept)
 
 
 @pytest.mark.parametrize("keep_half", [False, True])

@@ -8,7 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from parity.eager import PROMPT, check_same, hints
+from parity.eager import LATENTS_BOUND, PROMPT, check_same, hints, relative
 from PIL import Image
 
 from controlrt.demo.scenes import sample_scene
@@ -20,7 +20,7 @@ SHARED: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 4.0}
 
 on = {
     name: pytest.mark.parametrize("family", [name], indirect=True, scope="module")
-    for name in ("sd15", "sdxl", "inpainting", "inpainting_xl")
+    for name in ("sd15", "sdxl", "inpainting", "inpainting_2", "inpainting_xl")
 }
 
 
@@ -34,11 +34,11 @@ def mask() -> Image.Image:
     return Image.fromarray((255 * np.clip(1.5 - 4 * np.hypot(x, y), 0, 1)).astype(np.uint8))
 
 
-def reference(family: Family, kind: str, scheduler: str | None = None) -> Any:
-    """diffusers' pipeline with one ControlNet, for "Img2Img" or "Inpaint"."""
-    controlnet = diffusers.ControlNetModel.from_pretrained(family.controlnets["first"])
+def reference(family: Family, kind: str, scheduler: str | None = None, controls: tuple[str, ...] = ("first",)) -> Any:
+    """diffusers' pipeline with ControlNets, for "Img2Img" or "Inpaint"."""
+    loaded = [diffusers.ControlNetModel.from_pretrained(family.controlnets[name]) for name in controls]
     cls = getattr(diffusers, f"StableDiffusion{'XL' if family.name == 'sdxl' else ''}ControlNet{kind}Pipeline")
-    pipeline = cls.from_pretrained(family.model, controlnet=controlnet)
+    pipeline = cls.from_pretrained(family.model, controlnet=loaded if len(loaded) > 1 else loaded[0])
     pipeline.set_progress_bar_config(disable=True)
     if scheduler is not None:
         pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
@@ -89,6 +89,62 @@ def check_picture_to_picture(compiled: ControlNetPipeline, family: Family, stren
     check_same(compiled, found, pipeline, latents)
 
 
+MASKED: dict[str, Any] = {"mask_image": mask()}
+"""What inpainting has beside picture to picture."""
+
+
+@on["sd15"]
+@pytest.mark.parametrize("guess_mode", [False, True])
+@pytest.mark.parametrize(("kind", "given"), [("Img2Img", {}), ("Inpaint", MASKED)])
+def test_windows_of_two_controls_in_what_strength_leaves(
+    compiled: ControlNetPipeline, family: Family, kind: str, given: dict[str, Any], guess_mode: bool
+) -> None:
+    """They are fractions of the steps that are taken, four of six; at the first and the last one control acts alone."""
+    pictures = hints(SIDE, 2)
+    controls = ("first", "second")
+    windows = {"control_guidance_start": [0.0, 0.25], "control_guidance_end": [0.75, 1.0]}
+    shared = {"strength": 0.7, "guess_mode": guess_mode, "output_type": "latent", **given, **windows, **SHARED}
+    pipeline = reference(family, kind, "EulerDiscreteScheduler", controls)
+    latents = pipeline(
+        PROMPT,
+        image=start(),
+        control_image=pictures,
+        controlnet_conditioning_scale=[0.9, 1.2],
+        generator=generator(7),
+        **shared,
+    ).images
+    call = {
+        "init_image": start(),
+        "scheduler": "EulerDiscreteScheduler",
+        "seed": 7,
+        "controlnet_conditioning_scale": [0.9, 1.2],
+    }
+    image = dict(zip(controls, pictures, strict=True))
+    found = compiled(PROMPT, image, **call, **shared).images
+    check_same(compiled, found, pipeline, latents)
+    for change in (
+        {"control_guidance_start": 0.0},
+        {"control_guidance_end": 1.0},
+        {"guess_mode": not guess_mode},
+    ):
+        other = compiled(PROMPT, image, **call, **{**shared, **change}).images
+        assert relative(found, other) > 10 * LATENTS_BOUND
+
+
+@on["sd15"]
+@pytest.mark.parametrize(("kind", "given"), [("Img2Img", {}), ("Inpaint", MASKED)])
+def test_two_prompts(compiled: ControlNetPipeline, family: Family, kind: str, given: dict[str, Any]) -> None:
+    """Each with noise of its own; picture, mask and control are those of both."""
+    (hint,) = hints(SIDE, 1)
+    shared = {"strength": 0.7, "controlnet_conditioning_scale": 0.9, "output_type": "latent", **given, **SHARED}
+    prompts = [PROMPT, "a blue circle"]
+    pipeline = reference(family, kind)
+    latents = pipeline(prompts, image=start(), control_image=hint, generator=generator([7, 8]), **shared).images
+    found = compiled(prompts, {"first": hint}, init_image=start(), seed=[7, 8], **shared).images
+    check_same(compiled, found, pipeline, latents)
+    assert relative(found[1], compiled(PROMPT, {"first": hint}, init_image=start(), seed=8, **shared).images[0]) > 0.01
+
+
 @on["sd15"]
 @pytest.mark.parametrize("seed", [7, [7, 8]])
 def test_two_pictures_of_one(compiled: ControlNetPipeline, family: Family, seed: int | list[int]) -> None:
@@ -137,6 +193,12 @@ def test_inpainting_by_a_unet_that_sees_the_mask(
     compiled: ControlNetPipeline, family: Family, strength: float, scheduler: str
 ) -> None:
     check_inpainting(compiled, family, strength, scheduler)
+
+
+@pytest.mark.slow
+@on["inpainting_2"]
+def test_inpainting_by_a_unet_of_2_that_sees_the_mask(compiled: ControlNetPipeline, family: Family) -> None:
+    check_inpainting(compiled, family, 0.6, "DDIMScheduler")
 
 
 @pytest.mark.slow

@@ -129,7 +129,6 @@ ONES = np.ones(13)
         ("sketch", {}, np.ones(4), False),
         ("sketch", {"mode": "prompt"}, np.array([0.25, 0.62, 0.825, 1]), False),
         ("sketch", {"weights": [1, 2, 3, 4]}, np.array([1, 2, 3, 4]), False),
-        ("sketch", {"guess_mode": True}, np.ones(4), False),
     ],
 )
 def test_weights_of_the_layers(name: str, changes: dict[str, Any], weights: Any, conditional: bool) -> None:
@@ -141,6 +140,13 @@ def test_weights_of_the_layers(name: str, changes: dict[str, Any], weights: Any,
     assert table[:, :2].any() != conditional
     np.testing.assert_allclose(table[:, 2:], use.scale, rtol=1e-6)
     np.testing.assert_allclose(use.conditioning_scale(guided=False), use.scale, rtol=1e-6)
+
+
+def test_guess_mode_beside_an_adapter() -> None:
+    """It is the ControlNet's; the adapter acts on both halves, as ever."""
+    mask, sketch = resolve({"mask": HINT, "sketch": HINT}, guess_mode=True)
+    assert (mask.conditional, sketch.conditional) == (True, False)
+    np.testing.assert_array_equal(sketch.scale, np.ones((5, 1, 4)))
 
 
 @pytest.mark.parametrize(
@@ -201,6 +207,10 @@ def test_scales_over_steps_pictures_and_layers(scale: Any, expected: Any) -> Non
         ({"sketch": HINT}, {"mode": "controlnet"}, ParameterError, "balanced or prompt"),
         ({"sketch": HINT}, {"scale": lambda done: done}, ParameterError, "one number for adapter"),
         ({"sketch": HINT}, {"region": HINT}, ParameterError, "left out for adapters"),
+        ({"sketch": HINT}, {"guess_mode": True}, ParameterError, "guess_mode is True, .* where adapters alone act"),
+        ({"mask": HINT}, {"start": [0.1, 0.2]}, ParameterError, "one value or 1"),
+        ({"mask": HINT}, {"end": [0.1, 0.2]}, ParameterError, "one value or 1"),
+        ({"mask": HINT, "canny": HINT}, {"mode": ["prompt"]}, ParameterError, "one value or 2"),
         ({"mask": HINT}, {"scale": {"canny": 1.0}}, UnknownNameError, "canny"),
         ({"mask": HINT, "canny": HINT}, {"scale": {"canny": 1.0}}, ParameterError, "mask"),
         ({"mask": HINT}, {"start": -0.1}, ParameterError, "from 0 to 1"),

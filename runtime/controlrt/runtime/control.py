@@ -70,7 +70,7 @@ def resolve_controls(
         UnknownNameError: a control that the bundle does not have.
         PictureError: a missing, unreadable or ill-sized control picture.
         ParameterError: a scale, start or end that is not finite or out of range; anything that is said of controls and
-            not the same for all, where no control has a picture.
+            not the same for all, where no control has a picture; guess mode where no ControlNet has one.
     """
     guess = check_guess_mode(guidance.guess_mode)
     if image is None or (isinstance(image, Mapping) and not image):
@@ -131,7 +131,10 @@ def resolve_controls(
                 region=None if region is None else to_mask(region, width, height, f"control_region of {name}", resize),
             )
         )
-    return [_use(control, said[control.name]) for control in known if control.name in said]
+    uses = [_use(control, said[control.name]) for control in known if control.name in said]
+    if guess is not None and all(use.control.kind == "adapter" for use in uses):
+        raise ParameterError("guess_mode", guidance.guess_mode, "left out where adapters alone act: it is ControlNets'")
+    return uses
 
 
 def _refuse_idle(guidance: Guidance, guess: str | None) -> None:

@@ -74,6 +74,26 @@ def test_a_call_of_a_known_layout_is_one_launch(simulated: ControlNetPipeline, d
         assert [entry[:2] for entry in log[-3:-1]] == [("launched", "copy"), ("launched", "record")]
 
 
+def test_what_is_captured_anew(simulated: ControlNetPipeline, device: SimulatedDevice) -> None:
+    """Programs that run at other steps or on other rows than in the last four plans, and nothing else."""
+
+    def captures(**call: Any) -> int:
+        with log_of(device) as log:
+            draw(simulated, **call)
+        return sum(entry[0] == "begin_capture" for entry in log)
+
+    reaches_zero = {"controlnet_conditioning_scale": {"mask": [1.0, 0.5, 0.0]}}
+    assert captures() == 1
+    assert captures(controlnet_conditioning_scale={"mask": [1.0, 0.5, 0.1]}) == 0
+    assert captures(**reaches_zero) == 1
+    assert captures(control_guidance_end=0.7) == 0  # the same steps
+    assert captures(control_guidance_start=0.4) == 1
+    assert captures(guess_mode=True) == 1
+    assert [captures(), captures(**reaches_zero), captures(control_mode="controlnet")] == [0, 0, 0]
+    assert captures(control_guidance_end=0.4) == 1  # in place of the one with the later start
+    assert captures(control_guidance_start=0.4) == 1
+
+
 def test_a_vae_of_tiles_is_launched_after_the_run(
     demo: ControlNetPipeline, demo_bundle: Path, device: SimulatedDevice
 ) -> None:

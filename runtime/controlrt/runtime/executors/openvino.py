@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _LARGE = 2**25
-"""Bytes of weights of a VAE from which on its memory counts for more than the milliseconds that it takes to get it."""
+"""Bytes of weights from which on a VAE is of a published size (in float16 an encoder has 65 MiB), not a small one."""
+
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
@@ -48,19 +49,20 @@ class OpenVinoExecutor(HostExecutor):
     def run(self, program: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See ``HostExecutor``."""
         request, described = self._request_of_any_size(program), self._bundle.manifest.program(program)
-        large = program in (DECODER, ENCODER) and self._is_large(described)
+        large = self._takes_much(described)
         if large:
-            self._release_scratch(*self._sized.values())
-        if program in self._ran:
-            request.infer(dict(inputs), share_inputs=True)
-        else:  # packs its weights, where its sizes vary
-            with released(self._bundle.file(described.file).parent):
+            _release_scratch(*self._sized.values())
+        try:
+            if program in self._ran:
                 request.infer(dict(inputs), share_inputs=True)
-            self._ran.add(program)
-        outputs = {output.name: np.array(request.get_tensor(output.name).data) for output in described.outputs}
-        if large:
-            self._release_scratch(request)
-        return outputs
+            else:  # packs its weights, where its sizes vary
+                with released(self._bundle.file(described.file).parent):
+                    request.infer(dict(inputs), share_inputs=True)
+                self._ran.add(program)
+            return {output.name: np.array(request.get_tensor(output.name).data) for output in described.outputs}
+        finally:
+            if large:
+                _release_scratch(request)
 
     def bind_call(self, program: str, inputs: Arrays, outputs: Arrays) -> Launch:
         """See ``HostExecutor``."""
@@ -92,17 +94,11 @@ class OpenVinoExecutor(HostExecutor):
             self._any_size[program] = self._compile(program, self._only_shapes(program))
         return self._any_size[program]
 
-    @staticmethod
-    def _is_large(program: Program) -> bool:
-        """Whether what a program computes with is a burden to those that run before and after it."""
-        return program.cost is not None and program.cost.weight_bytes >= _LARGE
-
-    @staticmethod
-    def _release_scratch(*requests: openvino.InferRequest) -> None:
-        """Gives back what programs compute in, which the next run takes anew: of Stable Diffusion 1.5 at 512x512 a
-        step has 0.4 GiB and the decoder 1.1, never both at once."""
-        for request in requests:
-            request.get_compiled_model().release_memory()
+    def _takes_much(self, program: Program) -> bool:
+        """Whether a program computes in so much memory that steps must not hold theirs beside it: a VAE of a published
+        size does, of whole pictures; tiles bound it by themselves."""
+        whole = program.name in (DECODER, ENCODER) and self._bundle.manifest.profile.vae_tile is None
+        return whole and program.cost is not None and program.cost.weight_bytes >= _LARGE
 
     def _only_shapes(self, program: str) -> dict[str, tuple[int, ...]] | None:
         """Those that a program runs at, where there are no others: the VAE takes one picture at a time, and a bundle
@@ -116,8 +112,8 @@ class OpenVinoExecutor(HostExecutor):
     def _compile(self, program: str, shapes: dict[str, tuple[int, ...]] | None) -> openvino.InferRequest:
         described = self._bundle.manifest.program(program)
         file = self._bundle.file(described.file)
-        once = described.stage != "step" and program not in (DECODER, ENCODER)
-        compiled = compile_model(file, shapes, self._threads, described.precision, keep_half=once)
+        seldom = described.stage != "step" and program not in (DECODER, ENCODER)  # once a prompt, picture or schedule
+        compiled = compile_model(file, shapes, self._threads, described.precision, keep_half=seldom)
         return compiled.create_infer_request()
 
 
@@ -136,8 +132,8 @@ def compile_model(
         shapes: of its inputs, by name; as the file says where not given.
         threads: all cores by default.
         precision: what to compute in, where the CPU can; in float32 where it cannot, which is slower and more exact.
-        keep_half: whether weights that the file has in float16 stay so in memory. To multiply by them takes up to half
-            as long again, with the same result.
+        keep_half: whether matrices that the file has in float16, and reads back in float32 to multiply by them, stay
+            so in memory. That takes longer, with the same result.
 
     Raises:
         BundleError: OpenVINO is missing or refuses the file.
@@ -159,9 +155,15 @@ def compile_model(
         raise BundleError(f"OpenVINO cannot compile {file}: {error}") from error
 
 
+def _release_scratch(*requests: openvino.InferRequest) -> None:
+    """Gives back what programs compute in, which their next run takes anew. None of them may be running."""
+    for request in requests:
+        request.get_compiled_model().release_memory()
+
+
 def _keep_half(model: openvino.Model) -> None:
-    """Marks what reads float16 weights back in float32 as OpenVINO's own compression of weights does; it would make
-    float32 of them otherwise, and pack that. Of matrix products alone: it knows no others."""
+    """Marks what reads float16 matrices back in float32 as OpenVINO's own compression of weights does. Otherwise it
+    makes float32 of them, and packs that beside it. An OpenVINO that does not know the mark does so still."""
     for node in model.get_ops():
         if node.get_type_name() != "Convert" or node.input(0).get_element_type().get_type_name() != "f16":
             continue
