@@ -49,6 +49,8 @@ def test_the_documents_say_what_was_measured_on_a_gpu() -> None:
 
 MEMORY_ROWS = {
     "eager": "eager PyTorch, float32",
+    "eager-channels-last": "eager PyTorch, channels last",
+    "plain-onnxruntime": "plain export, ONNX Runtime, float32",
     "openvino-fp32": "OpenVINO, float32",
     "onnxruntime-fp32": "ONNX Runtime, float32",
     "openvino-int8": "OpenVINO, int8",
@@ -67,7 +69,11 @@ def test_the_documents_say_how_much_memory_a_picture_takes() -> None:
         assert measured is not None
         assert stored is not None
         peak, of_eager = measured.memory.peak_host_bytes, measured.memory.peak_host_bytes / eager.memory.peak_host_bytes
-        assert f"| {title} | {peak / 2**20:.0f} | {of_eager:.2f} | {stored / 2**20:.0f} |" in text
+        step, faster = measured.percentiles.step.p50, measured.step_speedup_over_eager
+        assert faster is not None
+        ratio = f"{faster.value:.2f} ({faster.low:.2f} to {faster.high:.2f})"
+        row = f"| {title} | {peak / 2**20:.0f} | {of_eager:.2f} | {stored / 2**20:.0f} | {step:.1f} | {ratio} |"
+        assert row in text
 
 
 def test_a_table_has_every_contender_with_its_numbers_or_its_reason() -> None:
