@@ -14,7 +14,7 @@ from controlrt.perf.changes import second_control, single_changes
 from controlrt.perf.changes.changes_table import table
 from controlrt.perf.changes.meter import STAGES, CallSeconds
 from controlrt.perf.changes.results import SCHEMA_VERSION, ChangesReport, SecondControl, Setting, load, save
-from controlrt.perf.changes.walk import CHANGES, FIRST_USE, PROMPT, SAME, WINDOW
+from controlrt.perf.changes.walk import CHANGES, FIRST_USE, PROMPT, SAME, SCALE, WINDOW
 from controlrt.perf.targets import missed
 from controlrt.runtime.errors import UserError
 
@@ -140,3 +140,21 @@ def test_the_table_shows_what_was_found() -> None:
     for text in ("first use of a window", "canny", "a step with ControlNets, ms: none", "2 threads"):
         assert text in shown
     assert "no second one" in table(msgspec.structs.replace(report(), second=None))
+
+
+def test_the_documents_say_what_a_change_costs() -> None:
+    root = Path(__file__).parents[3]
+    text = " ".join((root / "docs" / "control.md").read_text().split())
+    found = load(root / "perf" / "results" / "changes.json")
+    assert found.command in text
+    assert found.second is not None
+    changes = {each.name: each.added for each in found.changes}
+    for said, name in (("another scale", SCALE), ("another window", WINDOW), ("its first use", FIRST_USE)):
+        added = changes[name]
+        assert added is not None
+        value, low, high = (round(1000 * each, 1) + 0.0 for each in (added.value, added.low, added.high))
+        assert f"{said} {value} ({low} to {high})" in text
+    alone, own = found.second.ratio, found.second.over_own
+    assert own is not None
+    assert f"add {alone.value:.2f} ({alone.low:.2f} to {alone.high:.2f}) of what each adds" in text
+    assert f"and {own.value:.2f} ({own.low:.2f} to {own.high:.2f}) of what their own programs take" in text
