@@ -17,10 +17,11 @@ from controlrt.runtime.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_readme_says_what_the_results_say() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert "<!-- bench perf/results/" in text
-    assert fill(text, ROOT) == text, "run: python -m controlrt.perf.readme README.md"
+@pytest.mark.parametrize(("file", "marks"), [("README.md", 3), ("perf/README.md", 1)])
+def test_the_readmes_say_what_the_results_say(file: str, marks: int) -> None:
+    text = (ROOT / file).read_text()
+    assert text.count("<!-- bench ") == marks
+    assert fill(text, (ROOT / file).parent) == text, "run: python -m controlrt.perf.readme README.md perf/README.md"
 
 
 def test_the_documents_say_what_was_measured_on_a_gpu() -> None:
