@@ -274,7 +274,8 @@ def test_two_adapters_and_a_controlnet(compiled: ControlNetPipeline, family: Fam
     scales = {"controlnet_conditioning_scale": [1.0, 8.0, 8.0]}
     found = drawn(compiled, image, control_guidance_end=[1.0, 1.0, 0.4], **scales)
     check_same(compiled, found, reference, latents)
-    assert relative(found, drawn(compiled, image, **scales)) > SHOWS
+    # late steps change little, so the bound of latents alone would not tell whether it stopped
+    assert relative(found, drawn(compiled, image, **scales)) > 100 * relative(found, np.asarray(latents))
     for left_out in image:
         others = {name: picture for name, picture in image.items() if name != left_out}
         given = {"control_guidance_end": {name: 0.4 if name == "sketch" else 1.0 for name in others}}

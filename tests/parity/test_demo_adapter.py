@@ -29,7 +29,8 @@ def test_same_picture(scale: float) -> None:
     output = Path(os.environ["CONTROLRT_CACHE"]) / "tests" / "demo-adapter-256x256"
     adapters = {name: str(path) for name, path in ADAPTERS.items()}
     profile = ShapeProfile.parse(f"{SIDE}x{SIDE}")
-    build(BuildOptions(model=str(MODEL_DIR), adapters=adapters, profile=profile, output=output), "pytest")
+    options = BuildOptions(model=str(MODEL_DIR), controlnets={}, adapters=adapters, profile=profile, output=output)
+    build(options, "pytest")
     scene = sample_scene(np.random.default_rng(30))
     grid = Image.fromarray(scene.control("color", SIDE))
     shared: dict[str, Any] = {"num_inference_steps": 8, "guidance_scale": 3.0, "output_type": "latent"}

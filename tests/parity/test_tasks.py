@@ -8,7 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from parity.eager import LATENTS_BOUND, PROMPT, check_same, hints, relative
+from parity.eager import PROMPT, check_same, hints, relative
 from PIL import Image
 
 from controlrt.demo.scenes import sample_scene
@@ -128,7 +128,8 @@ def test_windows_of_two_controls_in_what_strength_leaves(
         {"guess_mode": not guess_mode},
     ):
         other = compiled(PROMPT, image, **call, **{**shared, **change}).images
-        assert relative(found, other) > 10 * LATENTS_BOUND
+        # late steps change little, so the bound of latents alone would not tell
+        assert relative(found, other) > 100 * relative(found, np.asarray(latents))
 
 
 @on["sd15"]
