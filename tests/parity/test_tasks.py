@@ -129,7 +129,7 @@ def test_windows_of_two_controls_in_what_strength_leaves(
     ):
         other = compiled(PROMPT, image, **call, **{**shared, **change}).images
         # late steps change little, so the bound of latents alone would not tell
-        assert relative(found, other) > 100 * relative(found, np.asarray(latents))
+        assert relative(found, other) > 10 * relative(found, np.asarray(latents))
 
 
 @on["sd15"]
