@@ -35,7 +35,7 @@ from controlrt.compiler.weights import WeightStore
 from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.engines.backends import BACKENDS
 from controlrt.engines.build import export_programs
-from controlrt.engines.quantization.choice import compile_part, in_float32, reduces_range
+from controlrt.engines.quantization.choice import compile_part, reduces_range, unquantized
 from controlrt.engines.quantization.layer_choice import fitting
 from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.engines.quantization.quality_gate import measure_quality
@@ -197,7 +197,7 @@ class Measurement:
                 continue
             layers += len(amax)
             quantize = Quantize(amax, inputs=self.backend.int8_inputs, weight_levels=self.levels)
-            for each in compile_part(graph, self.exported, self.backend, quantize):
+            for each in compile_part(graph, self.exported, self.backend, "fp32", quantize):
                 if each.program.precision == "int8":
                     file = f"{group.replace(' ', '_')}.{each.program.name}.onnx"
                     self.store.save(each.model, file)
@@ -238,7 +238,7 @@ def main() -> None:
     ]
     groups: dict[str, dict[str, object]] = {}
     with (
-        in_float32(arguments.backend, exported, source, graphs) as (bundle, store),
+        unquantized(arguments.backend, exported, source, graphs, "fp32") as (bundle, store),
         open_host_executor(bundle) as inner,
     ):
         listener = Listener(bundle, inner)

@@ -14,7 +14,9 @@ import onnx_ir as ir
 import pytest
 
 from calibrations import Calibrated
+from controlrt.compiler.reference import rms_error
 from controlrt.demo import CONTROLNETS, MODEL_DIR
+from controlrt.engines.backends import openvino as openvino_backend
 from controlrt.engines.build import BuildOptions, Built, build, refuse_fp8_without_gpu_for_it
 from controlrt.engines.likeness import psnr
 from controlrt.engines.quantization import sensitivity
@@ -25,7 +27,9 @@ from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.commands import main
 from controlrt.runtime.cuda.gpu import Gpu
 from controlrt.runtime.errors import BuildError, ParameterError, UserError
-from controlrt.runtime.manifest import QuantizedPrecision
+from controlrt.runtime.executors.base import Arrays
+from controlrt.runtime.executors.openvino import OpenVinoExecutor, native_precisions
+from controlrt.runtime.manifest import Precision, QuantizedPrecision
 from controlrt.runtime.pipeline import ControlNetPipeline
 from controlrt.runtime.profile import ShapeProfile
 
@@ -147,14 +151,62 @@ def test_a_second_build_does_nothing(built: Built, calibrated: Calibrated) -> No
     assert build(again, "pytest").cached
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_all_else_is_in_bfloat16_where_the_cpu_computes_in_it(
+    calibrated: Calibrated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    monkeypatch.setattr(openvino_backend, "multiplies_bfloat16", lambda: native)
+    plain = options(calibrated, tmp_path / "plain")
+    assert plain.unquantized_precision == ("bf16" if native else "fp32")
+    for asked in ("bf16", "fp32"):
+        assert options(calibrated, tmp_path / "bundle", unquantized=asked).unquantized_precision == asked
+    for backend, asked in (("onnxruntime", "bf16"), ("tensorrt-rtx", "fp32")):
+        with pytest.raises(ParameterError, match=f"--unquantized is '{asked}', but must be fp.. with {backend}"):
+            options(calibrated, tmp_path / "bundle", backend, unquantized=asked)
+    assert options(calibrated, tmp_path / "bundle", "tensorrt-rtx").unquantized_precision == "fp16"
+
+
+def test_what_all_else_is_computed_in_changes_no_program(
+    calibrated: Calibrated, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is for OpenVINO to do; a CPU without bfloat16 computes in float32."""
+    (case,) = calibrated.statistics.unseen
+    drawn, graphs = {}, {}
+    for asked in ("fp32", "bf16"):
+        bundle = build(options(calibrated, tmp_path / asked, unquantized=asked), "pytest").bundle
+        found = {each.name: (each.precision, each.unquantized) for each in bundle.manifest.programs}
+        assert {found[name] for name in STEPS} == {("int8", asked)}
+        assert found["vae_decoder"] == (asked, None)
+        assert found["text_encoder"] == ("fp32", None)
+        graphs[asked] = bundle.file("programs/unet.step.onnx").read_bytes()
+        with ControlNetPipeline(bundle) as pipeline:
+            drawn[asked] = replay(pipeline, case.arguments, case.hints)[0]
+        assert main(["inspect", str(bundle.path), "--programs"]) == 0
+        assert f"int8, {asked}" in capsys.readouterr().out
+    native = "bf16" in native_precisions()
+    assert np.array_equal(drawn["fp32"], drawn["bf16"]) != native
+    assert rms_error(drawn["bf16"], drawn["fp32"]) < 0.05
+
+
+@pytest.mark.parametrize("unquantized", ["fp32", "bf16"])
 def test_within_a_budget_the_fast_blocks_are_taken(
-    calibrated: Calibrated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    calibrated: Calibrated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unquantized: Precision
 ) -> None:
     """As if int8 were faster in the first block and slower in the second, whatever CPU this is."""
-    medians = iter([2.0, 1.0, 1.0, 2.0])
-    monkeypatch.setattr(sensitivity.averages, "median", lambda _: next(medians))
+    saved, timed = iter([1.0, -1.0]), []
+
+    def measure(before: OpenVinoExecutor, after: OpenVinoExecutor, program: str, bound: tuple[Arrays, Arrays]) -> float:
+        timed.append([each._bundle.manifest.program(program) for each in (before, after)])
+        assert bound[0]["latents"].shape == (1, 4, 64, 64)
+        return next(saved)
+
+    monkeypatch.setattr(sensitivity, "seconds_saved", measure)
     rest = ("down_blocks", "up_blocks", "controlnet.", "shortcut", "attentions")
-    int8 = build(options(calibrated, tmp_path / "bundle", budget=0.5, keep=rest), "pytest").bundle.manifest.quantization
+    asked = options(calibrated, tmp_path / "bundle", budget=0.5, keep=rest, unquantized=unquantized)
+    int8 = build(asked, "pytest").bundle.manifest.quantization
+    assert [[(each.precision, each.unquantized) for each in pair] for pair in timed] == 2 * [
+        [(unquantized, None), ("int8", unquantized)]
+    ]
     assert int8 is not None
     assert {block.name for block in int8.blocks} == {
         "unet.mid_block.resnets.0",
@@ -167,8 +219,7 @@ def test_within_a_budget_the_fast_blocks_are_taken(
 
 
 def test_a_budget_that_cannot_be_met(calibrated: Calibrated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    medians = iter([2.0, 1.0])
-    monkeypatch.setattr(sensitivity.averages, "median", lambda _: next(medians))
+    monkeypatch.setattr(sensitivity, "seconds_saved", lambda *_: 1.0)
     keep = ("down_blocks", "up_blocks", "controlnet.", "shortcut", "attentions", "resnets.1")
     with pytest.raises(BuildError, match=r"no block is faster in int8 here within a quality budget of 1e-06"):
         build(options(calibrated, tmp_path / "bundle", budget=1e-6, keep=keep), "pytest")
@@ -187,6 +238,14 @@ def test_statistics_of_other_weights_are_refused(calibrated: Calibrated, tmp_pat
     dataclasses.replace(calibrated.statistics, about=about).save(file)
     with pytest.raises(UserError, match=r"the statistics are of other weights than those of controlnet\.mask"):
         build(options(Calibrated(file, calibrated.statistics), tmp_path / "bundle"), "pytest")
+
+
+def test_statistics_of_another_controlnet_are_refused(calibrated: Calibrated, tmp_path: Path) -> None:
+    """One of the same architecture."""
+    others = {**CONTROLNETS, "canny": CONTROLNETS["mask"], "mask": CONTROLNETS["canny"]}
+    good = options(calibrated, tmp_path / "bundle")
+    with pytest.raises(UserError, match=r"of other weights than those of controlnet\.(canny|mask)"):
+        build(dataclasses.replace(good, controlnets={name: str(path) for name, path in others.items()}), "pytest")
 
 
 def test_statistics_of_fewer_parts_are_refused(calibrated: Calibrated, tmp_path: Path) -> None:

@@ -73,7 +73,16 @@ def scenario(
     return Findings(
         task=TASK,
         peers=[PEERS[name] for name in [*names, *(unbuilt or {}), *(failed or {})]],
-        prepared={name: Prepared(spec=spec, engine_bytes=7, build_seconds=5.0, flops=1000) for name in names},
+        prepared={
+            name: Prepared(
+                spec=spec,
+                engine_bytes=7,
+                build_seconds=5.0,
+                flops=1000,
+                unquantized="bf16" if name.endswith("int8") else None,
+            )
+            for name in names
+        },
         unbuilt=unbuilt or {},
         session=session,
         threads=2,
@@ -104,6 +113,11 @@ def test_times_and_ratios_are_those_of_the_calls(tmp_path: Path) -> None:
     assert measured.step_speedup_over_eager.value == pytest.approx(3)
     assert measured.samples.host == (0.03,) * ROUNDS
     assert (found.compiled, measured.speedup_over_compiled) == (None, None)
+
+
+def test_what_is_not_in_int8_is_named_beside_it(tmp_path: Path) -> None:
+    found = scenario(tmp_path, [{"eager": 4.0, "openvino-fp32": 2.0, "openvino-int8": 1.0}])
+    assert [each.options.get("unquantized") for each in found.contenders] == [None, None, "bf16"]
 
 
 def test_torch_compile_is_a_yardstick_of_its_own(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def _describe(
     *,
     guided: bool,
 ) -> ProgramGraph:
-    size = graph_size(model.graph)
+    size, quantized = graph_size(model.graph), quantized_precision(model.graph)
     fixed = stage in ("encode", "step") and profile.batch.low == profile.batch.high
     batch = profile.batch.low if fixed else 1
     rows = 2 * batch if guided else batch
@@ -261,7 +261,8 @@ def _describe(
         name=name,
         part=exported.name,
         stage=stage,
-        precision=quantized_precision(model.graph) or _precision_of(name, stage, precision),
+        precision=quantized or _precision_of(name, stage, precision),
+        unquantized=precision if quantized else None,
         file=f"programs/{name}.onnx",
         inputs=tuple(map(_spec, model.graph.inputs)),
         outputs=tuple(map(_spec, model.graph.outputs)),

@@ -26,7 +26,7 @@ from controlrt.engines.backends import BACKENDS, Backend
 from controlrt.engines.exported_files import copy_files, exported_files
 from controlrt.engines.parts import QUANTIZED, few_pictures, part_graphs, part_precision
 from controlrt.engines.quality import measurable, measure_parts
-from controlrt.engines.quantization.choice import choose, reduces_range
+from controlrt.engines.quantization.choice import choose, reduces_range, unquantized_precision
 from controlrt.engines.quantization.layer_choice import fitting
 from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.engines.quantization.quality_gate import measure_quality, pass_gate
@@ -135,6 +135,10 @@ class BuildOptions:
         if old and self.precision == "fp8":
             allowed = f"{FP8_CAPABILITY} or later with --precision fp8, which GPUs before have no numbers of"
             raise ParameterError("--compute-capability", ",".join(old), allowed)
+        possible = BACKENDS[self.backend].unquantized_precisions()
+        if self.quantization.unquantized not in (None, *possible):
+            allowed = f"{' or '.join(possible)} with {self.backend}"
+            raise ParameterError("--unquantized", self.quantization.unquantized, allowed)
         if self.quantization.budget is not None and BACKENDS[self.backend].device != "cpu":
             allowed = f"left out with {self.backend}: blocks are timed on CPUs only so far; choose layers with --keep"
             raise ParameterError("--quality-budget", self.quantization.budget, allowed)
@@ -146,6 +150,13 @@ class BuildOptions:
             able = tuple(each for each in RTX_CAPABILITIES if float(each) >= FP8_CAPABILITY)
             return replace(self.engine, compute_capabilities=able)
         return self.engine
+
+    @property
+    def unquantized_precision(self) -> Precision:
+        """What all is computed in, layers in 8 bits excepted."""
+        if self.quantization is None:
+            return self.precision
+        return unquantized_precision(self.quantization, BACKENDS[self.backend])
 
     @property
     def passes(self) -> Passes:
@@ -202,7 +213,7 @@ def build(options: BuildOptions, command: str) -> Built:
         ]
         if options.quantization is not None:
             decisive += [sha256_file(options.quantization.statistics), asdict(options.quantization)]
-            decisive.append(reduces_range(options.quantization, backend))
+            decisive += [reduces_range(options.quantization, backend), options.unquantized_precision]
         key = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
         found = whole_bundle(options.output, key)
         if found is not None:
@@ -262,7 +273,7 @@ def _compile(
             for each in part_graphs(source, exported, options.fuse):
                 name = each.program.name
                 progress.start(f"compile {name}")
-                precision = part_precision(name, options.backend, options.precision, exported)
+                precision = part_precision(name, options.unquantized_precision, exported)
                 with _verifier(options, exported, name) if options.verify else contextlib.nullcontext() as verifier:
                     for compiled in compile_program(
                         each.program,
@@ -272,7 +283,7 @@ def _compile(
                         verifier,
                         precision,
                         quantize=choice.quantize(name) if choice is not None else None,
-                        half_weights=choice is not None and precision == "fp32",
+                        half_weights=choice is not None and precision != "fp16",
                         split=backend.device == "cuda",
                         guided=exported.time_cond_proj_dim is None,
                     ):

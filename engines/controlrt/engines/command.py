@@ -73,6 +73,11 @@ def _add_quantization_arguments(group: argparse._ArgumentGroup) -> None:
         "where not given",
     )
     group.add_argument(
+        "--unquantized",
+        choices=("bf16", "fp32"),
+        help="what all else computes in (openvino); bf16 where this machine's CPU has it and nothing is given",
+    )
+    group.add_argument(
         "--quality-budget",
         type=float,
         metavar="ERROR",
@@ -156,6 +161,7 @@ def _quantization_options(arguments: argparse.Namespace, precision: Precision) -
             ("--keep", arguments.keep, []),
             ("--smooth", arguments.smooth, SMOOTHING),
             ("--reduce-range", arguments.reduce_range, None),
+            ("--unquantized", arguments.unquantized, None),
             ("--quality-budget", arguments.quality_budget, None),
             ("--min-psnr", arguments.min_psnr, MIN_PSNR_DB),
         ):
@@ -172,6 +178,7 @@ def _quantization_options(arguments: argparse.Namespace, precision: Precision) -
         budget=arguments.quality_budget,
         smoothing=arguments.smooth,
         reduce_range=arguments.reduce_range,
+        unquantized=arguments.unquantized,
         min_psnr_db=arguments.min_psnr,
     )
 

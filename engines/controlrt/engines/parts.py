@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import get_args
 
 from controlrt.compiler.compile import ProgramGraph, fuse_programs, load_program, one_picture
-from controlrt.engines.backends import BACKENDS
 from controlrt.runtime.executors.base import DECODER, ENCODER
 from controlrt.runtime.image_tokens import image_dimensions
-from controlrt.runtime.manifest import Backend, Manifest, Precision, QuantizedPrecision
+from controlrt.runtime.manifest import Manifest, Precision, QuantizedPrecision
 
 QUANTIZED = get_args(QuantizedPrecision)
 
@@ -27,11 +26,10 @@ def part_graphs(source: Path, exported: Manifest, fuse: Sequence[str]) -> Iterat
         yield fuse_programs(models["unet"], {control.name: models[control.part] for control in fused})
 
 
-def part_precision(part: str, backend: Backend, precision: Precision, exported: Manifest) -> Precision:
-    """What all of a part but its quantized layers is in; a VAE that leaves float16's range is in float32."""
-    base = BACKENDS[backend].default_precision if precision in QUANTIZED else precision
-    overflows = base == "fp16" and part.startswith("vae") and exported.model.vae_float32
-    return "fp32" if overflows else base
+def part_precision(part: str, precision: Precision, exported: Manifest) -> Precision:
+    """What a part is in, of a bundle in ``precision``: a VAE that leaves float16's range is in float32."""
+    overflows = precision == "fp16" and part.startswith("vae") and exported.model.vae_float32
+    return "fp32" if overflows else precision
 
 
 def few_pictures(exported: Manifest, part: str) -> dict[str, int]:

@@ -185,7 +185,7 @@ def _compile(
     """
     manifest, part = bundle.manifest, graph.program.name
     progress.start(f"compile {part}")
-    precision = part_precision(part, sources.backend, sources.precision, exported)
+    precision = part_precision(part, sources.precision, exported)
     with WeightStore(target / "programs", f"{part}.bin") as weights:
         made = compile_program(
             graph.program,

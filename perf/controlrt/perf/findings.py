@@ -89,11 +89,12 @@ class Findings:
         prepared = self.prepared.get(peer.name)
         measurement = self._measurement(peer, eager, compiled)
         status, reason = self._status(peer, measurement)
+        rest = None if prepared is None else prepared.unquantized
         return Contender(
             name=peer.name,
             runtime=peer.runtime,
             precision=peer.precision,
-            options=peer.options,
+            options=peer.options if rest is None else {**peer.options, "unquantized": rest},
             status=status,
             reason=reason,
             engine_bytes=None if prepared is None else prepared.engine_bytes,

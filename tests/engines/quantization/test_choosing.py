@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlrt.compiler.quantization.statistics import BINS, BUCKETS, About, LayerStatistics, Statistics
+from controlrt.engines.quantization import sensitivity
 from controlrt.engines.quantization.layer_choice import amax_by_part, choose_layers, in_part
 from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.engines.quantization.quality_gate import measure_quality, pass_gate
-from controlrt.engines.quantization.sensitivity import block_of, choose_blocks, keep_others
+from controlrt.engines.quantization.sensitivity import RUNS, block_of, choose_blocks, keep_others, seconds_saved
 from controlrt.runtime.errors import BuildError, ParameterError, UserError
 from controlrt.runtime.manifest import Quality, QuantizedBlock
 
@@ -134,6 +136,36 @@ def test_fp8_keeps_all_of_a_range_where_nobody_says() -> None:
 )
 def test_blocks(name: str, expected: str) -> None:
     assert block_of(name) == expected
+
+
+class Timed:
+    """Runs a program in so many seconds, of a clock of its own."""
+
+    def __init__(self, clock: list[float], seconds: Iterable[float]) -> None:
+        self.clock, self.seconds = clock, iter(seconds)
+
+    def bind_call(self, program: str, inputs: Any, outputs: Any) -> Callable[[], None]:
+        assert (program, inputs, outputs) == ("unet.step", {"x": 1}, {"y": 2})
+
+        def launch() -> None:
+            self.clock[0] += next(self.seconds)
+
+        return launch
+
+
+@pytest.mark.parametrize(("saves", "faster"), [(0.5, True), (0.05, True), (0.0, False), (-0.5, False)])
+def test_what_a_block_saves_is_more_than_chance(monkeypatch: pytest.MonkeyPatch, saves: float, faster: bool) -> None:
+    """Runs differ by chance, most of them by less than the smaller saving; the machine slows down on the way."""
+    clock, rng = [0.0], np.random.default_rng(0)
+    monkeypatch.setattr(sensitivity, "perf_counter", lambda: clock[0])
+    drift = np.linspace(1.0, 3.0, 1 + RUNS)
+    before, after = (drift + rng.normal(0, 0.03, 1 + RUNS) for _ in range(2))
+    after -= saves
+    found = seconds_saved(Timed(clock, before), Timed(clock, after), "unet.step", ({"x": 1}, {"y": 2}))  # type: ignore[arg-type, dict-item]
+    differences = np.sort((before - after)[1:])
+    assert found == pytest.approx(differences[4])
+    assert (found > 0) == faster
+    assert found < np.median(differences)
 
 
 @given(

@@ -95,10 +95,10 @@ def weights_of(manifest: Manifest) -> dict[str, str]:
     """
     sources = manifest.provenance.sources
     loras = [f"{lora.sha256} {lora.weight}" for lora in manifest.model.loras]
-    model = "\n".join([sources.get(manifest.model.source, ""), *loras])
+    model = "\n".join([sources["model"], *loras])
     found = {UNET: hashlib.sha256(model.encode()).hexdigest()}
     for control in manifest.controls:
-        found[control.part] = hashlib.sha256(sources.get(control.source, "").encode()).hexdigest()
+        found[control.part] = hashlib.sha256(sources[control.part].encode()).hexdigest()
     return found
 
 

@@ -29,7 +29,7 @@ class Backend(Protocol):
     precisions: tuple[Precision, ...]
     """What it computes in, the exact one first."""
     default_precision: Precision
-    """What it computes in where nobody says, and with int8 or fp8 in all other layers."""
+    """What it computes in where nobody says."""
     int8_inputs: Inputs | None
     """What layers in int8 read; None where weights alone are in int8."""
     ships_onnx: bool
@@ -47,6 +47,9 @@ class Backend(Protocol):
 
     def versions(self) -> dict[str, str]:
         """Versions of everything that decides what it makes."""
+
+    def unquantized_precisions(self) -> tuple[Precision, ...]:
+        """What all else can be computed in beside layers in 8 bits; the first is what suits this machine."""
 
     def check_options(self, options: EngineOptions) -> None:
         """Called before any work is done.

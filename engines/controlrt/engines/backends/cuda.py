@@ -79,6 +79,10 @@ class CudaBackend:
         """ONNX Runtime's version."""
         return {"onnxruntime-gpu": importlib.metadata.version("onnxruntime-gpu")}
 
+    def unquantized_precisions(self) -> tuple[Precision, ...]:
+        """It has no layers in 8 bits."""
+        return (self.default_precision,)
+
     def check_options(self, options: EngineOptions) -> None:
         """Programs stay ONNX, so there is nothing to ask for."""
         refuse_engine_options(options, "cuda")

@@ -53,6 +53,10 @@ class OnnxRuntimeBackend:
         """ONNX Runtime's version; onnxruntime-gpu is it too."""
         return {"onnxruntime": onnxruntime.__version__}
 
+    def unquantized_precisions(self) -> tuple[Precision, ...]:
+        """Float32: its CPU provider computes in nothing else."""
+        return ("fp32",)
+
     def check_options(self, options: EngineOptions) -> None:
         """Programs stay ONNX, so there is nothing to ask for."""
         refuse_engine_options(options, "onnxruntime")

@@ -51,6 +51,10 @@ class TensorRtBackend:
         """Of the builder, and the GPU that it builds for."""
         return self._builder.versions()
 
+    def unquantized_precisions(self) -> tuple[Precision, ...]:
+        """Float16, as without layers in 8 bits."""
+        return (self.default_precision,)
+
     def check_options(self, options: EngineOptions) -> None:
         """Refuses what the builder or this machine cannot do."""
         self._builder.check(options)

@@ -24,7 +24,7 @@ from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.cpu import adds_in_32_bits
 from controlrt.runtime.errors import BuildError
 from controlrt.runtime.manifest import Backend as BackendName
-from controlrt.runtime.manifest import Manifest, Quality, Quantization, QuantizedBlock, QuantizedLayer
+from controlrt.runtime.manifest import Manifest, Precision, Quality, Quantization, QuantizedBlock, QuantizedLayer
 from controlrt.runtime.storage import sha256_file
 
 
@@ -91,14 +91,15 @@ def choose(
     layers = choose_layers(statistics, options)
     blocks: Sequence[QuantizedBlock] = ()
     if options.budget is not None:
-        with in_float32(backend_name, exported, source, graphs) as (bundle, store):
+        precision = unquantized_precision(options, backend)
+        with unquantized(backend_name, exported, source, graphs, precision) as (bundle, store):
             by_part = {each.program.name: each for each in graphs}
 
             def compile_step(part: str, amax: Mapping[str, float]) -> ProgramGraph:
                 quantize = _quantize(amax, statistics.layers[part], options, backend)
                 return next(
                     each
-                    for each in compile_part(by_part[part], exported, backend, quantize)
+                    for each in compile_part(by_part[part], exported, backend, precision, quantize)
                     if each.program.stage == "step"
                 )
 
@@ -146,8 +147,13 @@ def reduces_range(options: QuantizationOptions, backend: Backend) -> bool:
     return backend.device == "cpu" and not adds_in_32_bits()
 
 
+def unquantized_precision(options: QuantizationOptions, backend: Backend) -> Precision:
+    """What all but the layers in 8 bits is computed in, as asked for, or as suits this machine."""
+    return options.unquantized or backend.unquantized_precisions()[0]
+
+
 def compile_part(
-    graph: ProgramGraph, exported: Manifest, backend: Backend, quantize: Quantize | None = None
+    graph: ProgramGraph, exported: Manifest, backend: Backend, precision: Precision, quantize: Quantize | None = None
 ) -> list[ProgramGraph]:
     """The programs of an exported part as a build makes them, with the layers of ``quantize`` in 8 bits."""
     return compile_program(
@@ -155,24 +161,24 @@ def compile_part(
         graph.model,
         exported.profile,
         backend.passes,
-        precision=backend.default_precision,
+        precision=precision,
         quantize=quantize,
         guided=exported.time_cond_proj_dim is None,
     )
 
 
 @contextlib.contextmanager
-def in_float32(
-    backend_name: BackendName, exported: Manifest, source: Path, graphs: Sequence[ProgramGraph]
+def unquantized(
+    backend_name: BackendName, exported: Manifest, source: Path, graphs: Sequence[ProgramGraph], precision: Precision
 ) -> Iterator[tuple[Bundle, WeightStore]]:
-    """A bundle to compare with, and where its weights lie; gone afterwards."""
+    """A bundle with no layer in 8 bits to compare with, and where its weights lie; gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="controlrt-quantization-") as directory:
         path = Path(directory)
         (path / "programs").mkdir()
         with WeightStore(path / "programs") as store:
             programs = []
             for graph in graphs:
-                for compiled in compile_part(graph, exported, BACKENDS[backend_name]):
+                for compiled in compile_part(graph, exported, BACKENDS[backend_name], precision):
                     store.save(compiled.model, Path(compiled.program.file).name)
                     programs.append(compiled.program)
             copy_files(exported, source, path)

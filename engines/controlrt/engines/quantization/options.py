@@ -9,7 +9,7 @@ from pathlib import Path
 from controlrt.compiler.quantization.arithmetic import FORMATS, NumberFormat
 from controlrt.compiler.quantization.thresholds import DEFAULT_METHODS, methods_of
 from controlrt.runtime.errors import ParameterError, UserError
-from controlrt.runtime.manifest import QuantizedPrecision
+from controlrt.runtime.manifest import Precision, QuantizedPrecision
 
 MIN_PSNR_DB = 28.0
 SMOOTHING = 0.5
@@ -33,6 +33,8 @@ class QuantizationOptions:
     """How much of the outliers of channels is moved into weights, from 0 to 1; None for nothing. See ``smoothing``."""
     reduce_range: bool | None = None
     """Whether weights in int8 take 7 bits of the 8, for CPUs that add in 16 bits; None for what this machine needs."""
+    unquantized: Precision | None = None
+    """What all else is computed in; None for what suits this machine. See ``Backend.unquantized_precisions``."""
     min_psnr_db: float = MIN_PSNR_DB
     """Of the pictures that float32 drew, on average."""
 

@@ -25,6 +25,7 @@ from controlrt.perf.scenarios import Task
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import ControlRTError
 from controlrt.runtime.inspection.workload import PROMPTS, ControlWindow, plan_picture
+from controlrt.runtime.manifest import Precision
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.storage import atomic_file, sha256_tree
 
@@ -41,6 +42,8 @@ class Prepared:
     build_seconds: float | None
     flops: int | None
     """Of one picture of the task's first call; None where no graph tells."""
+    unquantized: Precision | None = None
+    """Of a bundle with layers in 8 bits: what all else in its steps is computed in."""
 
 
 class Workshop:
@@ -122,6 +125,7 @@ class Workshop:
             engine_bytes=_program_bytes(bundle),
             build_seconds=seconds,
             flops=_bundle_flops(bundle, task),
+            unquantized=next((each.unquantized for each in bundle.manifest.programs if each.unquantized), None),
         )
 
     def _build(self, peer: Peer, task: Task) -> tuple[Bundle, float | None]:

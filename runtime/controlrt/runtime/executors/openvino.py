@@ -113,7 +113,8 @@ class OpenVinoExecutor(HostExecutor):
         described = self._bundle.manifest.program(program)
         file = self._bundle.file(described.file)
         seldom = described.stage != "step" and program not in (DECODER, ENCODER)  # once a prompt, picture or schedule
-        compiled = compile_model(file, shapes, self._threads, described.precision, keep_half=seldom)
+        precision = described.unquantized or described.precision
+        compiled = compile_model(file, shapes, self._threads, precision, keep_half=seldom)
         return compiled.create_infer_request()
 
 
@@ -132,6 +133,7 @@ def compile_model(
         shapes: of its inputs, by name; as the file says where not given.
         threads: all cores by default.
         precision: what to compute in, where the CPU can; in float32 where it cannot, which is slower and more exact.
+            What is in int8 is so in the graph.
         keep_half: whether matrices that the file has in float16, and reads back in float32 to multiply by them, stay
             so in memory. That takes longer, with the same result.
 
@@ -174,7 +176,7 @@ def _keep_half(model: openvino.Model) -> None:
 
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
-"""By precision; int8 is in the graph, and what is not in int8 stays in float32."""
+"""By precision."""
 
 
 def native_precisions() -> tuple[Precision, ...]:
@@ -194,7 +196,7 @@ def _native_precisions(core: openvino.Core) -> tuple[Precision, ...]:
 
 
 def _precision_hint(core: openvino.Core, precision: Precision) -> str:
-    if precision == "int8":
+    if precision == "int8":  # of a bundle that does not say what all else is in
         return _HINTS["fp32"]
     if precision in _native_precisions(core):
         return _HINTS[precision]

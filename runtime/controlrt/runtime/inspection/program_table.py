@@ -78,7 +78,7 @@ def _row(use: ProgramUse) -> tuple[str, ...]:
     return (
         use.program.name,
         when(use.program),
-        use.program.precision,
+        ", ".join(filter(None, (use.program.precision, use.program.unquantized))),
         "-" if use.program.loss is None else f"{use.program.loss.rms_relative_error:.1e}",
         str(cost.nodes),
         readable_count(cost.parameters),
