@@ -2,9 +2,7 @@
 
     python demo/evaluate.py bundles/demo-512x512            # prints a table, writes demo/evaluation.json
 
-Shape IoU compares the scene's filled silhouette with the picture's foreground: the pixels closer to the named
-colour than to the colour of the picture's border. Colours are right when the median colour over the shapes,
-and over the background, is nearest to the named colour among the palette.
+controlrt.demo.scores says what is measured.
 """
 
 from __future__ import annotations
@@ -16,59 +14,16 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from controlrt.demo.scenes import HELD_OUT_SHAPES, PALETTE, TRAINED_SHAPES, Scene, sample_scene
+from controlrt.demo.scenes import HELD_OUT_SHAPES, TRAINED_SHAPES, sample_scene
+from controlrt.demo.scores import score
 from controlrt.runtime import ControlNetPipeline
 
 SEED = 2024  # training scenes use other streams of random numbers
 SCENES, STEPS, GUIDANCE = 64, 20, 7.5
-BORDER = 0.03  # nothing is drawn this close to the border, so it shows the background's colour
-
-
-def foreground(picture: NDArray[np.uint8], colour: str) -> NDArray[np.bool_]:
-    """Pixels of the picture that belong to shapes: (height, width).
-
-    The background's colour is the median over the border; a pixel is foreground where it is closer to the named
-    colour than to that.
-    """
-    values = picture.astype(np.float32)
-    width = max(2, round(BORDER * len(picture)))
-    ring = np.ones(picture.shape[:2], bool)
-    ring[width:-width, width:-width] = False
-    background = np.median(values[ring], axis=0)
-    to_background = np.linalg.norm(values - background, axis=-1)
-    to_colour = np.linalg.norm(values - np.float32(PALETTE[colour]), axis=-1)
-    return to_colour < to_background
-
-
-def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """Intersection over union of two masks."""
-    union = np.count_nonzero(one | other)
-    return np.count_nonzero(one & other) / union if union else 1.0
-
-
-def nearest_colour(pixels: NDArray[np.uint8]) -> str:
-    """Name of the palette colour nearest to the median of (n, 3) pixels."""
-    median = np.median(pixels.astype(np.float32), axis=0)
-    return min(PALETTE, key=lambda name: float(np.linalg.norm(median - np.float32(PALETTE[name]))))
-
-
-def score(scene: Scene, picture: NDArray[np.uint8]) -> dict[str, float]:
-    """Measures of one picture against the scene that it was controlled by."""
-    silhouette = scene.silhouette(len(picture))
-    kernel = np.ones((9, 9), np.uint8)
-    inside = cv2.erode(silhouette.astype(np.uint8), kernel).astype(bool)
-    outside = ~cv2.dilate(silhouette.astype(np.uint8), kernel).astype(bool)
-    return {
-        "iou": iou(silhouette, foreground(picture, scene.colour)),
-        "shape_colour": float(nearest_colour(picture[inside]) == scene.colour),
-        "background_colour": float(nearest_colour(picture[outside]) == scene.background),
-    }
 
 
 def measure(
@@ -91,9 +46,8 @@ def measure(
         scores.append(score(scene, np.asarray(output.images[0])))
         if index < 8:
             pictures += [hint, output.images[0]]
-    means = {key: round(float(np.mean([score[key] for score in scores])), 4) for key in scores[0]}
-    means["both_colours"] = round(float(np.mean([s["shape_colour"] * s["background_colour"] for s in scores])), 4)
-    return means, pictures
+    measures = ("iou", "shape_colour", "background_colour", "both_colours")
+    return {name: round(float(np.mean([getattr(each, name) for each in scores])), 4) for name in measures}, pictures
 
 
 def main() -> None:

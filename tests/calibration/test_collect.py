@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from PIL import Image
 
 from calibrations import OPTIONS, Calibrated
 from controlrt.calibration.cases import plan_cases
 from controlrt.calibration.collect import collect, partial_file
 from controlrt.calibration.data import read_examples
 from controlrt.compiler.quantization.layers import layers_of
-from controlrt.compiler.quantization.statistics import BUCKETS, bucket_of
+from controlrt.compiler.quantization.statistics import BUCKETS, Statistics, bucket_of
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import CalibrationError, OutputError, PictureError
 from controlrt.runtime.pictures import to_pixels
@@ -162,3 +163,49 @@ def test_a_place_that_cannot_be_written(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is a file; choose another place"):
         collect(bundle, "demo", OPTIONS, tmp_path / "file" / "statistics.safetensors")
+
+
+def test_what_is_gathered_does_not_grow_with_cases(bundle: Bundle, calibrated: Calibrated, tmp_path: Path) -> None:
+    def gathered(found: Statistics) -> int:
+        arrays = [
+            array
+            for layers in found.layers.values()
+            for layer in layers.values()
+            for array in (layer.channel_amax, layer.bucket_amax, layer.histogram)
+        ]
+        return sum(array.nbytes for array in arrays)
+
+    options = dataclasses.replace(OPTIONS, cases=1, unseen=0)
+    one = collect(bundle, "demo", dataclasses.replace(options, steps=1), tmp_path / "one.safetensors")
+    # a single case has one of the two controls on
+    more = {part: calibrated.statistics.layers[part] for part in one.layers}
+    assert gathered(one) == gathered(dataclasses.replace(calibrated.statistics, layers=more))
+
+
+def test_lines_of_a_file_are_drawn_as_they_say(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts, negative prompts and control pictures reach the pipeline."""
+    edges = np.zeros((512, 512, 3), np.uint8)
+    edges[100:400, 200] = 255
+    Image.fromarray(edges).save(tmp_path / "edges.png")
+    lines = [
+        {"prompt": "a red star", "negative_prompt": "fog", "controls": {"canny": "edges.png"}},
+        {"prompt": "a blue moon", "controls": {"mask": "edges.png"}},
+    ]
+    file = tmp_path / "lines.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    calls: list[dict[str, Any]] = []
+    draw = ControlNetPipeline.__call__
+
+    def listen(self: ControlNetPipeline, **keywords: Any) -> Any:
+        calls.append(keywords)
+        return draw(self, **keywords)
+
+    monkeypatch.setattr(ControlNetPipeline, "__call__", listen)
+    options = dataclasses.replace(OPTIONS, cases=2, steps=1, unseen=0)
+    found = collect(bundle, str(file), options, tmp_path / "statistics.safetensors")
+    assert set(found.layers) == set(PARTS)
+    assert {(call["prompt"], call.get("negative_prompt"), *call["image"]) for call in calls} == {
+        ("a red star", "fog", "canny"),
+        ("a blue moon", None, "mask"),
+    }
+    assert all(np.array_equal(hint, edges) for call in calls for hint in call["image"].values())

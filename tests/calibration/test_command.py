@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,19 @@ def test_the_demo_model(calibrated: Calibrated, tmp_path: Path, capsys: pytest.C
     assert told in shown.out
     assert "[3/3] calibrate: scene" in shown.err
     assert output.read_bytes() == calibrated.file.read_bytes()
+
+
+@pytest.mark.bundle
+def test_show_makes_a_page(calibrated: Calibrated, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = Path(shutil.copy(calibrated.file, tmp_path / "demo.safetensors"))
+    for words, page in (([], tmp_path / "demo.html"), (["--output", tmp_path / "page.html"], tmp_path / "page.html")):
+        assert calibrate("show", file, *words) == 0
+        layers = sum(map(len, calibrated.statistics.layers.values()))
+        assert capsys.readouterr().out.startswith(f"{page}: {layers} layers of ")
+        assert "unet.mid_block.resnets.0.conv1" in page.read_text()
+    assert calibrate("show", tmp_path / "none.safetensors") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "there are no statistics at" in line
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ import pytest
 from calibrations import Calibrated
 from controlrt.compiler.reference import rms_error
 from controlrt.demo import CONTROLNETS, MODEL_DIR
+from controlrt.demo.scenes import sample_scene
+from controlrt.demo.scores import score
 from controlrt.engines.backends import openvino as openvino_backend
 from controlrt.engines.build import BuildOptions, Built, build, refuse_fp8_without_gpu_for_it
 from controlrt.engines.likeness import psnr
@@ -83,6 +85,31 @@ def test_steps_are_in_int8_and_the_rest_is_not(built: Built) -> None:
     assert "unet.conv_in.weight.int8" not in stored
 
 
+def test_quantizers_stand_where_they_should(built: Built) -> None:
+    """One for each value, before layers alone, of the type that the backend multiplies; norms are smoothed."""
+    expected = np.uint8(128) if built.bundle.manifest.backend == "onnxruntime" else np.int8(0)
+    graph = ir.load(built.bundle.file("programs/unet.step.onnx")).graph
+    quantizers = [node for node in graph if node.op_type == "QuantizeLinear"]
+    assert len({node.inputs[0] for node in quantizers}) == len(quantizers) > 50
+    layers = {"Conv", "MatMul", "Gemm"}
+    for node in quantizers:
+        _, scale, zero_point = node.inputs
+        assert scale is not None
+        assert zero_point is not None
+        assert zero_point.const_value is not None
+        zero = zero_point.const_value.numpy()
+        assert (zero, zero.dtype) == (expected, expected.dtype)
+        (dequantized,) = (reader.outputs[0] for reader in node.outputs[0].consumers())
+        assert {reader.op_type for reader in dequantized.consumers()} <= layers
+    for block in ("down_blocks.1.attentions.0", "mid_block.attentions.0"):
+        attention = f"unet.{block}.transformer_blocks.0.attn1"
+        weights = [graph.initializers[f"{attention}.to_{name}.weight.int8"] for name in "qkv"]
+        (readers,) = zip(*([node.outputs[0] for node in weight.consumers()] for weight in weights), strict=True)
+        read = {node.inputs[0] for reader in readers for node in reader.consumers()}
+        assert len(read) == 1
+        assert any(name.startswith(attention.rpartition(".")[0]) and ".smooth" in name for name in graph.initializers)
+
+
 def test_it_takes_a_third_of_the_bytes(built: Built, demo_bundle: Path) -> None:
     full, found = map(program_bytes, (Bundle.open(demo_bundle), built.bundle))
     assert found <= 0.45 * full  # graphs do not shrink, and are a part of so small a model
@@ -100,6 +127,14 @@ def test_the_manifest_says_how_good_it_is(built: Built, calibrated: Calibrated) 
     expected = [np.linalg.norm(mine - its) / np.linalg.norm(its) for mine, its in pairs]
     assert int8.quality.latent_errors == pytest.approx(expected, rel=0.05)
     assert int8.quality.psnr_db > LITTLE
+    assert case.scene is not None
+    scene = sample_scene(np.random.default_rng(case.scene))
+    assert scene.prompt == case.arguments["prompt"]
+    scores = [score(scene, each[0]) for each in (pictures, case.pictures)]
+    found = int8.quality.scenes
+    assert found is not None
+    assert (found.iou, found.float32_iou) == pytest.approx([each.iou for each in scores], abs=0.01)
+    assert [found.colours, found.float32_colours] == [float(each.both_colours) for each in scores]
     kept = {layer.name: layer.kept for layer in int8.layers if layer.part == "unet"}
     assert kept["unet.conv_in"]
     assert kept["unet.mid_block.resnets.0.conv1"] is None
@@ -109,7 +144,9 @@ def test_inspect_shows_what_is_in_int8(built: Built, tmp_path: Path, capsys: pyt
     assert main(["inspect", str(built.bundle.path), "--quantization"]) == 0
     printed = capsys.readouterr().out
     assert re.match(
-        r"212 of 230 layers in int8, by mse(, weights of 7 bits)?, smoothed by 0\.5; 1 unseen pictures", printed
+        r"212 of 230 layers in int8, by mse(, weights of 7 bits)?, smoothed by 0\.5; all else in (fp32|bf16); 1 unseen "
+        r"pictures .* both colours right in \d+% \(\d+%\)",
+        printed,
     )
     assert re.search(r"unet +\d+ layers: it carries the picture past the block", printed)
     page = tmp_path / "pages" / "page.html"
@@ -143,7 +180,9 @@ def test_fp8_and_fused_in_onnx_runtime(
     assert bundle.manifest.quantization is not None
     assert bundle.manifest.quantization.quality.psnr_db > LITTLE
     assert main(["inspect", str(bundle.path), "--quantization"]) == 0
-    assert re.match(r"212 of 230 layers in fp8, by minmax, smoothed by 0\.5; 1 unseen", capsys.readouterr().out)
+    assert re.match(
+        r"212 of 230 layers in fp8, by minmax, smoothed by 0\.5; all else in fp32; 1 unseen", capsys.readouterr().out
+    )
 
 
 def test_a_second_build_does_nothing(built: Built, calibrated: Calibrated) -> None:
@@ -166,10 +205,10 @@ def test_all_else_is_in_bfloat16_where_the_cpu_computes_in_it(
     assert options(calibrated, tmp_path / "bundle", "tensorrt-rtx").unquantized_precision == "fp16"
 
 
-def test_what_all_else_is_computed_in_changes_no_program(
+def test_all_else_is_computed_as_asked_for(
     calibrated: Calibrated, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is for OpenVINO to do; a CPU without bfloat16 computes in float32."""
+    """By OpenVINO, of one graph; a CPU without bfloat16 computes in float32."""
     (case,) = calibrated.statistics.unseen
     drawn, graphs = {}, {}
     for asked in ("fp32", "bf16"):
@@ -183,6 +222,7 @@ def test_what_all_else_is_computed_in_changes_no_program(
             drawn[asked] = replay(pipeline, case.arguments, case.hints)[0]
         assert main(["inspect", str(bundle.path), "--programs"]) == 0
         assert f"int8, {asked}" in capsys.readouterr().out
+    assert graphs["fp32"] == graphs["bf16"]
     native = "bf16" in native_precisions()
     assert np.array_equal(drawn["fp32"], drawn["bf16"]) != native
     assert rms_error(drawn["bf16"], drawn["fp32"]) < 0.05

@@ -163,7 +163,7 @@ class _Collection:
     def _compare(self, case: PlannedCase) -> Case:
         arguments, hints = self._arguments(case), _hints(case, self.options)
         latents, pictures = replay(self.pipeline, arguments, hints)
-        return Case(arguments=arguments, hints=hints, latents=latents, pictures=pictures)
+        return Case(arguments=arguments, hints=hints, latents=latents, pictures=pictures, scene=case.example.scene)
 
     def _arguments(self, case: PlannedCase) -> dict[str, Any]:
         return _arguments(case, self.options, self.pipeline.bundle.manifest.profile)

@@ -34,6 +34,8 @@ class Example:
     negative_prompt: str | None = None
     controls: Mapping[str, ControlPicture] = field(default_factory=dict)
     """By control, those that it has."""
+    scene: tuple[int, int] | None = None
+    """Of the demo's scenes: what it is drawn at random by."""
 
 
 def check_set(named: str) -> None:
@@ -76,13 +78,14 @@ def read_examples(named: str, controls: Mapping[str, str | None], *, count: int,
 def _scene(controls: Mapping[str, str | None], seed: int, number: int) -> Example:
     from controlrt.demo.scenes import sample_scene
 
-    scene = sample_scene(np.random.default_rng([seed, number]))
+    drawn_by = (seed, number)
+    scene = sample_scene(np.random.default_rng(drawn_by))
 
     def control(name: str, width: int, height: int) -> NDArray[np.uint8]:
         return _fitted(Image.fromarray(scene.control(name, max(width, height))), width, height)
 
     pictures = {name: partial(control, name) for name in DEMO_CONTROLS if name in controls}
-    return Example(name=f"scene {number}", prompt=scene.prompt, controls=pictures)
+    return Example(name=f"scene {number}", prompt=scene.prompt, controls=pictures, scene=drawn_by)
 
 
 def _fitted(picture: Image.Image, width: int, height: int) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from controlrt.calibration.taps import MAX_RANK, POSITIONS, SAMPLES, Tap, add_taps
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.executors.base import Arrays, Launch
+from controlrt.runtime.executors.base import DECODER, Arrays, Launch
 from controlrt.runtime.executors.onnxruntime import OnnxRuntimeExecutor, open_session
 
 if TYPE_CHECKING:
@@ -66,6 +66,12 @@ class TappedExecutor(OnnxRuntimeExecutor):
             for tap in self._taps[program]:
                 yield Reading(part=part, layers=tap.layers, amax=outputs[tap.amax], sample=outputs[tap.sample])
 
+    def run(self, program: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """See ``HostExecutor``. The decoder runs where the steps gave back what they computed in."""
+        if program == DECODER:
+            _release_scratch()
+        return super().run(program, inputs)
+
     def bind_call(self, program: str, inputs: Arrays, outputs: Arrays) -> Launch:
         """See ``HostExecutor``."""
         self.load(program)
@@ -90,6 +96,20 @@ class TappedExecutor(OnnxRuntimeExecutor):
         self._taps[program] = taps = add_taps(model.graph)
         self._outputs[program] = _buffers(taps)
         return open_session(file, self._threads, _serialized(model))
+
+
+def _release_scratch() -> None:
+    """Has the memory that all sessions share give back what none of them is using, in a run that needs none of it."""
+    import onnxruntime as ort
+
+    x, y = (ir.val(name, ir.DataType.FLOAT, (1,)) for name in "xy")
+    graph = ir.Graph([x], [y], nodes=[ir.node("Identity", [x], outputs=[y])], name="idle", opset_imports={"": 18})
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    idle = ort.InferenceSession(_serialized(ir.Model(graph, ir_version=9)), options, providers=["CPUExecutionProvider"])
+    asked = ort.RunOptions()
+    asked.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    idle.run(None, {"x": np.zeros(1, np.float32)}, asked)
 
 
 def _buffers(taps: tuple[Tap, ...]) -> dict[str, NDArray[np.float32]]:

@@ -253,6 +253,17 @@ class QuantizedBlock(_Record, frozen=True, kw_only=True):
         return "it is no faster here" if self.seconds_saved <= 0 else "the quality budget was spent"
 
 
+class SceneQuality(_Record, frozen=True, kw_only=True):
+    """How well pictures of the demo model follow their scenes, in 8 bits and in float32 (``controlrt.demo.scores``)."""
+
+    iou: float
+    """Of outlines; the mean over the pictures."""
+    float32_iou: float
+    colours: float
+    """The share of pictures in which both colours are those of the prompt."""
+    float32_colours: float
+
+
 class Quality(_Record, frozen=True, kw_only=True):
     """Pictures in 8 bits beside those of float32, of prompts and controls that the calibration left out."""
 
@@ -264,6 +275,8 @@ class Quality(_Record, frozen=True, kw_only=True):
     lowest_psnr_db: float
     ssim: float
     """The mean over the pictures (Wang et al. 2004)."""
+    scenes: SceneQuality | None = None
+    """Of the demo model, on scenes of its own."""
 
 
 class Quantization(_Record, frozen=True, kw_only=True):
@@ -279,6 +292,8 @@ class Quantization(_Record, frozen=True, kw_only=True):
     """How much of the outliers of channels was moved into weights (Xiao et al. 2023, arXiv 2211.10438)."""
     reduced_range: bool
     """Whether weights in int8 take 7 bits of the 8, so that CPUs without VNNI do not overflow."""
+    unquantized: Precision | None = None
+    """What all else in these programs is computed in; None where the build did not say."""
     budget: float | None
     """Of the error of the final latents; None where layers were not measured."""
     layers: tuple[QuantizedLayer, ...]

@@ -26,7 +26,7 @@ BUCKETS = 10
 """Intervals of 100 of the 1,000 timesteps that a model was trained on, the least noise first."""
 BINS = 1024
 """Of a histogram of magnitudes, all as wide."""
-FORMAT = 2
+FORMAT = 3
 _HEADER = "controlrt"
 
 
@@ -66,6 +66,8 @@ class Case:
     """(steps, batch, channels, height/8, width/8): after every step."""
     pictures: NDArray[np.uint8]
     """(batch, height, width, 3)."""
+    scene: tuple[int, int] | None = None
+    """What a scene of the demo was drawn at random by."""
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,7 +130,7 @@ class Statistics:
             "format": FORMAT,
             "about": msgspec.to_builtins(self.about),
             "limits": limits,
-            "unseen": [dict(case.arguments) for case in self.unseen],
+            "unseen": [{"arguments": dict(case.arguments), "scene": case.scene} for case in self.unseen],
         }
         text = msgspec.json.encode(header, order="sorted").decode()
         with atomic_file(file) as partial:
@@ -180,7 +182,7 @@ def _read(found: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Statisti
         },
         unseen=tuple(
             Case(
-                arguments=arguments,
+                arguments=case["arguments"],
                 hints={
                     key.removeprefix(f"unseen/{number}/hints/"): array
                     for key, array in arrays.items()
@@ -188,7 +190,8 @@ def _read(found: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Statisti
                 },
                 latents=arrays[f"unseen/{number}/latents"],
                 pictures=arrays[f"unseen/{number}/pictures"],
+                scene=msgspec.convert(case["scene"], tuple[int, int] | None),
             )
-            for number, arguments in enumerate(found["unseen"])
+            for number, case in enumerate(found["unseen"])
         ),
     )

@@ -56,6 +56,7 @@ class QuantizationChoice:
             method=self.options.amax_method,
             smoothing=self.options.smoothing,
             reduced_range=reduces_range(self.options, self.backend),
+            unquantized=unquantized_precision(self.options, self.backend),
             budget=self.options.budget,
             layers=self.layers,
             blocks=self.blocks,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import numpy as np
+from numpy.typing import NDArray
 
 from controlrt.compiler.quantization.statistics import Case
 from controlrt.compiler.reference import rms_error
+from controlrt.demo import MODEL_DIR
 from controlrt.engines.likeness import psnr, ssim
 from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.engines.quantization.replay import replay
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import BuildError, UserError
 from controlrt.runtime.executors import Executor
-from controlrt.runtime.manifest import Quality
+from controlrt.runtime.manifest import Quality, SceneQuality
 from controlrt.runtime.pipeline import ControlNetPipeline
 
 
@@ -34,7 +37,7 @@ def measure_quality(bundle: Bundle, cases: Sequence[Case], executor: Executor | 
         raise UserError(
             "the statistics hold no pictures to compare with; take them with: controlrt calibrate --unseen 4"
         )
-    latents, decibels, likeness = [], [], []
+    latents, decibels, likeness, drawn = [], [], [], []
     with ControlNetPipeline(bundle, executor=executor) as pipeline:
         for case in cases:
             found, pictures = replay(pipeline, case.arguments, case.hints)
@@ -42,6 +45,7 @@ def measure_quality(bundle: Bundle, cases: Sequence[Case], executor: Executor | 
                 raise BuildError(
                     f"{bundle.manifest.precision} gives latents that are not finite; keep layers out with --keep"
                 )
+            drawn.append(pictures)
             latents.append([rms_error(mine, its) for mine, its in zip(found, case.latents, strict=True)])
             pairs = [
                 (mine / np.float32(255), its / np.float32(255))
@@ -56,6 +60,30 @@ def measure_quality(bundle: Bundle, cases: Sequence[Case], executor: Executor | 
         psnr_db=float(np.mean(decibels)),
         lowest_psnr_db=min(decibels),
         ssim=float(np.mean(likeness)),
+        scenes=_follow_scenes(bundle, cases, drawn),
+    )
+
+
+def _follow_scenes(bundle: Bundle, cases: Sequence[Case], drawn: Sequence[NDArray[np.uint8]]) -> SceneQuality | None:
+    """How well the demo model's pictures follow its own scenes, which are square; None of other models and pictures."""
+    scenes = [
+        case.scene for case in cases if case.scene is not None and case.pictures.shape[1] == case.pictures.shape[2]
+    ]
+    if bundle.manifest.model.source != str(MODEL_DIR) or len(scenes) != len(cases) or find_spec("cv2") is None:
+        return None
+    from controlrt.demo.scenes import sample_scene
+    from controlrt.demo.scores import Score, score
+
+    found: list[tuple[Score, Score]] = []
+    for drawn_by, case, pictures in zip(scenes, cases, drawn, strict=True):
+        scene = sample_scene(np.random.default_rng(drawn_by))
+        found += [(score(scene, mine), score(scene, its)) for mine, its in zip(pictures, case.pictures, strict=True)]
+    ours, float32 = zip(*found, strict=True)
+    return SceneQuality(
+        iou=float(np.mean([each.iou for each in ours])),
+        float32_iou=float(np.mean([each.iou for each in float32])),
+        colours=float(np.mean([each.both_colours for each in ours])),
+        float32_colours=float(np.mean([each.both_colours for each in float32])),
     )
 
 

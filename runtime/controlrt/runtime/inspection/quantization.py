@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import groupby
 
-from controlrt.runtime.manifest import Quantization
+from controlrt.runtime.manifest import Quality, Quantization
 
 
 def describe_quantization(found: Quantization) -> str:
@@ -13,11 +13,22 @@ def describe_quantization(found: Quantization) -> str:
     layers = sum(layer.kept is None for layer in found.layers)
     bits = ", weights of 7 bits" if found.reduced_range else ""
     smoothed = "" if found.smoothing is None else f", smoothed by {found.smoothing:g}"
+    rest = "" if found.unquantized is None else f"all else in {found.unquantized}; "
     quality = found.quality
     return (
-        f"{layers} of {len(found.layers)} layers in {found.precision}, by {found.method}{bits}{smoothed}; "
+        f"{layers} of {len(found.layers)} layers in {found.precision}, by {found.method}{bits}{smoothed}; {rest}"
         f"{quality.pictures} unseen pictures {quality.psnr_db:.1f} dB from float32's, the worst "
-        f"{quality.lowest_psnr_db:.1f} dB, SSIM {quality.ssim:.4f}"
+        f"{quality.lowest_psnr_db:.1f} dB, SSIM {quality.ssim:.4f}{_scenes(quality)}"
+    )
+
+
+def _scenes(quality: Quality) -> str:
+    found = quality.scenes
+    if found is None:
+        return ""
+    return (
+        f"; outlines with an IoU of {found.iou:.3f} (float32: {found.float32_iou:.3f}), both colours right in "
+        f"{found.colours:.0%} ({found.float32_colours:.0%})"
     )
 
 
