@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,28 @@ import pytest
 
 from calibrations import Calibrated
 from controlrt.compiler.reference import rms_error
+from controlrt.compiler.weights import WeightStore
 from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.demo.scenes import sample_scene
 from controlrt.demo.scores import score
+from controlrt.engines.backends import BACKENDS
 from controlrt.engines.backends import openvino as openvino_backend
-from controlrt.engines.build import BuildOptions, Built, build, refuse_fp8_without_gpu_for_it
+from controlrt.engines.build import BuildOptions, Built, build, export_programs, refuse_fp8_without_gpu_for_it
 from controlrt.engines.likeness import psnr
+from controlrt.engines.parts import part_graphs
 from controlrt.engines.quantization import sensitivity
+from controlrt.engines.quantization.choice import choose, compile_part
 from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.engines.quantization.replay import replay
+from controlrt.engines.tensorrt.dialect import write_for_parser
 from controlrt.engines.tensorrt.options import EngineOptions
-from controlrt.runtime.bundle import Bundle
+from controlrt.runtime.bundle import Bundle, read_manifest
 from controlrt.runtime.commands import main
 from controlrt.runtime.cuda.gpu import Gpu
 from controlrt.runtime.errors import BuildError, ParameterError, UserError
 from controlrt.runtime.executors.base import Arrays
 from controlrt.runtime.executors.openvino import OpenVinoExecutor, native_precisions
+from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.manifest import Precision, QuantizedPrecision
 from controlrt.runtime.pipeline import ControlNetPipeline
 from controlrt.runtime.profile import ShapeProfile
@@ -101,13 +108,16 @@ def test_quantizers_stand_where_they_should(built: Built) -> None:
         assert (zero, zero.dtype) == (expected, expected.dtype)
         (dequantized,) = (reader.outputs[0] for reader in node.outputs[0].consumers())
         assert {reader.op_type for reader in dequantized.consumers()} <= layers
-    for block in ("down_blocks.1.attentions.0", "mid_block.attentions.0"):
-        attention = f"unet.{block}.transformer_blocks.0.attn1"
-        weights = [graph.initializers[f"{attention}.to_{name}.weight.int8"] for name in "qkv"]
-        (readers,) = zip(*([node.outputs[0] for node in weight.consumers()] for weight in weights), strict=True)
-        read = {node.inputs[0] for reader in readers for node in reader.consumers()}
-        assert len(read) == 1
-        assert any(name.startswith(attention.rpartition(".")[0]) and ".smooth" in name for name in graph.initializers)
+    attentions = [
+        name.partition(".to_q.")[0] for name in graph.initializers if name.endswith("attn1.to_q.weight.smooth.int8")
+    ]
+    assert len(attentions) > 2
+    for attention in attentions:
+        read = set()
+        for name in "qkv":
+            (node,) = graph.initializers[f"{attention}.to_{name}.weight.smooth.int8"].consumers()
+            read |= {reader.inputs[0] for reader in node.outputs[0].consumers()}
+        assert len(read) == 1, attention
 
 
 def test_it_takes_a_third_of_the_bytes(built: Built, demo_bundle: Path) -> None:
@@ -327,3 +337,36 @@ def test_what_makes_no_sense_is_refused(calibrated: Calibrated, tmp_path: Path) 
         options(calibrated, tmp_path / "bundle", "tensorrt-rtx", budget=0.1)
     with pytest.raises(UserError, match="there are no statistics at"):
         build(options(Calibrated(tmp_path / "none", calibrated.statistics), tmp_path / "bundle"), "pytest")
+
+
+@pytest.mark.parametrize("backend", ["tensorrt-rtx", "tensorrt"])
+def test_tensorrt_takes_the_step_of_a_calibration(calibrated: Calibrated, tmp_path: Path, backend: BackendName) -> None:
+    """TensorRT-RTX builds it with weights alone in int8, and its parser reads TensorRT's, with inputs in int8 too."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    given = options(calibrated, tmp_path / "bundle", backend)
+    source = export_programs(given.model, given.controlnets, given.profile)
+    exported = read_manifest(source)
+    graphs = list(part_graphs(source, exported, ()))
+    assert given.quantization is not None
+    chosen = choose(calibrated.statistics, given.quantization, backend, exported, source, graphs, {})
+    (unet,) = (each for each in graphs if each.program.name == "unet")
+    programs = compile_part(unet, exported, BACKENDS[backend], "fp16", chosen.quantize("unet"))
+    (step,) = (each for each in programs if each.program.stage == "step")
+    for folder in ("programs", "onnx"):
+        (tmp_path / folder).mkdir()
+    with WeightStore(tmp_path / "onnx") as store:
+        store.save(step.model, "step.onnx")
+    onnx = tmp_path / "onnx" / "step.onnx"
+    if backend == "tensorrt-rtx":
+        engine = EngineOptions(compute_capabilities=("8.9",))
+        built = BACKENDS[backend].finish(step.program, onnx, tmp_path, given.profile, engine)
+        assert (tmp_path / built.file).stat().st_size > 2**20
+        return
+    logger = trt.Logger(trt.Logger.ERROR)
+    network = trt.Builder(logger).create_network()
+    file, _ = write_for_parser(step.program.name, onnx)
+    assert trt.OnnxParser(network, logger).parse_from_file(str(file))
+    found = [network.get_layer(number).type for number in range(network.num_layers)]
+    written = Counter(node.op_type for node in step.model.graph)
+    assert found.count(trt.LayerType.QUANTIZE) == written["QuantizeLinear"] > 50
+    assert found.count(trt.LayerType.DEQUANTIZE) == written["DequantizeLinear"] > 2 * written["QuantizeLinear"]

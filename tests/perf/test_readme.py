@@ -17,7 +17,7 @@ from controlrt.runtime.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("file", "marks"), [("README.md", 3), ("perf/README.md", 1)])
+@pytest.mark.parametrize(("file", "marks"), [("README.md", 4), ("perf/README.md", 1)])
 def test_the_readmes_say_what_the_results_say(file: str, marks: int) -> None:
     text = (ROOT / file).read_text()
     assert text.count("<!-- bench ") == marks
@@ -75,6 +75,44 @@ def test_the_documents_say_how_much_memory_a_picture_takes() -> None:
         ratio = f"{faster.value:.2f} ({faster.low:.2f} to {faster.high:.2f})"
         row = f"| {title} | {peak / 2**20:.0f} | {of_eager:.2f} | {stored / 2**20:.0f} | {step:.1f} | {ratio} |"
         assert row in text
+
+
+INT8_ROWS = {
+    "eager": "eager PyTorch, float32",
+    "eager-channels-last": "eager PyTorch, channels last",
+    "eager-bf16": "eager PyTorch, bfloat16",
+    "plain-openvino": "plain export, OpenVINO, float32",
+    "openvino-fp32": "OpenVINO, float32",
+    "openvino-bf16": "OpenVINO, bfloat16",
+    "openvino-int8": "OpenVINO, int8, all else in bfloat16",
+}
+
+
+def test_the_documents_say_how_fast_int8_is() -> None:
+    text = (ROOT / "docs" / "int8.md").read_text()
+    report = load(ROOT / "perf" / "results" / "sd15-512-int8.json")
+    assert report.command in text
+    contenders = report.scenario("single stream").contenders
+    assert [each.name for each in contenders] == list(INT8_ROWS)
+    for each in contenders:
+        measured, stored = each.measurement, each.engine_bytes
+        assert measured is not None
+        assert stored is not None
+        assert each.options.get("unquantized") == ("bf16" if each.name == "openvino-int8" else None)
+        faster, peak = measured.step_speedup_over_eager, measured.memory.peak_host_bytes
+        assert faster is not None
+        ratio = f"{faster.value:.2f} ({faster.low:.2f} to {faster.high:.2f})"
+        likeness = "" if measured.parity is None else f"{measured.parity.psnr_db:.0f} dB"
+        numbers = [
+            f"{measured.percentiles.step.p50:.2f}",
+            ratio,
+            f"{stored / 2**20:.0f}",
+            f"{peak / 2**20:.0f}",
+            likeness,
+        ]
+        assert f"| {' | '.join([INT8_ROWS[each.name], *numbers])} |" in text
+        if each.name in ("eager", "openvino-fp32", "openvino-bf16", "openvino-int8"):
+            assert f"{peak / 2**20:.0f}" in (ROOT / "docs" / "precision.md").read_text()
 
 
 def test_a_table_has_every_contender_with_its_numbers_or_its_reason() -> None:

@@ -76,7 +76,9 @@ def _row(contender: Contender, columns: int, on_gpu: bool) -> str:
     else:
         step, taken = f"{measured.percentiles.step.p50:.3f}", f"{memory.peak_host_bytes / 2**20:.0f} MiB"
         cells = [f"{picture.p50:.2f}", step, _interval(measured.speedup_over_eager), taken, likeness]
-    return f"| {' | '.join([contender.name, *cells])} |"
+    rest = contender.options.get("unquantized")
+    name = contender.name if rest is None else f"{contender.name}, all else {rest}"
+    return f"| {' | '.join([name, *cells])} |"
 
 
 def _interval(ratio: Ratio | None) -> str:
