@@ -35,7 +35,7 @@ from controlrt.compiler.weights import WeightStore
 from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.engines.backends import BACKENDS
 from controlrt.engines.build import export_programs
-from controlrt.engines.quantization.choice import compile_part, reduces_range, unquantized
+from controlrt.engines.quantization.choice import compile_part, reduces_range, unquantized_bundle
 from controlrt.engines.quantization.layer_choice import fitting
 from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.engines.quantization.quality_gate import measure_quality
@@ -238,7 +238,7 @@ def main() -> None:
     ]
     groups: dict[str, dict[str, object]] = {}
     with (
-        unquantized(arguments.backend, exported, source, graphs, "fp32") as (bundle, store),
+        unquantized_bundle(arguments.backend, exported, source, graphs, "fp32") as (bundle, store),
         open_host_executor(bundle) as inner,
     ):
         listener = Listener(bundle, inner)

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import re
 import shutil
+import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from compiler.graphs import graph_of
 from PIL import Image
 
 from calibrations import OPTIONS, Calibrated
-from controlrt.calibration.cases import plan_cases
+from controlrt.calibration import collect as module
+from controlrt.calibration.cases import PlannedCase, plan_cases
 from controlrt.calibration.collect import collect, partial_file
 from controlrt.calibration.data import read_examples
+from controlrt.calibration.tapped import release_scratch
 from controlrt.compiler.quantization.layers import layers_of
-from controlrt.compiler.quantization.statistics import BUCKETS, Statistics, bucket_of
+from controlrt.compiler.quantization.statistics import BUCKETS, bucket_of
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import CalibrationError, OutputError, PictureError
+from controlrt.runtime.executors.onnxruntime import open_session
 from controlrt.runtime.pictures import to_pixels
 from controlrt.runtime.pipeline import ControlNetPipeline
 from controlrt.runtime.samplers import SamplerTable
@@ -165,19 +173,51 @@ def test_a_place_that_cannot_be_written(bundle: Bundle, tmp_path: Path) -> None:
         collect(bundle, "demo", OPTIONS, tmp_path / "file" / "statistics.safetensors")
 
 
-def test_what_is_gathered_does_not_grow_with_cases(bundle: Bundle, calibrated: Calibrated, tmp_path: Path) -> None:
-    def gathered(found: Statistics) -> int:
-        arrays = [
-            array
-            for layers in found.layers.values()
-            for layer in layers.values()
-            for array in (layer.channel_amax, layer.bucket_amax, layer.histogram)
-        ]
-        return sum(array.nbytes for array in arrays)
+def test_memory_does_not_grow_with_cases(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python and NumPy hold after each of 18 cases; the first nine have every sampler, scale and set of controls.
 
-    options = dataclasses.replace(OPTIONS, cases=4, steps=1, unseen=0)
-    more = collect(bundle, "demo", options, tmp_path / "more.safetensors")
-    assert gathered(more) == gathered(calibrated.statistics)
+    Embeddings of each prompt are kept, a few KB; what one launch computes is tens of MiB.
+    """
+    held: list[int] = []
+    see = module._Collection._see
+
+    def listen(self: module._Collection, case: PlannedCase) -> None:
+        see(self, case)
+        gc.collect()
+        held.append(tracemalloc.get_traced_memory()[0])
+
+    monkeypatch.setattr(module._Collection, "_see", listen)
+    tracemalloc.start()
+    try:
+        collect(
+            bundle, "demo", dataclasses.replace(OPTIONS, cases=18, steps=1, unseen=0), tmp_path / "file.safetensors"
+        )
+    finally:
+        tracemalloc.stop()
+    assert held[-1] - held[8] < 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_scratch_is_given_back(tmp_path: Path) -> None:
+    """Of the arena that all sessions share, here 256 MiB that one of them needed."""
+    model = graph_of(
+        "float[1] x",
+        "float y",
+        "s = Expand (x, shape) t = Neg (s) y = ReduceSum <keepdims = 0> (t)",
+        shape=np.array([2**26]),
+    )
+    file = tmp_path / "model.onnx"
+    ir.save(model, file)
+    session = open_session(file)
+
+    def resident() -> int:
+        return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
+
+    before = resident()
+    session.run(None, {"x": np.ones(1, np.float32)})
+    assert resident() > before + 200 * 2**20
+    release_scratch()
+    assert resident() < before + 50 * 2**20
 
 
 def test_lines_of_a_file_are_drawn_as_they_say(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,13 +204,13 @@ def test_a_second_build_does_nothing(built: Built, calibrated: Calibrated) -> No
 def test_all_else_is_in_bfloat16_where_the_cpu_computes_in_it(
     calibrated: Calibrated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool
 ) -> None:
-    monkeypatch.setattr(openvino_backend, "multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(openvino_backend, "native_precisions", lambda: ("fp32", "bf16") if native else ("fp32",))
     plain = options(calibrated, tmp_path / "plain")
     assert plain.unquantized_precision == ("bf16" if native else "fp32")
     for asked in ("bf16", "fp32"):
         assert options(calibrated, tmp_path / "bundle", unquantized=asked).unquantized_precision == asked
     for backend, asked in (("onnxruntime", "bf16"), ("tensorrt-rtx", "fp32")):
-        with pytest.raises(ParameterError, match=f"--unquantized is '{asked}', but must be fp.. with {backend}"):
+        with pytest.raises(ParameterError, match=f"--unquantized is '{asked}', but must be left out with {backend}"):
             options(calibrated, tmp_path / "bundle", backend, unquantized=asked)
     assert options(calibrated, tmp_path / "bundle", "tensorrt-rtx").unquantized_precision == "fp16"
 
@@ -232,7 +232,7 @@ def test_all_else_is_computed_as_asked_for(
             drawn[asked] = replay(pipeline, case.arguments, case.hints)[0]
         assert main(["inspect", str(bundle.path), "--programs"]) == 0
         assert f"int8, {asked}" in capsys.readouterr().out
-    assert graphs["fp32"] == graphs["bf16"]
+    assert graphs["fp32"] == graphs["bf16"]  # of so few channels; larger ones have Winograd convolutions in float32
     native = "bf16" in native_precisions()
     assert np.array_equal(drawn["fp32"], drawn["bf16"]) != native
     assert rms_error(drawn["bf16"], drawn["fp32"]) < 0.05
@@ -248,8 +248,10 @@ def test_within_a_budget_the_fast_blocks_are_taken(
     def measure(before: OpenVinoExecutor, after: OpenVinoExecutor, program: str, bound: tuple[Arrays, Arrays]) -> float:
         timed.append([each._bundle.manifest.program(program) for each in (before, after)])
         assert bound[0]["latents"].shape == (1, 4, 64, 64)
+        assert abs(run_in_turns(before, after, program, bound)) < 10
         return next(saved)
 
+    run_in_turns = sensitivity.seconds_saved
     monkeypatch.setattr(sensitivity, "seconds_saved", measure)
     rest = ("down_blocks", "up_blocks", "controlnet.", "shortcut", "attentions")
     asked = options(calibrated, tmp_path / "bundle", budget=0.5, keep=rest, unquantized=unquantized)

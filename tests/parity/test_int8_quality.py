@@ -38,7 +38,7 @@ def test_int8_follows_scenes_as_float32_does(tmp_path: Path) -> None:
     assert bundle.manifest.quantization is not None
     quality = bundle.manifest.quantization.quality
     assert quality.pictures == 64
-    assert quality.psnr_db >= 28
+    assert quality.psnr_db >= 38  # docs/int8.md has 47.8 of four pictures, in float32 and 7 bits; the gate is at 28
     found = quality.scenes
     assert found is not None
     assert found.float32_iou > 0.75

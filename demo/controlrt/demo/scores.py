@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from controlrt.demo.scenes import PALETTE, Scene
 
 BORDER = 0.03  # nothing is drawn this close to the border, so it shows the background's colour
+EDGE = 9 / 512  # of the side: what lies across an outline has neither colour
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,8 @@ def nearest_colour(pixels: NDArray[np.uint8]) -> str:
 def score(scene: Scene, picture: NDArray[np.uint8]) -> Score:
     """Measures of one square picture against the scene that it was controlled by."""
     silhouette = scene.silhouette(len(picture))
-    kernel = np.ones((9, 9), np.uint8)
+    edge = max(1, round(EDGE * len(picture)))
+    kernel = np.ones((edge, edge), np.uint8)
     inside = cv2.erode(silhouette.astype(np.uint8), kernel).astype(bool)
     outside = ~cv2.dilate(silhouette.astype(np.uint8), kernel).astype(bool)
     return Score(

@@ -137,7 +137,9 @@ class BuildOptions:
             raise ParameterError("--compute-capability", ",".join(old), allowed)
         possible = BACKENDS[self.backend].unquantized_precisions()
         if self.quantization.unquantized not in (None, *possible):
-            allowed = f"{' or '.join(possible)} with {self.backend}"
+            allowed = " or ".join(possible)
+            if len(possible) == 1:
+                allowed = f"left out with {self.backend}, which computes all else in {allowed}"
             raise ParameterError("--unquantized", self.quantization.unquantized, allowed)
         if self.quantization.budget is not None and BACKENDS[self.backend].device != "cpu":
             allowed = f"left out with {self.backend}: blocks are timed on CPUs only so far; choose layers with --keep"

@@ -8,8 +8,6 @@ from pathlib import Path
 
 _EXACT = ("avx512_vnni", "avx_vnni", "amx_int8")
 """Extensions of x86 with int8 products that are added in 32 bits, as Linux names them."""
-BFLOAT16_ISA = ("avx512_bf16", "amx_bf16")
-"""Those with products of bfloat16. Others may be asked for it, and convert first, which saves no time."""
 
 
 @functools.cache
@@ -28,8 +26,3 @@ def adds_in_32_bits() -> bool:
     Other CPUs of x86 add two of them in 16 bits first, where they overflow unless weights take 7 bits only.
     """
     return platform.machine() in ("aarch64", "arm64") or not flags().isdisjoint(_EXACT)
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether an x86 CPU has instructions for products of bfloat16."""
-    return not flags().isdisjoint(BFLOAT16_ISA)

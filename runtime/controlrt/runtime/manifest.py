@@ -18,7 +18,7 @@ Backend = Literal["onnxruntime", "openvino", "cuda", "tensorrt", "tensorrt-rtx"]
 QuantizedPrecision = Literal["int8", "fp8"]
 Precision = Literal["fp32", "fp16", "bf16", QuantizedPrecision]
 """What programs compute in. ``bf16`` is a matter of the backend that runs them, the others of the graph; with ``int8``
-and ``fp8`` some layers are in that and the rest in what the backend takes by default."""
+and ``fp8`` some layers are in that and the rest in ``Program.unquantized``."""
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 
@@ -241,8 +241,7 @@ class QuantizedBlock(_Record, frozen=True, kw_only=True):
     latent_error: float
     """Root mean square error of the final latents, relative to theirs."""
     seconds_saved: float
-    """Of one run of the part's step, as what it saves at least in 19 of 20 measurements; negative where 8 bits may be
-    slower."""
+    """Of one run of the part's step: a lower bound, at 98%, of the median; negative where 8 bits may be slower."""
     chosen: bool
 
     @property

@@ -15,9 +15,8 @@ from controlrt.compiler.passes.row_agnostic_reshapes import RowAgnosticReshapes
 from controlrt.compiler.passes.upsample_convolution import UpsampleConvolution
 from controlrt.compiler.passes.winograd_convolution import WinogradConvolution
 from controlrt.engines.tensorrt.options import EngineOptions, refuse_engine_options
-from controlrt.runtime.cpu import multiplies_bfloat16
 from controlrt.runtime.errors import BuildError, BundleError
-from controlrt.runtime.executors.openvino import read_model
+from controlrt.runtime.executors.openvino import native_precisions, read_model
 from controlrt.runtime.manifest import Precision, Program
 from controlrt.runtime.profile import ShapeProfile
 
@@ -51,8 +50,9 @@ class OpenVinoBackend:
         return {"openvino": importlib.metadata.version("openvino")}
 
     def unquantized_precisions(self) -> tuple[Precision, ...]:
-        """Bfloat16 where this CPU computes in it, which costs pictures less than int8 does and saves as much again."""
-        return ("bf16", "fp32") if multiplies_bfloat16() else ("fp32", "bf16")
+        """Bfloat16 where this CPU computes in it."""
+        native = self.is_installed() and "bf16" in native_precisions()
+        return ("bf16", "fp32") if native else ("fp32", "bf16")
 
     def check_options(self, options: EngineOptions) -> None:
         """Programs stay ONNX, so there is nothing to ask for."""

@@ -93,7 +93,7 @@ def choose(
     blocks: Sequence[QuantizedBlock] = ()
     if options.budget is not None:
         precision = unquantized_precision(options, backend)
-        with unquantized(backend_name, exported, source, graphs, precision) as (bundle, store):
+        with unquantized_bundle(backend_name, exported, source, graphs, precision) as (bundle, store):
             by_part = {each.program.name: each for each in graphs}
 
             def compile_step(part: str, amax: Mapping[str, float]) -> ProgramGraph:
@@ -169,7 +169,7 @@ def compile_part(
 
 
 @contextlib.contextmanager
-def unquantized(
+def unquantized_bundle(
     backend_name: BackendName, exported: Manifest, source: Path, graphs: Sequence[ProgramGraph], precision: Precision
 ) -> Iterator[tuple[Bundle, WeightStore]]:
     """A bundle with no layer in 8 bits to compare with, and where its weights lie; gone afterwards."""

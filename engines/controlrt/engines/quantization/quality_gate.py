@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,8 @@ from controlrt.runtime.errors import BuildError, UserError
 from controlrt.runtime.executors import Executor
 from controlrt.runtime.manifest import Quality, SceneQuality
 from controlrt.runtime.pipeline import ControlNetPipeline
+
+_log = logging.getLogger(__name__)
 
 
 def measure_quality(bundle: Bundle, cases: Sequence[Case], executor: Executor | None = None) -> Quality:
@@ -69,7 +73,10 @@ def _follow_scenes(bundle: Bundle, cases: Sequence[Case], drawn: Sequence[NDArra
     scenes = [
         case.scene for case in cases if case.scene is not None and case.pictures.shape[1] == case.pictures.shape[2]
     ]
-    if bundle.manifest.model.source != str(MODEL_DIR) or len(scenes) != len(cases) or find_spec("cv2") is None:
+    if Path(bundle.manifest.model.source).resolve() != MODEL_DIR or not scenes or len(scenes) != len(cases):
+        return None
+    if find_spec("cv2") is None:
+        _log.warning("scenes are not scored without OpenCV: pip install 'controlrt[annotate]'")
         return None
     from controlrt.demo.scenes import sample_scene
     from controlrt.demo.scores import Score, score

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 from controlrt.engines.backends import BACKENDS, Device
-from controlrt.runtime.cpu import BFLOAT16_ISA
 from controlrt.runtime.errors import UnknownNameError
 from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.manifest import Precision
@@ -18,6 +17,8 @@ Kind = Literal["eager", "plain", "bundle"]
 
 EAGER = "eager"
 PLAIN_CUDA = "plain-cuda"
+BFLOAT16_ISA = ("avx512_bf16", "amx_bf16")
+"""A CPU without these computes bfloat16 by way of float32, which is of no use to anybody."""
 MIN_PSNR_DB: dict[str, float] = {"fp32": 45.0, "fp16": 30.0, "bf16": 20.0, "int8": 20.0, "fp8": 20.0}
 """What a picture must have against eager PyTorch's in float32 to count as the same one. Rounding alone gives 100 dB in
 float32, which many steps, and much more guidance, amplify."""

@@ -103,7 +103,7 @@ def _blocks(found: Quantization) -> Section:
     markup = (
         paragraph(
             "Each block was brought to 8 bits by itself, drew unseen pictures, and was timed in turns with the program "
-            "as it was. The time saved is what it saves at least in 19 of 20 measurements."
+            "as it was. The time saved is a lower bound, at 98%, of the median."
         )
         + fact_list(facts)
         + figure(_blocks_figure(found.blocks))
