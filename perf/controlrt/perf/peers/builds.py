@@ -15,7 +15,6 @@ from controlrt.calibration.data import DEMO
 from controlrt.compiler.compile import load_program, one_picture
 from controlrt.compiler.flops import count_flops
 from controlrt.engines.build import BuildOptions, build, export_programs
-from controlrt.engines.parts import QUANTIZED
 from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.perf.models import BenchModel, bench_directory
 from controlrt.perf.peers.contenders import Peer
@@ -143,7 +142,7 @@ class Workshop:
             backend=peer.backend,
             precision=peer.precision,
             measure=False,
-            quantization=self._quantization(task) if peer.precision in QUANTIZED else None,
+            quantization=self._quantization(task, peer.precision),
         )
         note = output.with_name(f"{peer.name}.seconds")
         started = time.monotonic()
@@ -154,11 +153,13 @@ class Workshop:
         compiled = float(note.read_text()) if note.is_file() else None
         return built.bundle, None if compiled is None else compiled + _export_seconds(exported)
 
-    def _quantization(self, task: Task) -> QuantizationOptions:
+    def _quantization(self, task: Task, precision: Precision) -> QuantizationOptions | None:
         """How a bundle in int8 or fp8 is built: by scenes of the demo model's kind, whatever the model.
 
         What it gives up stands beside its speed, so no likeness is asked for.
         """
+        if precision != "int8" and precision != "fp8":
+            return None
         profile = self.profile(task)
         kept = hashlib.sha256(f"{self._model.source}{self._model.controls}{profile}{profile.batch}".encode())
         directory = bench_directory() / "calibration" / f"{self._model.name}-{kept.hexdigest()[:12]}"
@@ -176,7 +177,7 @@ class Workshop:
         statistics = directory / f"statistics-{decisive[:12]}.safetensors"
         if not statistics.is_file():
             collect(bundle, DEMO, seen, statistics)
-        return QuantizationOptions(statistics=statistics, min_psnr_db=0.0)
+        return QuantizationOptions(precision=precision, statistics=statistics, min_psnr_db=0.0)
 
     def _export(self, task: Task) -> Bundle:
         """The export for a task. One that failed is not tried again."""
