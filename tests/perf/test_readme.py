@@ -115,6 +115,16 @@ def test_the_documents_say_how_fast_int8_is() -> None:
             assert f"{peak / 2**20:.0f}" in (ROOT / "docs" / "precision.md").read_text()
 
 
+def test_the_documents_say_what_stays_out_of_int8_and_why() -> None:
+    text = (ROOT / "docs" / "int8.md").read_text()
+    found = json.loads((ROOT / "perf" / "results" / "kept-layers-demo.json").read_text())
+    for group, each in found["groups"].items():
+        before, after = (sum(times[name] for times in each["programs"].values()) for name in ("float32_ms", "int8_ms"))
+        numbers = [str(each["layers"]), f"{each['final_latent_error']:.1e}", f"{each['psnr_db']:.1f} dB"]
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| {group} |"))
+        assert row.endswith(f"| {' | '.join([*numbers, f'{before:.1f}', f'{after:.1f}'])} |")
+
+
 def test_a_table_has_every_contender_with_its_numbers_or_its_reason() -> None:
     report = full_report()
     text = markdown(report)
