@@ -125,6 +125,15 @@ def test_the_documents_say_what_stays_out_of_int8_and_why() -> None:
         assert row.endswith(f"| {' | '.join([*numbers, f'{before:.1f}', f'{after:.1f}'])} |")
 
 
+def test_the_documents_say_what_int8_gives_attention() -> None:
+    text = (ROOT / "docs" / "int8.md").read_text()
+    found = json.loads((ROOT / "perf" / "results" / "attention-int8.json").read_text())
+    assert found["command"] in text
+    for form, each in found["forms"].items():
+        error = "" if form == "float32" else f"{each['error']:.1e}"
+        assert f"| {form} | {each['milliseconds']:.0f} | {error} |" in text
+
+
 def test_a_table_has_every_contender_with_its_numbers_or_its_reason() -> None:
     report = full_report()
     text = markdown(report)
