@@ -36,8 +36,8 @@ class OpenVinoExecutor(HostExecutor):
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__(bundle, threads)
         self._any_size: dict[str, openvino.InferRequest] = {}
-        self._ran: set[str] = set()
-        """Those of any size that have run."""
+        self._ran: set[tuple[str, Shapes]] = set()
+        """Those of any size that have run, and at which sizes."""
         # those of a plan's sizes hold packed weights, and go with the last plan that launches them
         self._sized: WeakValueDictionary[tuple[str, Shapes], openvino.InferRequest] = WeakValueDictionary()
 
@@ -49,16 +49,17 @@ class OpenVinoExecutor(HostExecutor):
     def run(self, program: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See ``HostExecutor``."""
         request, described = self._request_of_any_size(program), self._bundle.manifest.program(program)
+        ran = program, tuple((name, array.shape) for name, array in inputs.items())
         large = self._takes_much(described)
         if large:
             _release_scratch(*self._sized.values())
         try:
-            if program in self._ran:
+            if ran in self._ran:
                 request.infer(dict(inputs), share_inputs=True)
-            else:  # packs its weights, where its sizes vary
+            else:  # packs its weights, where its sizes vary, and some of them anew for other sizes
                 with released(self._bundle.file(described.file).parent):
                     request.infer(dict(inputs), share_inputs=True)
-                self._ran.add(program)
+                self._ran.add(ran)
             return {output.name: np.array(request.get_tensor(output.name).data) for output in described.outputs}
         finally:
             if large:
