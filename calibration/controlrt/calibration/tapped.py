@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -70,7 +69,7 @@ class TappedExecutor(OnnxRuntimeExecutor):
     def run(self, program: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See ``HostExecutor``. The decoder runs where the steps gave back what they computed in."""
         if program == DECODER and self._bundle.manifest.profile.vae_tile is None:
-            release_scratch()
+            self.release_scratch()
         return super().run(program, inputs)
 
     def bind_call(self, program: str, inputs: Arrays, outputs: Arrays) -> Launch:
@@ -97,26 +96,6 @@ class TappedExecutor(OnnxRuntimeExecutor):
         self._taps[program] = taps = add_taps(model.graph)
         self._outputs[program] = _buffers(taps)
         return open_session(file, self._threads, _serialized(model))
-
-
-def release_scratch() -> None:
-    """Has the memory that all sessions share give back what none of them is using, in a run that needs none of it."""
-    import onnxruntime as ort
-
-    asked = ort.RunOptions()
-    asked.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    _idle().run(None, {"x": np.zeros(1, np.float32)}, asked)
-
-
-@functools.cache
-def _idle() -> ort.InferenceSession:
-    import onnxruntime as ort
-
-    x, y = (ir.val(name, ir.DataType.FLOAT, (1,)) for name in "xy")
-    graph = ir.Graph([x], [y], nodes=[ir.node("Identity", [x], outputs=[y])], name="idle", opset_imports={"": 18})
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    return ort.InferenceSession(_serialized(ir.Model(graph, ir_version=9)), options, providers=["CPUExecutionProvider"])
 
 
 def _buffers(taps: tuple[Tap, ...]) -> dict[str, NDArray[np.float32]]:

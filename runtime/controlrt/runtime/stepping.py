@@ -84,8 +84,12 @@ class Staged:
     @property
     def kind(self) -> Kind:
         """Of its next step."""
-        layout = self.drawing.layout
-        return Kind(layout.width, layout.height, layout.tokens, layout.images, layout.steps[self.step])
+        return self._kind(self.drawing.layout.steps[self.step])
+
+    @property
+    def kinds(self) -> set[Kind]:
+        """Of all its steps."""
+        return {self._kind(step) for step in set(self.drawing.layout.steps)}
 
     @property
     def latents(self) -> NDArray[np.float32]:
@@ -129,6 +133,10 @@ class Staged:
         self.step += 1
         self.state("latents")[...] = latents
         self.state("history")[...] = history
+
+    def _kind(self, step: StepLayout) -> Kind:
+        layout = self.drawing.layout
+        return Kind(layout.width, layout.height, layout.tokens, layout.images, step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,14 +186,13 @@ class Stepper:
 
     def step(self, drawings: Sequence[Staged]) -> None:
         """Takes the next step of drawings of one kind, together of as many pictures as the bundle allows."""
+        if len(drawings) == 1 and (drawings[0].whole is not None or self._moved_in(drawings[0])):
+            _step_alone(drawings[0])
+            return
         kinds = {drawing.kind for drawing in drawings}
         if len(kinds) != 1:
             raise ValueError(f"{len(kinds)} kinds of steps cannot be taken together")
-        # also where it is not run: company may come, and OpenVINO forgets programs of sizes that no plan has
         plan = self._plan(kinds.pop(), sum(drawing.batch for drawing in drawings))
-        if len(drawings) == 1 and self._moved_in(drawings[0]):
-            _step_alone(drawings[0])
-            return
         first = 0
         _clear_guidance(plan)
         for drawing in drawings:
@@ -216,18 +223,14 @@ class Stepper:
             self._plans.popitem()[1].bound.close()
 
     def _moved_in(self, drawing: Staged) -> bool:
-        """Whether a drawing has a whole plan to itself, now or before; there are few of them."""
-        layout = drawing.drawing.layout
-        if drawing.whole is not None:
-            if layout in self._whole:  # not after close()
-                self._whole.move_to_end(layout)
-            return True
+        """Whether there was a whole plan for a drawing to move into; there are few of them."""
         if self._host is None:
             return False
+        layout = drawing.drawing.layout
         if layout in self._whole:
             if not self._is_vacant(layout):
                 return False
-            whole, _ = self._whole[layout]
+            whole, _ = self._whole.pop(layout)
         else:
             if len(self._whole) >= _KEPT_WHOLE_PLANS:
                 vacant = next(filter(self._is_vacant, self._whole), None)
@@ -235,9 +238,10 @@ class Stepper:
                     return False
                 del self._whole[vacant]
             whole = self._host.bind(drawing.plan)
+        for kind in drawing.kinds:  # company may come, and OpenVINO forgets programs of sizes that no plan has
+            self._plan(kind, drawing.batch)
         drawing.move_into(whole)
         self._whole[layout] = whole, weakref.ref(drawing)
-        self._whole.move_to_end(layout)
         return True
 
     def _is_vacant(self, layout: Layout) -> bool:
@@ -360,8 +364,8 @@ def _step_alone(drawing: Staged) -> None:
     assert drawing.whole is not None
     drawing.whole.run_step(drawing.step)
     drawing.step += 1
-    _check_finite(drawing.latents)
-    if drawing.done:
+    if drawing.done:  # what is not finite stays so, and nobody else is there to take harm
+        _check_finite(drawing.latents)
         drawing.move_out()
 
 

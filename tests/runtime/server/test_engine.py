@@ -14,6 +14,7 @@ import pytest
 from controlled_calls import PROMPT, square
 from controlrt.runtime import ControlNetPipeline
 from controlrt.runtime.errors import DeviceError, DeviceMemoryError
+from controlrt.runtime.server import engine
 from controlrt.runtime.server.engine import Engine
 from controlrt.runtime.server.messages import (
     Accepted,
@@ -53,6 +54,11 @@ class Running:
         return heard
 
 
+def pictures_of_steps(heard: list[Incoming]) -> list[int]:
+    """How many pictures each step was for that was told of."""
+    return [pictures for each in heard if isinstance(each, Stepped) for pictures, _ in each.steps]
+
+
 @pytest.fixture(scope="module")
 def shared(demo: ControlNetPipeline) -> Iterator[Running]:
     running = Running(demo, batch=4)
@@ -68,7 +74,7 @@ def test_short_requests_overtake_and_share_steps(demo: ControlNetPipeline, share
     heard = shared.until("long", "short")
     finished = [each for each in heard if isinstance(each, Finished)]
     assert [each.id for each in finished] == ["short", "long"]
-    assert max(each.pictures for each in heard if isinstance(each, Stepped)) == 2
+    assert max(pictures_of_steps(heard)) == 2
     for each, call in zip(
         finished,
         ({"scheduler": "Euler a", "seed": 5, "num_inference_steps": 2}, {"num_inference_steps": 9, "seed": 3}),
@@ -101,10 +107,24 @@ def test_whole_requests_wait_for_the_batch_before_them(demo: ControlNetPipeline)
         heard = running.until("first", "long", "short", "other")
     finished = [each for each in heard if isinstance(each, Finished)]
     assert [each.id for each in finished] == ["first", "long", "other", "short"]
-    pictures = [each.pictures for each in heard if isinstance(each, Stepped)]
-    assert pictures[-4:] == [2, 2, 2, 1]  # and one that it tells of afterwards
+    assert pictures_of_steps(heard)[-5:] == [2, 2, 2, 1, 1]
     alone = np.asarray(demo(PROMPT, {"mask": square()}, num_inference_steps=3, seed=7, scheduler="Euler").images[0])
     assert np.abs(alone.astype(np.int16) - finished[2].pictures[0]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "previews", "told"),
+    [(0.0, False, [0, 1, 2, 3]), (600.0, False, [0]), (600.0, True, [0, 1, 2, 3])],
+)
+def test_how_far_a_request_is_is_said_now_and_then(
+    shared: Running, monkeypatch: pytest.MonkeyPatch, seconds: float, previews: bool, told: list[int]
+) -> None:
+    """At every step to who sees previews; the steps themselves are all told, in the end."""
+    monkeypatch.setattr(engine, "TELL_SECONDS", seconds)
+    shared.submit("a", num_inference_steps=4, previews=previews)
+    heard = shared.until("a")
+    assert [each.step for each in heard if isinstance(each, Advanced)] == told
+    assert pictures_of_steps(heard) == [1] * 4
 
 
 def test_refusals_name_the_argument(shared: Running) -> None:
@@ -223,7 +243,7 @@ def test_those_to_be_drawn_alone_have_no_company(shared: Running) -> None:
     for number in range(3):
         shared.submit(f"alone {number}", alone=True, seed=number)
     said = shared.until("alone 0", "alone 1", "alone 2")
-    assert {each.pictures for each in said if isinstance(each, Stepped)} == {1}
+    assert pictures_of_steps(said) == [1] * 6
 
 
 def test_several_pictures_of_one_request(demo: ControlNetPipeline, shared: Running) -> None:

@@ -42,7 +42,7 @@ _NUMBERS = {
     "requests": (240, "of one block of the mixed load"),
     "pairs": (2, "of blocks, A B B A, of the mixed load and of capacity"),
     "capacity-requests": (36, "of one block of capacity"),
-    "rounds": (40, "of overhead, for each number of steps and encoding"),
+    "rounds": (100, "of overhead, for each number of steps and encoding"),
     "overload-requests": (600, "that arrive at overload"),
     "shutdown-requests": (12, "under way at SIGTERM"),
     "soak": (2000, "of the soak"),

@@ -78,6 +78,10 @@ class Executor(abc.ABC):
                 calls with them. A GPU's plans share nothing, since each is a graph.
         """
 
+    def release_scratch(self) -> None:  # noqa: B027 - plans and programs may have memory of their own
+        """Gives back what programs have computed in, where they share it and none is running. Those that run next take
+        it anew and lay it out for themselves, instead of in what the first of them have left in pieces."""
+
     @abc.abstractmethod
     def close(self) -> None:
         """Releases the programs; safe to call twice."""

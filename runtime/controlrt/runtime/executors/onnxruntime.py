@@ -6,6 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
@@ -14,6 +15,13 @@ from controlrt.runtime.executors.base import Arrays, HostExecutor, Launch
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+
+
+IDENTITY = (
+    b'\x08\t:K\n!\n\x01x\x12\x01y\x1a\x0fnode_Identity_0"\x08Identity\x12\x04idleZ\x0f\n\x01x\x12\n\n\x08\x08\x01'
+    b"\x12\x04\n\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x12"
+)
+"""An ONNX file: y = Identity(x), both of one float."""
 
 
 class OnnxRuntimeExecutor(HostExecutor):
@@ -41,6 +49,14 @@ class OnnxRuntimeExecutor(HostExecutor):
             for name, array in arrays.items():
                 bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         return partial(session.run_with_iobinding, binding)
+
+    def release_scratch(self) -> None:
+        """See ``Executor``; of all executors of this process, which share one arena."""
+        import onnxruntime as ort
+
+        asked = ort.RunOptions()
+        asked.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        _idle().run(None, {"x": np.zeros(1, np.float32)}, asked)
 
     def close(self) -> None:
         """See ``HostExecutor``."""
@@ -85,6 +101,18 @@ def open_session(file: Path, threads: int | None = None, model: bytes | None = N
         return ort.InferenceSession(model or file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class of their own
         raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {file}: {error}") from error
+
+
+@cache
+def _idle() -> ort.InferenceSession:
+    """A session that shares the arena and computes nothing."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    _share_memory()
+    return ort.InferenceSession(IDENTITY, options, providers=["CPUExecutionProvider"])
 
 
 @cache

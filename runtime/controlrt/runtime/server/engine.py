@@ -43,6 +43,9 @@ AHEAD = 8
 """How many requests are encoded before the device asks for them; each takes memory."""
 SILENT_SECONDS = 300.0
 """After so long without a word while it has requests, an engine is stuck, unless it is a slow one."""
+TELL_SECONDS = 0.25
+"""Between two words on how far a request is, where steps are quicker and it has no previews: whoever wakes up to pass
+one on, or to hear it, takes time from the cores that draw."""
 _LAUNCHES_IN_SILENCE = 20
 """How many of its slowest launches an engine may take without a word."""
 _SMOOTHING = 0.1
@@ -59,6 +62,8 @@ class Task:
     staged: Staged | None = None
     started: float | None = None
     """When its first step began."""
+    told: float = -math.inf
+    """When it was last said how far it is."""
     cancelled: bool = False
 
     @property
@@ -112,6 +117,8 @@ class Engine:
         self._picture_seconds = 0.0
         """Of one step of one picture, a running mean."""
         self._least_picture_seconds = math.inf
+        self._untold: list[tuple[int, float]] = []
+        """Pictures and seconds of the steps that nobody was told of."""
         self.silent_seconds = SILENT_SECONDS
         """After so long without a word while it has requests, it is stuck; known once it is started."""
         self._colours: NDArray[np.float32] | None = None
@@ -136,6 +143,7 @@ class Engine:
         self._stepper.decode(warm.latents[:1])
         slowest = max(slowest, time.perf_counter() - started) * self._bundle.manifest.profile.batch.high
         self.silent_seconds = max(SILENT_SECONDS, _LAUNCHES_IN_SILENCE * slowest)
+        self._executor.release_scratch()
         for thread in self._threads:
             thread.start()
 
@@ -243,6 +251,7 @@ class Engine:
                     len(unstarted) < AHEAD or all(self._rank(best, now) < self._rank(task, now) for task in unstarted)
                 ):
                     self._waiting.remove(best)
+                    best.told = now
                     self._emit(Advanced(id=best.submit.id, step=0, previews=()))
                     return best
                 self._changed.wait()
@@ -265,9 +274,9 @@ class Engine:
             started = time.perf_counter()
             try:
                 self._stepper.step(staged)
-                took = time.perf_counter() - started
+                self._count(sum(each.batch for each in staged), time.perf_counter() - started)
                 for task in group:
-                    self._advance(task)
+                    self._look_at(task)
             except Exception as error:
                 if _is_lost(error):
                     raise
@@ -275,11 +284,12 @@ class Engine:
                 self._stepper.close()  # whatever the plans hold
                 for task in group:
                     self._drop(task, Failed(id=task.submit.id, reason="engine", message=str(error)))
-                continue
-            pictures = sum(each.batch for each in staged)
-            self._picture_seconds += _SMOOTHING * (took / pictures - self._picture_seconds)
-            self._least_picture_seconds = min(self._least_picture_seconds, took / pictures)
-            self._emit(Stepped(pictures=pictures, seconds=took))
+
+    def _count(self, pictures: int, took: float) -> None:
+        """Notes what a step of some pictures took, in seconds."""
+        self._picture_seconds += _SMOOTHING * (took / pictures - self._picture_seconds)
+        self._least_picture_seconds = min(self._least_picture_seconds, took / pictures)
+        self._untold.append((pictures, took))
 
     def _next_group(self) -> list[Task]:
         """The first by the policy, and those that can take their step together with it; empty at the end."""
@@ -288,7 +298,9 @@ class Engine:
                 self._expire(self._ready)
                 now = time.monotonic()
                 begun = [task for task in self._ready if task.started is not None] if self._whole_requests else []
-                queue = sorted(self._ready, key=lambda task: self._rank(task, now))
+                queue = self._ready[:]
+                if len(queue) > 1:
+                    queue.sort(key=lambda task: self._rank(task, now))
                 if queue:
                     group = begun or self._fitting(queue)
                     if self._waiting:
@@ -315,13 +327,23 @@ class Engine:
             return _single(one) == _single(other)
         return _kind(one) == _kind(other)
 
-    def _advance(self, task: Task) -> None:
-        staged = task.staged
+    def _look_at(self, task: Task) -> None:
+        """Finishes a request that has taken its last step, and tells of others now and then."""
+        staged, now = task.staged, time.monotonic()
         assert staged is not None
-        assert task.started is not None
-        if not staged.done:
+        if staged.done:
+            self._finish(task, staged)
+        elif task.submit.previews or now - task.told >= TELL_SECONDS:
+            task.told = now
+            self._tell_of_steps()
             self._emit(Advanced(id=task.submit.id, step=staged.step, previews=self._previews(task, staged)))
-            return
+
+    def _tell_of_steps(self) -> None:
+        told, self._untold = tuple(self._untold), []
+        self._emit(Stepped(steps=told))
+
+    def _finish(self, task: Task, staged: Staged) -> None:
+        assert task.started is not None
         stepped = time.monotonic()
         pictures = to_pixels(self._stepper.decode(staged.latents))
         done = time.monotonic()
@@ -333,6 +355,7 @@ class Engine:
         }
         seed = task.drawing.seed
         seeds = tuple(seed) if not isinstance(seed, int | None) else (seed or 0,) * len(pictures)
+        self._tell_of_steps()
         self._drop(task, Finished(id=task.submit.id, pictures=tuple(pictures), seeds=seeds, seconds=seconds))
 
     def _previews(self, task: Task, staged: Staged) -> tuple[Pixels, ...]:

@@ -66,7 +66,7 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True)
 class Advanced:
-    """A step of a request is done; before the first one, it has begun."""
+    """How far a request is; before its first step, it has begun."""
 
     id: str
     step: int
@@ -94,10 +94,10 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True)
 class Stepped:
-    """One launch for several requests at once."""
+    """Steps that were taken since the last word on them, each for several requests at once."""
 
-    pictures: int
-    seconds: float
+    steps: tuple[tuple[int, float], ...]
+    """Of each, how many pictures it was for, and the seconds that it took."""
 
 
 @dataclass(frozen=True)

@@ -231,7 +231,8 @@ class _Worker:
             _log.error("worker of %s: %s", self.bundle, message.message)
             self.failure = message.message
         elif isinstance(message, Stepped):
-            self._observer.stepped(self.bundle, message.pictures, message.seconds)
+            for pictures, seconds in message.steps:
+                self._observer.stepped(self.bundle, pictures, seconds)
         elif (assigned := self.assigned.get(message.id)) is not None:
             self._hear_of(assigned, message)
 

@@ -30,10 +30,8 @@ from controlrt.runtime.server.policies import Policy
 
 BROKEN = 70
 """Exit status of one whose device or engine failed (EX_SOFTWARE)."""
-PATIENCE = 0.1
-"""Seconds that news nobody acts on may lie before they are sent."""
-_SHORT_PATIENCE = 0.001
-"""Of what begins a request: much is said of it at once."""
+PATIENCE = 0.001
+"""Seconds that a word on where a request is may lie before it is sent: there are often several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +103,8 @@ class Outbox:
 
     def put(self, message: Incoming) -> None:
         """Has a message sent: at once, or within ``PATIENCE`` where it says only how far things are."""
-        due = time.monotonic() + _patience(message)
+        patient = isinstance(message, Accepted | Advanced | Stepped)
+        due = time.monotonic() + (PATIENCE if patient else 0.0)
         with self._changed:
             self._messages.append(message)
             if due < self._due:
@@ -135,10 +134,3 @@ class Outbox:
                 self._changed.wait(None if left == math.inf else left)
             said, self._messages, self._due = self._messages, [], math.inf
             return said
-
-
-def _patience(message: Incoming) -> float:
-    """How many seconds a message may lie before it is sent."""
-    if isinstance(message, Stepped) or (isinstance(message, Advanced) and message.step > 0 and not message.previews):
-        return PATIENCE
-    return _SHORT_PATIENCE if isinstance(message, Accepted | Advanced) else 0.0
