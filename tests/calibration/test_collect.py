@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import re
 import shutil
-import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from compiler.graphs import graph_of
 from PIL import Image
 
 from calibrations import OPTIONS, Calibrated
@@ -23,12 +20,10 @@ from controlrt.calibration import collect as module
 from controlrt.calibration.cases import PlannedCase, plan_cases
 from controlrt.calibration.collect import collect, partial_file
 from controlrt.calibration.data import read_examples
-from controlrt.calibration.tapped import release_scratch
 from controlrt.compiler.quantization.layers import layers_of
 from controlrt.compiler.quantization.statistics import BUCKETS, bucket_of
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import CalibrationError, OutputError, PictureError
-from controlrt.runtime.executors.onnxruntime import open_session
 from controlrt.runtime.pictures import to_pixels
 from controlrt.runtime.pipeline import ControlNetPipeline
 from controlrt.runtime.samplers import SamplerTable
@@ -195,29 +190,6 @@ def test_memory_does_not_grow_with_cases(bundle: Bundle, tmp_path: Path, monkeyp
     finally:
         tracemalloc.stop()
     assert held[-1] - held[8] < 2**20
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_scratch_is_given_back(tmp_path: Path) -> None:
-    """Of the arena that all sessions share, here 256 MiB that one of them needed."""
-    model = graph_of(
-        "float[1] x",
-        "float y",
-        "s = Expand (x, shape) t = Neg (s) y = ReduceSum <keepdims = 0> (t)",
-        shape=np.array([2**26]),
-    )
-    file = tmp_path / "model.onnx"
-    ir.save(model, file)
-    session = open_session(file)
-
-    def resident() -> int:
-        return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
-
-    before = resident()
-    session.run(None, {"x": np.ones(1, np.float32)})
-    assert resident() > before + 200 * 2**20
-    release_scratch()
-    assert resident() < before + 50 * 2**20
 
 
 def test_lines_of_a_file_are_drawn_as_they_say(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

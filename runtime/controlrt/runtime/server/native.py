@@ -92,13 +92,13 @@ def router(service: Service, settings: Settings, uncollected: MutableSet[Job], m
         return job.request.bundle or next(iter(service.bundles))
 
     async def generated(job: Job, result: Result, encoding: Encoding) -> Generated:
-        files = await asyncio.gather(
-            *(asyncio.to_thread(encode_base64, picture, encoding) for picture in result.pictures)
-        )
+        def files() -> list[str]:
+            return [encode_base64(picture, encoding) for picture in result.pictures]
+
         return Generated(
             id=job.id,
             model=model_of(job),
-            images=files,
+            images=await asyncio.to_thread(files),
             media_type=MEDIA_TYPES[encoding],
             seeds=list(result.seeds),
             seconds=dict(result.seconds),
@@ -196,8 +196,9 @@ def router(service: Service, settings: Settings, uncollected: MutableSet[Job], m
         summary="Watch a job",
     )
     async def watch_job(request: Request, job_id: str, encoding: ResponseQuery = "png") -> Response:
-        """Server-sent events: `job` first, then `progress` at every step that the client keeps up with, then `result`
-        or `error`. Going away does not cancel the job, and coming again begins at where it is."""
+        """Server-sent events: `job` first, then `progress`, then `result` or `error`. Progress comes at every step that
+        takes a quarter of a second or has previews, as far as the client keeps up with it, and of quicker ones four
+        times a second. Going away does not cancel the job, and coming again begins at where it is."""
         return EventStream(events(request, found(job_id), encoding))
 
     @routes.get("/bundles", summary="What the server draws with")
