@@ -119,7 +119,7 @@ def resolve_controls(
             _Said(
                 hint=ControlHint(
                     name=name,
-                    picture=np.repeat(hints, repeats, axis=0),
+                    picture=hints if repeats == 1 else np.repeat(hints, repeats, axis=0),
                     start=start,
                     end=end,
                     control_type=control.control_types.get(name.removeprefix(f"{control.name}.")),

@@ -135,6 +135,9 @@ def to_hint(
     Raises:
         PictureError: another kind of object or value, or another size while ``resize`` is None.
     """
+    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape == (height, width, channels):
+        plain: NDArray[np.float32] = np.divide(picture.transpose(2, 0, 1), 255, dtype=np.float32)
+        return plain
     exact = _exact_hint(picture, width, height)
     if exact is not None:
         if channels == 3:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
 
 from controlrt.runtime.server.jobs import Pixels
 
@@ -109,3 +114,24 @@ class Broken:
 
 Outgoing = Submit | Cancel | Stop
 Incoming = Ready | Accepted | Refused | Advanced | Finished | Failed | Stepped | Broken
+
+
+class _Pickler(pickle.Pickler):
+    """Makes arrays of colour pictures, which take a small part of the time on both sides."""
+
+    def reducer_override(self, value: Any) -> Any:
+        plain = isinstance(value, Image.Image) and value.mode == "RGB" and "transparency" not in value.info
+        if plain and not value.getexif():  # which may say that it is to be turned
+            return np.asarray(value).__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        return NotImplemented
+
+
+def pickled(message: Outgoing | list[Incoming]) -> bytes:
+    """What ``Connection.send_bytes`` takes, for ``Connection.recv``. Pictures of PIL in RGB arrive as arrays.
+
+    Raises:
+        Exception: of any kind, where something of it cannot be pickled.
+    """
+    file = io.BytesIO()
+    _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(message)
+    return file.getvalue()

@@ -44,6 +44,7 @@ from controlrt.runtime.server.messages import (
     Stepped,
     Stop,
     Submit,
+    pickled,
 )
 from controlrt.runtime.server.policies import Policy
 from controlrt.runtime.server.register import Register, error_of, hear, with_seed
@@ -187,7 +188,7 @@ class _Worker:
         """A thread's work: messages to a process, which may be slow to take pictures."""
         while (message := outgoing.get()) is not None:
             try:
-                connection.send(message)
+                connection.send_bytes(pickled(message))
             except OSError:  # it has ended; the receiving thread says so
                 return
             except Exception as error:  # it cannot be pickled

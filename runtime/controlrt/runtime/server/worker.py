@@ -25,6 +25,7 @@ from controlrt.runtime.server.messages import (
     Ready,
     Stepped,
     Submit,
+    pickled,
 )
 from controlrt.runtime.server.policies import Policy
 
@@ -121,7 +122,7 @@ class Outbox:
     def _send_all(self) -> None:
         while said := self._next():
             try:
-                self._connection.send(said)
+                self._connection.send_bytes(pickled(said))
             except OSError:  # nobody is there to hear of it
                 return
             if any(isinstance(message, Broken) for message in said):
