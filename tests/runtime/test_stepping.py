@@ -118,3 +118,26 @@ def test_alone_by_turns_then_together_then_alone(demo: ControlNetPipeline, stepp
 def test_kinds_do_not_mix(demo: ControlNetPipeline, stepper: Stepper) -> None:
     with pytest.raises(ValueError, match="2 kinds"):
         stepper.step([staged(demo), staged(demo, guidance_scale=1.0)])
+
+
+def test_what_is_not_finite_is_found_soon(demo: ControlNetPipeline, stepper: Stepper) -> None:
+    """By one element of it, while nobody is there to take harm."""
+    drawing = staged(demo, guidance_scale=3e38, num_inference_steps=20)
+
+    def take_steps() -> None:
+        for _ in range(3):
+            stepper.step([drawing])
+
+    with pytest.raises(FloatingPointError, match="not finite"):
+        take_steps()
+
+
+def test_company_may_come_at_any_step(demo: ControlNetPipeline) -> None:
+    """Whoever moves into a plan of its own leaves one open for each kind of step that it will take."""
+    stepper = Stepper(demo.bundle, demo._executor)
+    drawing = staged(demo, control_guidance_end=0.5)
+    assert len(drawing.kinds) == 2
+    stepper.step([drawing])
+    assert drawing.whole is not None
+    assert set(stepper._plans) == {(kind, 1) for kind in drawing.kinds}
+    stepper.close()

@@ -127,6 +127,16 @@ def test_how_far_a_request_is_is_said_now_and_then(
     assert pictures_of_steps(heard) == [1] * 4
 
 
+def test_steps_of_what_was_cancelled_are_told(shared: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "TELL_SECONDS", 600.0)
+    shared.submit("a", num_inference_steps=500)
+    while not (task := shared.engine._tasks["a"]).staged or task.staged.step < 2:
+        time.sleep(0.01)
+    shared.engine.cancel("a")
+    shared.until("a")
+    assert len(pictures_of_steps([shared.said.get(timeout=60)])) >= 2
+
+
 def test_refusals_name_the_argument(shared: Running) -> None:
     shared.submit("steps", num_inference_steps=0)
     shared.submit("control", image={"depth": square()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from multiprocessing import Pipe
 from typing import Any
 
@@ -25,7 +26,19 @@ def over_the_wire(picture: Any) -> Any:
     return got.arguments["image"]["canny"]
 
 
-@pytest.mark.parametrize("picture", [COLOURS, Image.fromarray(COLOURS)], ids=["array", "picture"])
+def photograph(orientation: int) -> Image.Image:
+    """A picture that a camera held so."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "A camera"
+    exif[ExifTags.Base.Orientation] = orientation
+    file = io.BytesIO()
+    Image.fromarray(COLOURS).save(file, "PNG", exif=exif)
+    return Image.open(file)
+
+
+@pytest.mark.parametrize(
+    "picture", [COLOURS, Image.fromarray(COLOURS), photograph(orientation=1)], ids=["array", "picture", "photograph"]
+)
 def test_colours_arrive_as_arrays(picture: Any) -> None:
     got = over_the_wire(picture)
     assert isinstance(got, np.ndarray)
@@ -38,7 +51,7 @@ def test_all_else_arrives_as_it_is(mode: str) -> None:
     """Also what says of itself that it is to be turned, or which colour is none."""
     picture = Image.fromarray(COLOURS)
     if mode == "turned":
-        picture.getexif()[ExifTags.Base.Orientation] = 6
+        picture = photograph(orientation=6)
     elif mode == "transparent":
         picture.info["transparency"] = tuple(int(level) for level in COLOURS[0, 0])
     else:
@@ -47,3 +60,4 @@ def test_all_else_arrives_as_it_is(mode: str) -> None:
     assert isinstance(got, Image.Image)
     assert (got.mode, got.size) == (picture.mode, picture.size)
     assert got.tobytes() == picture.tobytes()
+    assert got.getexif() == picture.getexif()

@@ -211,7 +211,7 @@ async def test_a_client_that_goes_while_it_is_queued(
 
 async def test_deadlines(service: RemoteService, replicas: Replicas) -> None:
     job = await service.submit(request("hold", timeout=1))
-    with pytest.raises(DeadlineError, match="ran out of time at step 1 of 3"):
+    with pytest.raises(DeadlineError, match="ran out of time after step 1 of 3"):
         await job.wait()
     assert replicas.closed == [f"{job.id}.1"]
     late = await service.submit(request("late"))

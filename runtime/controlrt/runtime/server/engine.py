@@ -308,6 +308,7 @@ class Engine:
                     for task in group:
                         task.started = task.started or now
                     return group
+                self._tell_of_steps()  # of requests that were not finished
                 self._changed.wait()
             return []
 
@@ -339,8 +340,9 @@ class Engine:
             self._emit(Advanced(id=task.submit.id, step=staged.step, previews=self._previews(task, staged)))
 
     def _tell_of_steps(self) -> None:
-        told, self._untold = tuple(self._untold), []
-        self._emit(Stepped(steps=told))
+        if self._untold:
+            told, self._untold = tuple(self._untold), []
+            self._emit(Stepped(steps=told))
 
     def _finish(self, task: Task, staged: Staged) -> None:
         assert task.started is not None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from controlrt.runtime.server.jobs import Pixels
 
@@ -121,13 +121,15 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         plain = isinstance(value, Image.Image) and value.mode == "RGB" and "transparency" not in value.info
-        if plain and not value.getexif():  # which may say that it is to be turned
+        if plain and value.getexif().get(ExifTags.Base.Orientation, 1) == 1:
             return np.asarray(value).__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         return NotImplemented
 
 
 def pickled(message: Outgoing | list[Incoming]) -> bytes:
-    """What ``Connection.send_bytes`` takes, for ``Connection.recv``. Pictures of PIL in RGB arrive as arrays.
+    """What ``Connection.send_bytes`` takes, for ``Connection.recv``.
+
+    Pictures of PIL in RGB arrive as arrays, unless they are to be turned or have a colour that is none.
 
     Raises:
         Exception: of any kind, where something of it cannot be pickled.

@@ -92,13 +92,13 @@ def router(service: Service, settings: Settings, uncollected: MutableSet[Job], m
         return job.request.bundle or next(iter(service.bundles))
 
     async def generated(job: Job, result: Result, encoding: Encoding) -> Generated:
-        def files() -> list[str]:
-            return [encode_base64(picture, encoding) for picture in result.pictures]
-
+        files = await asyncio.gather(
+            *(asyncio.to_thread(encode_base64, picture, encoding) for picture in result.pictures)
+        )
         return Generated(
             id=job.id,
             model=model_of(job),
-            images=await asyncio.to_thread(files),
+            images=files,
             media_type=MEDIA_TYPES[encoding],
             seeds=list(result.seeds),
             seconds=dict(result.seconds),

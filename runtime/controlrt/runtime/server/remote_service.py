@@ -150,7 +150,7 @@ class RemoteService:
                 await self._try_twice(job, name, submit, deadline, accepted)
         except TimeoutError:
             progress = job.progress
-            where = f"at step {progress.step} of {progress.steps}" if progress.steps else "before a replica had room"
+            where = f"after step {progress.step} of {progress.steps}" if progress.steps else "before a replica had room"
             raise DeadlineError(f"request {job.id} ran out of time {where}") from None
 
     async def _try_twice(
