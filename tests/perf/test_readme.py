@@ -12,6 +12,7 @@ import pytest
 from bench_reports import full_report, gpu_report
 from controlrt.perf.readme import fill, markdown
 from controlrt.perf.results import load, save
+from controlrt.perf.server import results as server_results
 from controlrt.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +133,44 @@ def test_the_documents_say_what_int8_gives_attention() -> None:
     for form, each in found["forms"].items():
         error = "" if form == "float32" else f"{each['error']:.1e}"
         assert f"| {form} | {each['milliseconds']:.0f} | {error} |" in text
+
+
+def test_the_documents_say_what_the_server_was_measured_at() -> None:
+    text = " ".join((ROOT / "docs" / "server.md").read_text().split())
+    report = server_results.load(ROOT / "perf" / "results" / "server.json")
+    assert report.capacity is not None
+    assert report.mixed is not None
+    assert report.overhead is not None
+    assert report.overload is not None
+    assert report.soak is not None
+    assert report.command.removeprefix("controlrt ") in text
+    assert report.machine.cpu in text
+    for each in report.mixed.by_steps:
+        seconds = [f"{getattr(each.latency, name).value:.2f} s" for name in ("p50", "p90", "p99")]
+        better = each.p99_ratio
+        digits = 1 if better.value > 1 else 2
+        ratio = f"{better.value:.{digits}f} ({better.low:.{digits}f} to {better.high:.{digits}f})"
+        assert f"| {' | '.join([str(each.steps), *seconds, ratio])} |" in text
+    rates = report.capacity.requests_per_second
+    capacity = rates[report.setting.policy] / rates[report.setting.baseline]
+    throughput = report.mixed.throughput / report.mixed.baseline_throughput
+    assert f"Throughput is {throughput:.3f} of that of whole requests, the capacity {capacity:.3f}." in text
+    overload = report.overload
+    goodput = overload.goodput / overload.capacity
+    rejected = f"{1000 * overload.rejection_p99:.0f} ms"
+    said = f"goodput is {goodput:.2f} of the capacity in requests and {overload.steps_goodput:.2f} in steps"
+    assert f"{said}, and a rejection takes {rejected} (p99)" in text
+    assert not report.soak.lost
+    assert not report.soak.mixed_up
+    assert f"memory grew by {100 * report.soak.growth:.1f}% over the second half" in text
+    calls = {(each.steps, each.encoding): f"{1000 * each.overhead.value:.1f}" for each in report.overhead.calls}
+    assert f"{calls[4, 'png']} and {calls[4, 'jpeg']} ms of 4 steps, as PNG and JPEG" in text
+    assert f"{calls[20, 'png']} and {calls[20, 'jpeg']} ms of 20 steps" in text
+    low, high = (
+        min(each.overhead.low for each in report.overhead.calls),
+        max(each.overhead.high for each in report.overhead.calls),
+    )
+    assert f"within intervals of {1000 * low:.1f} to {1000 * high:.1f} ms" in text
 
 
 def test_a_table_has_every_contender_with_its_numbers_or_its_reason() -> None:
