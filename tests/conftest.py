@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from controlrt.runtime import ControlNetPipeline
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("CONTROLRT_CACHE", str(ROOT / ".cache"))
 os.environ["HF_HUB_OFFLINE"] = "1"
+# the same examples in every run; others with: pytest --hypothesis-profile default
+settings.load_profile("ci")
 DEMO_BUNDLE = Path(os.environ["CONTROLRT_CACHE"]) / "tests" / "demo-512x512"
 CAN_EXPORT = importlib.util.find_spec("torch") is not None
 FIRST = (

@@ -46,9 +46,7 @@ def test_no_request_breaks_the_server(schema: schemathesis.BaseSchema, method: s
     """504 is what a request of one millisecond gets, and no breakage."""
     statuses: Counter[int] = Counter()
 
-    @settings(
-        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-    )
+    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(schema[path][method].as_strategy())
     def ask(case: schemathesis.Case) -> None:
         for body in (case.body, drawable(case.body)) if isinstance(case.body, dict) else (case.body,):
