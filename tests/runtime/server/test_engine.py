@@ -137,6 +137,23 @@ def test_steps_of_what_was_cancelled_are_told(shared: Running, monkeypatch: pyte
     assert len(pictures_of_steps([shared.said.get(timeout=60)])) >= 2
 
 
+def test_the_next_is_encoded_when_all_before_it_are_cancelled(shared: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and nothing else happens: the one that no room was left for must be looked at again."""
+    monkeypatch.setattr(engine, "AHEAD", 1)
+    for name, steps in (("runs", 500), ("encoded", 501), ("waits", 502)):
+        shared.submit(name, num_inference_steps=steps, alone=True)
+    while [task.submit.id for task in shared.engine._ready] != ["runs", "encoded"]:
+        time.sleep(0.01)
+    with shared.engine._lock:
+        shared.engine.cancel("runs")
+        shared.engine.cancel("encoded")
+    heard = shared.until("runs", "encoded")
+    while not any(isinstance(each, Advanced) and each.id == "waits" for each in heard):
+        heard.append(shared.said.get(timeout=10))
+    shared.engine.cancel("waits")
+    shared.until("waits")
+
+
 def test_refusals_name_the_argument(shared: Running) -> None:
     shared.submit("steps", num_inference_steps=0)
     shared.submit("control", image={"depth": square()})

@@ -109,11 +109,15 @@ class Engine:
         self._pipeline = ControlNetPipeline(bundle, threads=threads, device=device)
         self._executor = open_executor(bundle, threads, device)
         self._stepper = Stepper(bundle, self._executor)
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._to_encode, self._to_step = threading.Condition(self._lock), threading.Condition(self._lock)
+        """What the two threads wait for, each by itself: one that wakes up in vain takes time from the other."""
         self._tasks: dict[str, Task] = {}
         self._waiting: list[Task] = []
         self._ready: list[Task] = []
         self._closing = False
+        self._undisturbed = False
+        """Whether nothing has come or changed since the device was given a request that there is no other beside."""
         self._picture_seconds = 0.0
         """Of one step of one picture, a running mean."""
         self._least_picture_seconds = math.inf
@@ -175,25 +179,26 @@ class Engine:
             self._emit(Refused(id=submit.id, message=said, parameter=None))
             return
         task = Task(submit, drawing, time.monotonic())
-        with self._changed:
+        with self._lock:
             self._tasks[submit.id] = task
             self._waiting.append(task)
             self._emit(Accepted(id=submit.id, steps=len(drawing.layout.steps)))
-            self._changed.notify_all()
+            self._undisturbed = False
+            self._to_encode.notify()
 
     def cancel(self, name: str) -> None:
         """Drops a request, at the next step where it runs; one that is not there is finished."""
-        with self._changed:
+        with self._lock:
             task = self._tasks.get(name)
             if task is not None:
                 task.cancelled = True
-                self._changed.notify_all()
+                self._wake()
 
     def close(self) -> None:
         """Stops at the next step and releases everything; requests that are left are dropped without a word."""
-        with self._changed:
+        with self._lock:
             self._closing = True
-            self._changed.notify_all()
+            self._wake()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
@@ -234,14 +239,15 @@ class Engine:
                 _log.exception("encoding request %s", task.submit.id)
                 self._drop(task, Failed(id=task.submit.id, reason="engine", message=str(error)))
                 continue
-            with self._changed:
+            with self._lock:
                 task.staged = staged
                 self._ready.append(task)
-                self._changed.notify_all()
+                self._undisturbed = False
+                self._to_step.notify()
 
     def _next_to_encode(self) -> Task | None:
         """The first by the policy that is not encoded yet, once there is room; None at the end."""
-        with self._changed:
+        with self._lock:
             while not self._closing:
                 self._expire(self._waiting)
                 now = time.monotonic()
@@ -254,7 +260,7 @@ class Engine:
                     best.told = now
                     self._emit(Advanced(id=best.submit.id, step=0, previews=()))
                     return best
-                self._changed.wait()
+                self._to_encode.wait()
             return None
 
     def _staged(self, drawing: Drawing) -> Staged:
@@ -270,13 +276,8 @@ class Engine:
 
     def _step_all(self) -> None:
         while group := self._next_group():
-            staged = [task.staged for task in group if task.staged is not None]
-            started = time.perf_counter()
             try:
-                self._stepper.step(staged)
-                self._count(sum(each.batch for each in staged), time.perf_counter() - started)
-                for task in group:
-                    self._look_at(task)
+                self._take_steps(group)
             except Exception as error:
                 if _is_lost(error):
                     raise
@@ -284,6 +285,19 @@ class Engine:
                 self._stepper.close()  # whatever the plans hold
                 for task in group:
                     self._drop(task, Failed(id=task.submit.id, reason="engine", message=str(error)))
+
+    def _take_steps(self, group: Sequence[Task]) -> None:
+        """The next step of a group, and those after it as long as there is nothing to decide between them."""
+        staged = [task.staged for task in group if task.staged is not None]
+        pictures = sum(each.batch for each in staged)
+        while True:
+            started = time.perf_counter()
+            self._stepper.step(staged)
+            self._count(pictures, time.perf_counter() - started)
+            for task in group:
+                self._look_at(task)
+            if not self._undisturbed or any(each.done for each in staged) or not all(map(self._has_time, group)):
+                return
 
     def _count(self, pictures: int, took: float) -> None:
         """Notes what a step of some pictures took, in seconds."""
@@ -293,9 +307,11 @@ class Engine:
 
     def _next_group(self) -> list[Task]:
         """The first by the policy, and those that can take their step together with it; empty at the end."""
-        with self._changed:
+        with self._lock:
             while not self._closing:
                 self._expire(self._ready)
+                if self._waiting:
+                    self._to_encode.notify()  # there may be room, or no time left
                 now = time.monotonic()
                 begun = [task for task in self._ready if task.started is not None] if self._whole_requests else []
                 queue = self._ready[:]
@@ -303,13 +319,12 @@ class Engine:
                     queue.sort(key=lambda task: self._rank(task, now))
                 if queue:
                     group = begun or self._fitting(queue)
-                    if self._waiting:
-                        self._changed.notify_all()  # there may be room to encode, or no time left
+                    self._undisturbed = not self._waiting and len(queue) == 1
                     for task in group:
                         task.started = task.started or now
                     return group
                 self._tell_of_steps()  # of requests that were not finished
-                self._changed.wait()
+                self._to_step.wait()
             return []
 
     def _fitting(self, queue: list[Task]) -> list[Task]:
@@ -367,6 +382,12 @@ class Engine:
 
     # what both do
 
+    def _wake(self) -> None:
+        """Has both threads look at what is new. The lock is held."""
+        self._undisturbed = False
+        self._to_encode.notify()
+        self._to_step.notify()
+
     def _rank(self, task: Task, now: float) -> tuple[float, float]:
         remaining = task.remaining * self._picture_seconds
         return self._order(Standing(arrived=task.arrived, remaining=remaining, deadline=task.submit.deadline), now)
@@ -374,24 +395,24 @@ class Engine:
     def _expire(self, tasks: Sequence[Task]) -> None:
         """Drops those that nobody waits for any more. The lock is held; each thread looks at its own, so that none goes
         while a step of it is taken."""
-        now = time.monotonic()
         for task in list(tasks):
             name = task.submit.id
             if task.cancelled:
                 self._drop(task, Failed(id=name, reason="cancelled", message=f"request {name} was cancelled"))
-            elif task.submit.deadline is not None and now + self._least_seconds(task) >= task.submit.deadline:
+            elif not self._has_time(task):
                 done = 0 if task.staged is None else task.staged.step
                 said = f"request {name} has no time left for its steps, at {done} of {len(task.drawing.layout.steps)}"
                 self._drop(task, Failed(id=name, reason="deadline", message=said))
 
-    def _least_seconds(self, task: Task) -> float:
-        """What its steps take at least, by the quickest step there was: a request that cannot be done in its time is
-        dropped before it takes any from others."""
-        return task.remaining * self._least_picture_seconds
+    def _has_time(self, task: Task) -> bool:
+        """Whether there is time for what its steps take at least, by the quickest step there was: a request that cannot
+        be done in its time is dropped before it takes any from others."""
+        deadline = task.submit.deadline
+        return deadline is None or time.monotonic() + task.remaining * self._least_picture_seconds < deadline
 
     def _drop(self, task: Task, last: Finished | Failed) -> None:
         """The last word on a task; there is none after it."""
-        with self._changed:
+        with self._lock:
             if self._tasks.get(task.submit.id) is not task:
                 return
             for tasks in (self._waiting, self._ready):
