@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import io
 import json
 import math
+import socket
 import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+import httptools
 import httpx
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from PIL import Image
 
 GENERATE = "/v1/generate"
 _TIMEOUT = 600.0
+_CHUNK = 2**18
 _KEEP_ALIVE = 4.0
 """Seconds that a connection may lie idle: servers close it after five."""
 
@@ -95,16 +97,17 @@ class Client:
 
 
 class BlockingClient:
-    """One connection, for one request at a time: the standard library's, which takes a fraction of a millisecond where
-    httpx takes some of its own. A context manager.
+    """One connection, for one request at a time: a socket and httptools' parser, which take a tenth of a millisecond of
+    their own where http.client takes half of one and httpx several. A context manager.
 
     Args:
         url: ``http://127.0.0.1:8000``.
-        timeout: seconds that an answer may take.
+        timeout: seconds that an answer may be silent.
     """
 
     def __init__(self, url: str, timeout: float = _TIMEOUT) -> None:
-        self._http = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout)
+        self._server, self._timeout = urlsplit(url), timeout
+        self._socket: socket.socket | None = None
         self._used = -math.inf
 
     def __enter__(self) -> Self:
@@ -113,23 +116,64 @@ class BlockingClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._http.close()
+        self._close()
 
     def generate(self, body: dict[str, Any]) -> Answer:
         """Asks for pictures and waits for the answer, whatever it is."""
         content = json.dumps(body).encode()
-        if time.monotonic() - self._used > _KEEP_ALIVE:
-            self._http.close()
+        fields = [
+            f"POST {GENERATE} HTTP/1.1",
+            f"Host: {self._server.netloc}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(content)}",
+        ]
+        request = "\r\n".join([*fields, "", ""]).encode() + content
+        heard = _Heard()
         sent = time.perf_counter()
         try:
-            if self._http.sock is None:
-                self._http.connect()
-                sent = time.perf_counter()
-            self._http.request("POST", GENERATE, content, {"Content-Type": "application/json"})
-            answer = self._http.getresponse()
-            received = answer.read()
-            self._used = time.monotonic()
-        except (OSError, http.client.HTTPException) as error:
-            self._http.close()
+            connection = self._connected()
+            sent = time.perf_counter()
+            connection.sendall(request)
+            while not heard.complete:
+                if not (data := connection.recv(_CHUNK)):
+                    raise ConnectionResetError("the server has closed the connection")
+                heard.parser.feed_data(data)
+        except (OSError, httptools.HttpParserError) as error:
+            self._close()
             return Answer(status=0, sent=sent, received=time.perf_counter(), body=repr(error).encode())
-        return Answer(status=answer.status, sent=sent, received=time.perf_counter(), body=received)
+        received = time.perf_counter()
+        self._used = time.monotonic()
+        if not heard.stays_open:
+            self._close()
+        return Answer(status=heard.parser.get_status_code(), sent=sent, received=received, body=b"".join(heard.parts))
+
+    def _connected(self) -> socket.socket:
+        if time.monotonic() - self._used > _KEEP_ALIVE:
+            self._close()
+        if self._socket is None:
+            self._socket = socket.create_connection((self._server.hostname, self._server.port), self._timeout)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self._socket
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class _Heard:
+    """What httptools has read of an answer."""
+
+    def __init__(self) -> None:
+        self.parser = httptools.HttpResponseParser(self)
+        self.parts: list[bytes] = []
+        self.complete = self.stays_open = False
+
+    def on_headers_complete(self) -> None:
+        self.stays_open = self.parser.should_keep_alive()
+
+    def on_body(self, data: bytes) -> None:
+        self.parts.append(data)
+
+    def on_message_complete(self) -> None:
+        self.complete = True
