@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -216,6 +217,21 @@ def test_cancelled_and_late_requests_stop_at_a_step(shared: Running) -> None:
     assert "of 500" in failed["late"].message
     shared.submit("next")
     assert isinstance(shared.until("next")[-1], Finished)
+
+
+def test_a_request_by_itself_stops_at_a_step_too(shared: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing new comes it takes its steps one after another, and its time may be over among them."""
+    monkeypatch.setattr(shared.engine, "_least_picture_seconds", 1e-9)
+    count = shared.engine._count
+    monkeypatch.setattr(shared.engine, "_count", lambda *_: None)  # which would learn what a step takes
+    shared.submit("late", deadline=time.monotonic() + 2.0, num_inference_steps=500)
+    failed = shared.until("late")[-1]
+    monkeypatch.setattr(shared.engine, "_count", count)
+    assert isinstance(failed, Failed)
+    assert failed.reason == "deadline"
+    found = re.search(r"at (\d+) of 500", failed.message)
+    assert found is not None
+    assert 0 < int(found[1]) < 500
 
 
 def test_a_failing_step_fails_its_requests_alone(shared: Running, monkeypatch: pytest.MonkeyPatch) -> None:

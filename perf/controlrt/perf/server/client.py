@@ -151,7 +151,7 @@ class BlockingClient:
         if time.monotonic() - self._used > _KEEP_ALIVE:
             self._close()
         if self._socket is None:
-            self._socket = socket.create_connection((self._server.hostname, self._server.port), self._timeout)
+            self._socket = socket.create_connection((self._server.hostname, self._server.port or 80), self._timeout)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self._socket
 
