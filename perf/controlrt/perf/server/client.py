@@ -97,8 +97,8 @@ class Client:
 
 
 class BlockingClient:
-    """One connection, for one request at a time: a socket and httptools' parser, which take a tenth of a millisecond of
-    their own where http.client takes half of one and httpx several. A context manager.
+    """One connection, for one request at a time: a socket and httptools' parser, which take 0.3 ms less of their own
+    than http.client. A context manager.
 
     Args:
         url: ``http://127.0.0.1:8000``.
