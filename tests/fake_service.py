@@ -84,7 +84,14 @@ class FakeService:
         name = request.bundle or next(iter(self.bundles))
         if name not in self.bundles:
             raise UnknownNameError("bundle", name, self.bundles)
-        _check(self.bundles[name], request.arguments)
+        try:
+            _check(self.bundles[name], request.arguments)
+        except Refused as error:
+            if request.watched:
+                raise
+            refused = Job(id=uuid.uuid4().hex, request=request, cancel=lambda: None)
+            refused.change(status="failed", error=error)
+            return refused
         self.requests.append(request)
 
         def cancel() -> None:

@@ -50,6 +50,8 @@ def main(connection: Connection, options: WorkerOptions) -> None:
 
 def _answers(submit: Submit) -> list[Any]:
     name, prompt = submit.id, submit.arguments["prompt"]
+    if prompt == "die unheard":
+        return ["die"]
     if prompt == "refuse":
         return [Refused(id=name, message="steps is 0, but must be from 1", parameter="steps")]
     accepted = Accepted(id=name, steps=3)

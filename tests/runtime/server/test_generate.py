@@ -98,6 +98,16 @@ async def test_passes_on_what_was_said_and_nothing_else(client: httpx.AsyncClien
     assert (request.bundle, request.timeout, request.previews) == ("fake", 2.5, True)
 
 
+@pytest.mark.parametrize(
+    ("fields", "watched"), [({}, False), ({"stream": True}, True), ({"wait": False}, True), ({"previews": True}, True)]
+)
+async def test_who_looks_at_a_job_before_it_is_finished(
+    client: httpx.AsyncClient, service: FakeService, fields: dict[str, bool], *, watched: bool
+) -> None:
+    assert (await client.post("/v1/generate", json={"prompt": "a", **fields})).is_success
+    assert [request.watched for request in service.requests] == [watched]
+
+
 async def test_pictures_come_as_base64_and_data_urls(client: httpx.AsyncClient, service: FakeService) -> None:
     body = {
         "prompt": "a",

@@ -277,6 +277,8 @@ def test_streams(api: Served) -> None:
     np.testing.assert_array_equal(pixels(events[2].b64_json), fake_pictures(7, 1)[0])
     edited = list(api.client.images.edit(image=as_png(SCENE), prompt="a", stream=True))
     assert [each.type for each in edited] == ["image_edit.completed"]
+    api.client.images.generate(prompt="a")
+    assert [request.watched for request in api.service.requests] == [True, True, False]
 
 
 def test_a_stream_says_what_went_wrong(api: Served) -> None:

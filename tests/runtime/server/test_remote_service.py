@@ -112,6 +112,18 @@ async def test_a_job_from_submission_to_picture(service: RemoteService, replicas
     assert replicas.closed == []
 
 
+async def test_whom_nobody_watches_is_refused_where_its_end_is_awaited(
+    service: RemoteService, replicas: Replicas
+) -> None:
+    job = await service.submit(request("refuse", watched=False))
+    with pytest.raises(RequestError, match="must be from 1") as refused:
+        await job.wait()
+    assert refused.value.parameter == "steps"
+    assert service.job(job.id) is None
+    await drawn(service, "draw", watched=False)
+    assert [submit.watched for submit, _ in replicas.asked] == [False, False]
+
+
 async def test_a_seed_is_drawn_once(service: RemoteService, replicas: Replicas) -> None:
     job = await service.submit(Request(arguments={"prompt": "lost once"}))
     seeds = {submit.arguments["seed"] for submit, _ in replicas.asked}

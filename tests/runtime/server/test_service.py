@@ -185,6 +185,44 @@ def test_what_only_waits_as_its_worker_dies_is_not_to_blame(serve: Any) -> None:
     serve(test)
 
 
+def test_words_on_whom_nobody_watches_have_time(serve: Any) -> None:
+    """Unless he has company: at which of several a worker has died is to be known."""
+
+    async def test(service: LocalService) -> None:
+        first = await service.submit(request("hold", watched=False))
+        second = await service.submit(request("hold", watched=False))
+        third = await service.submit(request("hold", bundle="two"))
+        (only,), (chosen, _) = service.workers["one"], service.workers["two"]
+        assert [only.assigned[job.id].submit.watched for job in (first, second)] == [False, True]
+        assert chosen.assigned[third.id].submit.watched
+
+    serve(test)
+
+
+def test_whom_nobody_watches_is_refused_where_its_end_is_awaited(serve: Any, notes: Notes) -> None:
+    async def test(service: LocalService) -> None:
+        job = await service.submit(request("refuse", watched=False))
+        with pytest.raises(RequestError, match="must be from 1") as refused:
+            await job.wait()
+        assert refused.value.parameter == "steps"
+        assert service.job(job.id) is None  # as one that was refused at once
+        assert (await drawn(service, request("draw", watched=False))).seeds == (7,)
+        await service.drain()
+
+    serve(test)
+    assert notes.jobs[-1] == 0
+
+
+def test_a_worker_dies_at_the_only_request_though_it_has_not_said_so(serve: Any, notes: Notes) -> None:
+    async def test(service: LocalService) -> None:
+        with pytest.raises(DrawingError, match="its worker has ended"):
+            await drawn(service, request("die unheard", watched=False))
+        assert (await drawn(service, request("draw"))).seeds == (7,)
+
+    serve(test)
+    assert notes.restarts == 2  # the second time it was alone
+
+
 def test_arguments_that_no_process_takes(serve: Any) -> None:
     async def test(service: LocalService) -> None:
         asked = Request(arguments={"prompt": "draw", "seed": 7, "controlnet_conditioning_scale": lambda done: done})

@@ -22,23 +22,44 @@ def ends() -> Iterator[tuple[Connection, Connection]]:
     there.close()
 
 
-def words(count: int) -> list[Incoming]:
+@pytest.fixture(autouse=True)
+def for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever may lie lies longer than a test takes."""
+    for name in ("PATIENCE", "TELL_SECONDS"):
+        monkeypatch.setattr(worker, name, 600.0)
+
+
+def words(count: int, *, watched: bool = True) -> list[Incoming]:
     """On where requests are."""
-    said: list[Incoming] = [Accepted(id="a", steps=4), Stepped(steps=((1, 0.01),))]
-    return [*said, *(Advanced(id="a", step=step, previews=()) for step in range(count))]
+    said: list[Incoming] = [Accepted(id="a", steps=4, watched=watched), Stepped(steps=((1, 0.01),))]
+    return [*said, *(Advanced(id="a", step=step, previews=(), watched=watched) for step in range(count))]
 
 
+@pytest.mark.parametrize(("watched", "patience"), [(True, "PATIENCE"), (False, "TELL_SECONDS")])
 def test_words_on_where_requests_are_go_together(
-    ends: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch
+    ends: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch, *, watched: bool, patience: str
 ) -> None:
-    monkeypatch.setattr(worker, "PATIENCE", 0.2)
+    monkeypatch.setattr(worker, patience, 0.2)
     here, there = ends
     outbox = Outbox(there)
     started = time.monotonic()
-    for message in words(4):
+    for message in words(4, watched=watched):
         outbox.put(message)
-    assert here.recv() == words(4)
+    assert here.recv() == words(4, watched=watched)
     assert 0.2 <= time.monotonic() - started < 2.2
+    outbox.close()
+
+
+def test_words_on_who_is_watched_take_along_those_on_others(
+    ends: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "PATIENCE", 0.0)
+    here, there = ends
+    outbox = Outbox(there)
+    said = [*words(2, watched=False), Accepted(id="b", steps=4)]
+    for message in said:
+        outbox.put(message)
+    assert here.recv() == said
     outbox.close()
 
 
@@ -46,9 +67,8 @@ def test_words_on_where_requests_are_go_together(
     "pressing", [Ready(silent_seconds=300.0), Failed(id="a", reason="cancelled", message="cancelled")]
 )
 def test_what_somebody_waits_for_takes_along_what_lay_there(
-    ends: tuple[Connection, Connection], pressing: Incoming, monkeypatch: pytest.MonkeyPatch
+    ends: tuple[Connection, Connection], pressing: Incoming
 ) -> None:
-    monkeypatch.setattr(worker, "PATIENCE", 600.0)
     here, there = ends
     outbox = Outbox(there)
     said = [*words(2), pressing]
@@ -58,8 +78,7 @@ def test_what_somebody_waits_for_takes_along_what_lay_there(
     outbox.close()
 
 
-def test_at_the_end_nothing_is_left(ends: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "PATIENCE", 600.0)
+def test_at_the_end_nothing_is_left(ends: tuple[Connection, Connection]) -> None:
     here, there = ends
     outbox = Outbox(there)
     for message in words(3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from controlrt.perf.server.client import Answer, BlockingClient
 from controlrt.perf.server.latencies import median_interval
 from controlrt.perf.server.results import CallOverhead, Overhead, OverheadSplit
 from controlrt.perf.server.site import Site
-from controlrt.perf.server.workload import Asked
+from controlrt.perf.server.workload import Workload
 from controlrt.runtime.errors import ControlRTError
 from controlrt.runtime.pipeline import ControlNetPipeline, Timings
 from controlrt.runtime.progress import Progress
@@ -21,7 +22,15 @@ ENCODINGS = ("png", "jpeg")
 """Of the answer's picture; a JPEG costs next to nothing, so that the difference is what the PNG takes."""
 FIRST = 300_000
 """Number of the first request."""
+_STARTS = 5
+"""Of a server and a pipeline, which the rounds are spread over: steps take up to 1% more in one process than in
+another, by the memory that each happens to get."""
 _WARM_UPS = 2
+"""Rounds after each start that do not count."""
+
+
+_Kind = tuple[int, str]
+"""Steps, and the answer's encoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +43,8 @@ class _Round:
 
 
 def measure_overhead(site: Site, *, rounds: int) -> Overhead:
-    """Requests and calls by turns, R C C R, one at a time.
+    """Requests and calls by turns, R C C R, one at a time; and the kinds of requests by turns, so that none has a slow
+    minute of the machine to itself.
 
     Args:
         site: where.
@@ -43,31 +53,31 @@ def measure_overhead(site: Site, *, rounds: int) -> Overhead:
     Raises:
         ControlRTError: a request was not answered with a picture.
     """
-    with (
-        site.serve("overhead", site.policy) as server,
-        ControlNetPipeline.load(site.bundle, threads=site.threads) as pipeline,
-    ):
-        return _measure(site, server.url, pipeline, rounds)
-
-
-def _measure(site: Site, url: str, pipeline: ControlNetPipeline, rounds: int) -> Overhead:
-    found, number = [], FIRST
-    kinds = [(steps, encoding) for steps in STEPS for encoding in ENCODINGS]
-    with Progress("overhead", len(kinds)) as progress, BlockingClient(url) as client:
-        for steps, encoding in kinds:
-            progress.start(f"{steps} steps, {encoding}")
-            measured = []
-            for turn in range(_WARM_UPS + rounds):
-                asked = site.workload.one(number, steps)
-                measured.append(_round(asked, encoding, client, pipeline, request_first=turn % 2 == 0))
-                number += 1
-            found.append(_found(steps, encoding, measured[_WARM_UPS:]))
-    return Overhead(calls=tuple(found))
+    measured: dict[_Kind, list[_Round]] = {kind: [] for kind in itertools.product(STEPS, ENCODINGS)}
+    numbers = itertools.count(FIRST)
+    starts = min(_STARTS, rounds)
+    with Progress("overhead", starts) as progress:
+        for start in range(starts):
+            progress.start(f"start {1 + start}")
+            with (
+                site.serve(f"overhead-{1 + start}", site.policy) as server,
+                ControlNetPipeline.load(site.bundle, threads=site.threads) as pipeline,
+                BlockingClient(server.url) as client,
+            ):
+                for turn in range(_WARM_UPS + len(range(start, rounds, starts))):
+                    for kind, of_it in measured.items():
+                        found = _round(kind, site.workload, next(numbers), client, pipeline, turn)
+                        if turn >= _WARM_UPS:
+                            of_it.append(found)
+    return Overhead(calls=tuple(_found(kind, of_it) for kind, of_it in measured.items()))
 
 
 def _round(
-    asked: Asked, encoding: str, client: BlockingClient, pipeline: ControlNetPipeline, *, request_first: bool
+    kind: _Kind, workload: Workload, number: int, client: BlockingClient, pipeline: ControlNetPipeline, turn: int
 ) -> _Round:
+    """The request goes first in every other turn."""
+    steps, encoding = kind
+    asked, request_first = workload.one(number, steps), turn % 2 == 0
     body, arguments = asked.body(response=encoding), asked.arguments()
     answer = client.generate(body) if request_first else None
     started = time.perf_counter()
@@ -79,7 +89,8 @@ def _round(
     return _Round(request=answer, call_seconds=call_seconds, timings=drawn.timings)
 
 
-def _found(steps: int, encoding: str, rounds: Sequence[_Round]) -> CallOverhead:
+def _found(kind: _Kind, rounds: Sequence[_Round]) -> CallOverhead:
+    steps, encoding = kind
     return CallOverhead(
         steps=steps,
         encoding=encoding,

@@ -182,7 +182,7 @@ class Engine:
         with self._lock:
             self._tasks[submit.id] = task
             self._waiting.append(task)
-            self._emit(Accepted(id=submit.id, steps=len(drawing.layout.steps)))
+            self._emit(Accepted(id=submit.id, steps=len(drawing.layout.steps), watched=submit.watched))
             self._undisturbed = False
             self._to_encode.notify()
 
@@ -258,7 +258,7 @@ class Engine:
                 ):
                     self._waiting.remove(best)
                     best.told = now
-                    self._emit(Advanced(id=best.submit.id, step=0, previews=()))
+                    self._emit(Advanced(id=best.submit.id, step=0, previews=(), watched=best.submit.watched))
                     return best
                 self._to_encode.wait()
             return None
@@ -352,7 +352,8 @@ class Engine:
         elif task.submit.previews or now - task.told >= TELL_SECONDS:
             task.told = now
             self._tell_of_steps()
-            self._emit(Advanced(id=task.submit.id, step=staged.step, previews=self._previews(task, staged)))
+            previews = self._previews(task, staged)
+            self._emit(Advanced(id=task.submit.id, step=staged.step, previews=previews, watched=task.submit.watched))
 
     def _tell_of_steps(self) -> None:
         if self._untold:

@@ -34,6 +34,9 @@ class Request:
     """Seconds from submission after which nobody waits for it any more."""
     previews: bool = False
     """Whether progress carries a small preview of every picture."""
+    watched: bool = True
+    """Whether somebody looks at it before it is finished. Progress of others is told late, so that whoever would wake
+    up to pass it on takes no time from the cores that draw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +103,7 @@ class Job:
         """What it has made.
 
         Raises:
+            RequestError: the bundle cannot draw it; nobody watched it, or its submission had said so.
             DeadlineError: its time was over.
             CancelledError: it was cancelled.
             DrawingError: the engine failed twice.
@@ -124,7 +128,8 @@ class Service(Protocol):
         """Whether it takes requests."""
 
     async def submit(self, request: Request, *, going_on: bool = False) -> Job:
-        """Has a request checked and queued; returns once it is accepted.
+        """Has a request checked and queued; returns once it is accepted, or at once where nobody watches it: whoever
+        waits for its end is told then what speaks against it.
 
         Args:
             request: what to draw.

@@ -27,6 +27,8 @@ class Submit:
     previews: bool
     alone: bool
     """Whether to draw it in no company: the engine has failed at it once, or at somebody beside it."""
+    watched: bool = True
+    """Whether anybody hears how far it is before it is finished; words on that have time otherwise."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Accepted:
 
     id: str
     steps: int
+    watched: bool = True
+    """See ``Submit``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,8 @@ class Advanced:
     id: str
     step: int
     previews: tuple[Pixels, ...]
+    watched: bool = True
+    """See ``Submit``."""
 
 
 @dataclass(frozen=True, kw_only=True)

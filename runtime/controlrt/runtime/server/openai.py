@@ -163,7 +163,8 @@ def router(service: Service, settings: Settings) -> APIRouter:
         note(request, job=job.id, model=body.model or next(iter(service.bundles)))
         if body.stream:
             return EventStream(_events(job, body, kind), on_end=job.cancel)
-        result = await result_while_connected(request, job)
+        with renamed(OURS):
+            result = await result_while_connected(request, job)
         return JSONResponse(await asyncio.to_thread(_images, result, body.encoding))
 
     return routes
@@ -192,6 +193,7 @@ def to_request(body: ImagesRequest, files: Mapping[str, bytes], settings: Settin
     _ = body.encoding  # refused before anything is drawn
     native = {name: value for name, value in given.items() if name in EXTENSIONS and name != "control_image"}
     native |= {"prompt": body.prompt, "num_images_per_prompt": body.n or 1, "previews": bool(body.partial_images)}
+    native |= {"stream": bool(body.stream)}
     native |= _sized(body.size)
     for name, value in (("model", body.model), ("image", given.get("control_image"))):
         if value is not None:

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from controlrt.runtime.errors import (
@@ -54,22 +55,23 @@ class Register:
         return self._jobs.get(name)
 
     async def accepted(self, job: Job, answer: asyncio.Future[None]) -> None:
-        """Waits for the answer: a job that is not accepted is forgotten, and one whose client leaves is cancelled."""
-        answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # a client may be gone by then
+        """Waits for the answer where somebody watches the job. One that is not accepted is forgotten, and one whose
+        client leaves is cancelled."""
+        answer.add_done_callback(partial(self._forget_refused, job))
+        if not job.request.watched:
+            return
         try:
             await asyncio.shield(answer)
         except asyncio.CancelledError:
             job.cancel()
             raise
-        except (RequestError, UnavailableError):
-            self.forget(job)
-            raise
 
-    def forget(self, job: Job) -> None:
-        """Whoever asked for it was told that it cannot be."""
-        self._jobs.pop(job.id, None)
-        self._finished.pop(job.id, None)
-        self._changed.set()
+    def _forget_refused(self, job: Job, answer: asyncio.Future[None]) -> None:
+        """Whoever asked for it is told that it cannot be."""
+        if not answer.cancelled() and isinstance(answer.exception(), RequestError | UnavailableError):
+            self._jobs.pop(job.id, None)
+            self._finished.pop(job.id, None)
+            self._changed.set()
 
     def end(self, job: Job, status: Status, error: ControlRTError | None) -> None:
         """The last change of a job; old ones are forgotten."""

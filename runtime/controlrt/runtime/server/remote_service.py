@@ -115,6 +115,7 @@ class RemoteService:
             deadline=None,
             previews=request.previews,
             alone=False,
+            watched=request.watched,
         )
         accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._draw(job, name, submit, accepted))

@@ -94,7 +94,13 @@ def to_job_request(body: GenerateRequest, settings: Settings) -> jobs.Request:
     for name in PICTURES:
         if name in arguments:
             arguments[name] = _decoded(reader, arguments[name], name)
-    return jobs.Request(arguments=arguments, bundle=body.model, timeout=timeout, previews=body.previews)
+    return jobs.Request(
+        arguments=arguments,
+        bundle=body.model,
+        timeout=timeout,
+        previews=body.previews,
+        watched=body.stream or body.previews or not body.wait,
+    )
 
 
 def _decoded(reader: PictureReader, value: Any, parameter: str) -> Any:

@@ -266,7 +266,7 @@ class _Worker:
             return
         assigned.tries += 1
         assigned.begun = False
-        assigned.submit = dataclasses.replace(assigned.submit, alone=True)
+        assigned.submit = dataclasses.replace(assigned.submit, alone=True, watched=True)
         self.send(assigned.submit)
 
     def _end(
@@ -299,11 +299,13 @@ class _Worker:
         self.failure = None
         self._options = dataclasses.replace(self._options, verify=False)  # that was done when the service started
         self._start()
+        only = len(self.assigned) == 1
         for assigned in list(self.assigned.values()):
             assigned.deaths += 1
-            if assigned.begun or assigned.cancelled or assigned.deaths > _DEATHS:
+            if assigned.begun or only or assigned.cancelled or assigned.deaths > _DEATHS:
                 self._try_again(assigned, "its worker has ended")
             else:  # it only waited beside the one at which the worker died
+                assigned.submit = dataclasses.replace(assigned.submit, watched=True)
                 self.send(assigned.submit)
 
 
@@ -387,6 +389,7 @@ class LocalService:
             deadline=deadline,
             previews=request.previews,
             alone=False,
+            watched=request.watched or bool(chosen.assigned),  # which of several a worker died at is to be known
         )
         assigned = _Assigned(job, submit, asyncio.get_running_loop().create_future())
         chosen.submit(assigned)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import ControlRTError
-from controlrt.runtime.server.engine import Engine
+from controlrt.runtime.server.engine import TELL_SECONDS, Engine
 from controlrt.runtime.server.messages import (
     Accepted,
     Advanced,
@@ -32,7 +32,8 @@ from controlrt.runtime.server.policies import Policy
 BROKEN = 70
 """Exit status of one whose device or engine failed (EX_SOFTWARE)."""
 PATIENCE = 0.001
-"""Seconds that a word on where a request is may lie before it is sent: there are often several."""
+"""Seconds that a word on where a request is may lie before it is sent: there are often several. Where nobody watches
+the request, and for what is only counted, they are ``TELL_SECONDS``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +104,9 @@ class Outbox:
         self._sender.start()
 
     def put(self, message: Incoming) -> None:
-        """Has a message sent: at once, or within ``PATIENCE`` where it says only how far things are."""
-        patient = isinstance(message, Accepted | Advanced | Stepped)
-        due = time.monotonic() + (PATIENCE if patient else 0.0)
+        """Has a message sent: at once, or within ``PATIENCE`` or ``TELL_SECONDS`` where it says only how far things
+        are."""
+        due = time.monotonic() + _patience(message)
         with self._changed:
             self._messages.append(message)
             if due < self._due:
@@ -135,3 +136,14 @@ class Outbox:
                 self._changed.wait(None if left == math.inf else left)
             said, self._messages, self._due = self._messages, [], math.inf
             return said
+
+
+def _patience(message: Incoming) -> float:
+    """Seconds that a message may lie."""
+    match message:
+        case Accepted(watched=True) | Advanced(watched=True):
+            return PATIENCE
+        case Accepted() | Advanced() | Stepped():
+            return TELL_SECONDS
+        case _:
+            return 0.0
