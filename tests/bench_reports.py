@@ -335,8 +335,8 @@ def server_report() -> server_results.ServerReport:
                 server_results.CallOverhead(
                     steps=4,
                     encoding="png",
-                    request_seconds=(0.21,),
-                    call_seconds=(0.2,),
+                    request_seconds=((0.21,),),
+                    call_seconds=((0.2,),),
                     overhead=Interval(value=0.01, low=0.009, high=0.011),
                     split=server_results.OverheadSplit(transport=0.006, before=0.001, steps=0.003, decode=0.0),
                 ),

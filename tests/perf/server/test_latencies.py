@@ -54,7 +54,7 @@ def test_intervals_hold_the_median_of_a_queue() -> None:
         picked = block_bootstrap(len(samples), 300, random)
         low, high = np.quantile(np.median(samples[picked], axis=1), [0.025, 0.975])
         held["blocks"] += low <= 0 <= high
-        single = median_interval(samples.tolist())
+        single = median_interval([samples.tolist()])
         held["single"] += single.low <= 0 <= single.high
     assert held["blocks"] / count > 0.75
     assert held["single"] < held["blocks"]
@@ -70,3 +70,16 @@ def test_blocks_of_neighbours_go_on_at_the_front() -> None:
 def test_other_requests_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="not of the same requests"):
         compare_by_steps([block(0, [1.0, 1.0], [4, 20])], [block(0, [1.0, 1.0], [20, 4])])
+
+
+def test_intervals_hold_the_median_of_starts_that_differ() -> None:
+    """Ten starts, each of its own mean about 0: taking all samples for one group would hold the median too seldom."""
+    random, held, count = np.random.default_rng(4), {"starts": 0, "single": 0}, 60
+    for _ in range(count):
+        starts = random.standard_normal((10, 1)) + 0.5 * random.standard_normal((10, 10))
+        found = {"starts": median_interval(starts.tolist()), "single": median_interval([starts.ravel().tolist()])}
+        assert found["starts"].value == found["single"].value == np.median(starts)
+        for name, each in found.items():
+            held[name] += each.low <= 0 <= each.high
+    assert held["starts"] / count > 0.85
+    assert held["single"] / count < 0.7

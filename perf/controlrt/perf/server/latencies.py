@@ -42,11 +42,18 @@ def block_bootstrap(count: int, resamples: int, generator: np.random.Generator) 
     return ((starts[:, :, None] + np.arange(length)) % count).reshape(resamples, -1)[:, :count]
 
 
-def median_interval(samples: Sequence[float]) -> Interval:
-    """A median of samples that are independent."""
-    numbers = np.asarray(samples)
-    picked = np.random.default_rng(0).integers(0, len(numbers), (RESAMPLES, len(numbers)))
-    return _interval(float(np.median(numbers)), np.median(numbers[picked], axis=1))
+def median_interval(groups: Sequence[Sequence[float]]) -> Interval:
+    """A median of samples in groups, each of which has something in common.
+
+    Groups are resampled, and samples within each (Davison and Hinkley 1997, Bootstrap Methods, 3.8).
+    """
+    generator = np.random.default_rng(0)
+    numbers = [np.asarray(group) for group in groups]
+    resampled = [
+        np.median(np.concatenate([generator.choice(numbers[each], len(numbers[each])) for each in chosen]))
+        for chosen in generator.integers(0, len(numbers), (RESAMPLES, len(numbers)))
+    ]
+    return _interval(float(np.median(np.concatenate(numbers))), np.array(resampled))
 
 
 def _comparison(

@@ -22,9 +22,9 @@ ENCODINGS = ("png", "jpeg")
 """Of the answer's picture; a JPEG costs next to nothing, so that the difference is what the PNG takes."""
 FIRST = 300_000
 """Number of the first request."""
-_STARTS = 5
-"""Of a server and a pipeline, which the rounds are spread over: steps take up to 1% more in one process than in
-another, by the memory that each happens to get."""
+_STARTS = 10
+"""Of a server and a pipeline, which the rounds are spread over: steps take 1 or 2% more in one process than in another,
+by the memory that each happens to get."""
 _WARM_UPS = 2
 """Rounds after each start that do not count."""
 
@@ -53,9 +53,11 @@ def measure_overhead(site: Site, *, rounds: int) -> Overhead:
     Raises:
         ControlRTError: a request was not answered with a picture.
     """
-    measured: dict[_Kind, list[_Round]] = {kind: [] for kind in itertools.product(STEPS, ENCODINGS)}
-    numbers = itertools.count(FIRST)
     starts = min(_STARTS, rounds)
+    measured: dict[_Kind, list[list[_Round]]] = {
+        kind: [[] for _ in range(starts)] for kind in itertools.product(STEPS, ENCODINGS)
+    }
+    numbers = itertools.count(FIRST)
     with Progress("overhead", starts) as progress:
         for start in range(starts):
             progress.start(f"start {1 + start}")
@@ -68,7 +70,7 @@ def measure_overhead(site: Site, *, rounds: int) -> Overhead:
                     for kind, of_it in measured.items():
                         found = _round(kind, site.workload, next(numbers), client, pipeline, turn)
                         if turn >= _WARM_UPS:
-                            of_it.append(found)
+                            of_it[start].append(found)
     return Overhead(calls=tuple(_found(kind, of_it) for kind, of_it in measured.items()))
 
 
@@ -89,15 +91,15 @@ def _round(
     return _Round(request=answer, call_seconds=call_seconds, timings=drawn.timings)
 
 
-def _found(kind: _Kind, rounds: Sequence[_Round]) -> CallOverhead:
+def _found(kind: _Kind, starts: Sequence[Sequence[_Round]]) -> CallOverhead:
     steps, encoding = kind
     return CallOverhead(
         steps=steps,
         encoding=encoding,
-        request_seconds=tuple(each.request.seconds for each in rounds),
-        call_seconds=tuple(each.call_seconds for each in rounds),
-        overhead=median_interval([each.request.seconds - each.call_seconds for each in rounds]),
-        split=_split(rounds),
+        request_seconds=tuple(tuple(each.request.seconds for each in rounds) for rounds in starts),
+        call_seconds=tuple(tuple(each.call_seconds for each in rounds) for rounds in starts),
+        overhead=median_interval([[each.request.seconds - each.call_seconds for each in rounds] for rounds in starts]),
+        split=_split(list(itertools.chain.from_iterable(starts))),
     )
 
 

@@ -22,7 +22,7 @@ from controlrt.perf.result_file import load_result, save_result
 from controlrt.perf.statistics import Interval, Ratio
 from controlrt.perf.targets import Target
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 P99_RATIO = 3.0
 THROUGHPUT_RATIO = 0.95
 OVERHEAD_SECONDS = 0.005
@@ -182,8 +182,9 @@ class CallOverhead(_Record, frozen=True, kw_only=True):
     steps: int
     encoding: str
     """Of the answer's picture."""
-    request_seconds: tuple[float, ...]
-    call_seconds: tuple[float, ...]
+    request_seconds: tuple[tuple[float, ...], ...]
+    """Of each start of a server and a pipeline."""
+    call_seconds: tuple[tuple[float, ...], ...]
     """Of the same prompts and seeds, to pixels in 8 bits."""
     overhead: Interval
     """Median of their differences."""
