@@ -112,6 +112,8 @@ def compare_reports(old: Report, new: Report, threshold: float = THRESHOLD) -> C
     for name in shared:
         here = _setting_differences(before[name].scenario.setting, after[name].scenario.setting)
         warnings += [f"{name}: {difference}" for difference in here]
+        if gone := [each for each in before[name].sound if each not in after[name].contenders]:
+            warnings.append(f"{name}: ran rightly in the old result and is not in the new one: {_listed(gone)}")
         yardstick = _yardstick(before[name], after[name])
         if (differences or here) and yardstick is None:
             raise UserError(

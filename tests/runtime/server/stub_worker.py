@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
+from controlrt.runtime.server.channel import Channel
 from controlrt.runtime.server.messages import (
     Accepted,
     Advanced,
@@ -24,18 +24,18 @@ from controlrt.runtime.server.messages import (
 from controlrt.runtime.server.worker import WorkerOptions
 
 
-def main(connection: Connection, options: WorkerOptions) -> None:
+def main(channel: Channel, options: WorkerOptions) -> None:
     """``options.batch`` says how often in a row it is broken from the start; with one thread it is soon taken to be
     stuck."""
     if options.batch:
-        connection.send([Broken("cannot start")])
+        channel.send([Broken("cannot start")])
         return
-    connection.send([Ready(silent_seconds=1.0 if options.threads == 1 else 60.0)])
+    channel.send([Ready(silent_seconds=1.0 if options.threads == 1 else 60.0)])
     held: set[str] = set()
-    while not isinstance(message := connection.recv(), Stop):
+    while not isinstance(message := channel.receive(), Stop):
         if isinstance(message, Cancel):
             if message.id in held:
-                connection.send([Failed(id=message.id, reason="cancelled", message="cancelled")])
+                channel.send([Failed(id=message.id, reason="cancelled", message="cancelled")])
             continue
         for answer in _answers(message):
             if answer == "die":
@@ -45,7 +45,7 @@ def main(connection: Connection, options: WorkerOptions) -> None:
             if answer == "hold":
                 held.add(message.id)
             else:
-                connection.send([answer])
+                channel.send([answer])
 
 
 def _answers(submit: Submit) -> list[Any]:

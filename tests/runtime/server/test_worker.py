@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 
 import pytest
 
 from controlrt.runtime.server import worker
+from controlrt.runtime.server.channel import Channel, channel
 from controlrt.runtime.server.messages import Accepted, Advanced, Failed, Incoming, Ready, Stepped
 from controlrt.runtime.server.worker import Outbox
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[Connection, Connection]]:
-    here, there = Pipe()
+def ends() -> Iterator[tuple[Channel, Channel]]:
+    here, there = channel()
     yield here, there
     here.close()
     there.close()
@@ -37,7 +36,7 @@ def words(count: int, *, watched: bool = True) -> list[Incoming]:
 
 @pytest.mark.parametrize(("watched", "patience"), [(True, "PATIENCE"), (False, "TELL_SECONDS")])
 def test_words_on_where_requests_are_go_together(
-    ends: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch, *, watched: bool, patience: str
+    ends: tuple[Channel, Channel], monkeypatch: pytest.MonkeyPatch, *, watched: bool, patience: str
 ) -> None:
     monkeypatch.setattr(worker, patience, 0.2)
     here, there = ends
@@ -45,13 +44,13 @@ def test_words_on_where_requests_are_go_together(
     started = time.monotonic()
     for message in words(4, watched=watched):
         outbox.put(message)
-    assert here.recv() == words(4, watched=watched)
+    assert here.receive() == words(4, watched=watched)
     assert 0.2 <= time.monotonic() - started < 2.2
     outbox.close()
 
 
 def test_words_on_who_is_watched_take_along_those_on_others(
-    ends: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch
+    ends: tuple[Channel, Channel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "PATIENCE", 0.0)
     here, there = ends
@@ -59,36 +58,33 @@ def test_words_on_who_is_watched_take_along_those_on_others(
     said = [*words(2, watched=False), Accepted(id="b", steps=4)]
     for message in said:
         outbox.put(message)
-    assert here.recv() == said
+    assert here.receive() == said
     outbox.close()
 
 
 @pytest.mark.parametrize(
     "pressing", [Ready(silent_seconds=300.0), Failed(id="a", reason="cancelled", message="cancelled")]
 )
-def test_what_somebody_waits_for_takes_along_what_lay_there(
-    ends: tuple[Connection, Connection], pressing: Incoming
-) -> None:
+def test_what_somebody_waits_for_takes_along_what_lay_there(ends: tuple[Channel, Channel], pressing: Incoming) -> None:
     here, there = ends
     outbox = Outbox(there)
     said = [*words(2), pressing]
     for message in said:
         outbox.put(message)
-    assert here.recv() == said  # in their order
+    assert here.receive() == said  # in their order
     outbox.close()
 
 
-def test_at_the_end_nothing_is_left(ends: tuple[Connection, Connection]) -> None:
+def test_at_the_end_nothing_is_left(ends: tuple[Channel, Channel]) -> None:
     here, there = ends
     outbox = Outbox(there)
     for message in words(3):
         outbox.put(message)
     outbox.close()
-    assert here.poll(0)
-    assert here.recv() == words(3)
+    assert here.receive() == words(3)
 
 
-def test_nobody_listens_any_more(ends: tuple[Connection, Connection]) -> None:
+def test_nobody_listens_any_more(ends: tuple[Channel, Channel]) -> None:
     here, there = ends
     here.close()
     outbox = Outbox(there)

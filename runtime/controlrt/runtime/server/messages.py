@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import numpy as np
-from PIL import ExifTags, Image
 
 from controlrt.runtime.server.jobs import Pixels
 
@@ -120,26 +115,3 @@ class Broken:
 
 Outgoing = Submit | Cancel | Stop
 Incoming = Ready | Accepted | Refused | Advanced | Finished | Failed | Stepped | Broken
-
-
-class _Pickler(pickle.Pickler):
-    """Makes arrays of colour pictures, which take a small part of the time on both sides."""
-
-    def reducer_override(self, value: Any) -> Any:
-        plain = isinstance(value, Image.Image) and value.mode == "RGB" and "transparency" not in value.info
-        if plain and value.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-            return np.asarray(value).__reduce_ex__(pickle.HIGHEST_PROTOCOL)
-        return NotImplemented
-
-
-def pickled(message: Outgoing | list[Incoming]) -> bytes:
-    """What ``Connection.send_bytes`` takes, for ``Connection.recv``.
-
-    Pictures of PIL in RGB arrive as arrays, unless they are to be turned or have a colour that is none.
-
-    Raises:
-        Exception: of any kind, where something of it cannot be pickled.
-    """
-    file = io.BytesIO()
-    _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(message)
-    return file.getvalue()

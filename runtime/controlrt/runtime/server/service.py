@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -29,6 +28,7 @@ from controlrt.runtime.errors import (
 )
 from controlrt.runtime.manifest import Manifest
 from controlrt.runtime.server import worker
+from controlrt.runtime.server.channel import Channel, channel
 from controlrt.runtime.server.jobs import Job, Request
 from controlrt.runtime.server.messages import (
     Accepted,
@@ -44,7 +44,6 @@ from controlrt.runtime.server.messages import (
     Stepped,
     Stop,
     Submit,
-    pickled,
 )
 from controlrt.runtime.server.policies import Policy
 from controlrt.runtime.server.register import Register, error_of, hear, with_seed
@@ -131,8 +130,7 @@ class _Worker:
 
     def _start(self) -> None:
         self._heard = time.monotonic()
-        here, there = _CONTEXT.Pipe()
-        self._connection: Connection = here
+        here, there = channel()
         self._process = _CONTEXT.Process(
             target=worker.main, args=(there, self._options), name=f"controlrt {self.bundle}", daemon=True
         )
@@ -184,11 +182,11 @@ class _Worker:
             self._process.kill()
             await self._ended.wait()
 
-    def _send_all(self, connection: Connection, outgoing: queue.SimpleQueue[Outgoing | None]) -> None:
+    def _send_all(self, channel: Channel, outgoing: queue.SimpleQueue[Outgoing | None]) -> None:
         """A thread's work: messages to a process, which may be slow to take pictures."""
         while (message := outgoing.get()) is not None:
             try:
-                connection.send_bytes(pickled(message))
+                channel.send(message)
             except OSError:  # it has ended; the receiving thread says so
                 return
             except Exception as error:  # it cannot be pickled
@@ -197,17 +195,17 @@ class _Worker:
                     said = f"the arguments cannot be handed to a worker: {error}"
                     self._told(self._hear_all, [Refused(id=message.id, message=said, parameter=None)])
 
-    def _receive_all(self, connection: Connection, process: multiprocessing.process.BaseProcess) -> None:
+    def _receive_all(self, channel: Channel, process: multiprocessing.process.BaseProcess) -> None:
         """A thread's work: what the process says, and that it has ended."""
         while True:
             try:
-                messages: list[Incoming] = connection.recv()
+                messages: list[Incoming] = channel.receive()
             except (EOFError, OSError):
                 break
             if not self._told(self._hear_all, messages):
                 return
         process.join()
-        connection.close()
+        channel.close()
         self._told(self._die)
 
     def _told(self, call: Callable[..., None], *arguments: object) -> bool:

@@ -1,5 +1,5 @@
-"""A process that draws: an engine behind a pipe, so that neither clients nor pictures for them hold it up, and so that
-one that dies is replaced."""
+"""A process that draws: an engine behind a channel, so that neither clients nor pictures for them hold it up, and so
+that one that dies is replaced."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import ControlRTError
+from controlrt.runtime.server.channel import Channel
 from controlrt.runtime.server.engine import TELL_SECONDS, Engine
 from controlrt.runtime.server.messages import (
     Accepted,
@@ -25,7 +25,6 @@ from controlrt.runtime.server.messages import (
     Ready,
     Stepped,
     Submit,
-    pickled,
 )
 from controlrt.runtime.server.policies import Policy
 
@@ -49,11 +48,11 @@ class WorkerOptions:
     """Whether to compare the bundle's files with their hashes first."""
 
 
-def main(connection: Connection, options: WorkerOptions) -> None:
+def main(channel: Channel, options: WorkerOptions) -> None:
     """The process's work, until it is told to stop or nobody is at the other end any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's interrupt reaches all processes; the service decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    outbox = Outbox(connection)
+    outbox = Outbox(channel)
     try:
         engine = Engine(
             Bundle.open(options.bundle, verify=options.verify),
@@ -65,16 +64,16 @@ def main(connection: Connection, options: WorkerOptions) -> None:
         )
         with engine:
             outbox.put(Ready(silent_seconds=engine.silent_seconds))
-            _serve(connection, engine)
+            _serve(channel, engine)
     except ControlRTError as error:
         outbox.put(Broken(str(error)))
     outbox.close()
 
 
-def _serve(connection: Connection, engine: Engine) -> None:
+def _serve(channel: Channel, engine: Engine) -> None:
     while True:
         try:
-            message: Outgoing = connection.recv()
+            message: Outgoing = channel.receive()
         except (EOFError, OSError):
             return
         if isinstance(message, Submit):
@@ -90,11 +89,11 @@ class Outbox:
     time from the cores that draw.
 
     Args:
-        connection: to the service.
+        channel: to the service.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self._changed = threading.Condition()
         self._messages: list[Incoming] = []
         self._due = math.inf
@@ -123,7 +122,7 @@ class Outbox:
     def _send_all(self) -> None:
         while said := self._next():
             try:
-                self._connection.send_bytes(pickled(said))
+                self._channel.send(said)
             except OSError:  # nobody is there to hear of it
                 return
             if any(isinstance(message, Broken) for message in said):
