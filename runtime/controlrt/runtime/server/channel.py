@@ -1,5 +1,5 @@
-"""What goes between the service and a worker process: pickles with their arrays beside them (PEP 574), so that a picture
-is copied neither into its message nor out of it."""
+"""What goes between the service and a worker process: pickles with their arrays beside them (PEP 574), so that a
+picture is copied neither into its message nor out of it."""
 
 from __future__ import annotations
 
