@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from typing import Any
 
@@ -40,6 +41,9 @@ def main(channel: Channel, options: WorkerOptions) -> None:
         for answer in _answers(message):
             if answer == "die":
                 os._exit(9)
+            if answer == "garble":
+                channel._end.sendall(struct.pack("<3Q", 1, 4, 0x2E2E2E2E))
+                time.sleep(60)
             if answer == "hang":
                 time.sleep(60)
             if answer == "hold":
@@ -52,6 +56,8 @@ def _answers(submit: Submit) -> list[Any]:
     name, prompt = submit.id, submit.arguments["prompt"]
     if prompt == "die unheard":
         return ["die"]
+    if prompt == "garble once" and not submit.alone:
+        return ["garble"]
     if prompt == "refuse":
         return [Refused(id=name, message="steps is 0, but must be from 1", parameter="steps")]
     accepted = Accepted(id=name, steps=3)

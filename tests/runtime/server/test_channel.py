@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import pickle
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -37,7 +40,7 @@ def sent(ends: tuple[Channel, Channel], message: object) -> Any:
 
 
 @pytest.mark.parametrize("side", [1, 64, 1024])
-def test_pictures_arrive_without_copies(ends: tuple[Channel, Channel], side: int) -> None:
+def test_pictures_arrive_where_they_are_received(ends: tuple[Channel, Channel], side: int) -> None:
     random = np.random.default_rng(side)
     pictures = tuple(random.integers(0, 256, (side, side, 3), np.uint8) for _ in range(3))
     got = sent(ends, [Finished(id="a", pictures=pictures, seeds=(7,), seconds={"total": 0.1})])
@@ -45,7 +48,14 @@ def test_pictures_arrive_without_copies(ends: tuple[Channel, Channel], side: int
     for picture, arrived in zip(pictures, got[0].pictures, strict=True):
         np.testing.assert_array_equal(arrived, picture)
         assert arrived.flags.writeable
-        assert not arrived.flags.owndata  # it lies where it was received
+        assert not arrived.flags.owndata
+
+
+def test_pictures_go_beside_their_message(ends: tuple[Channel, Channel]) -> None:
+    ends[0].send({"array": COLOURS, "picture": Image.fromarray(COLOURS)})
+    count, *sizes = struct.unpack("<4Q", ends[1]._end.recv(32, socket.MSG_WAITALL))
+    assert (count, sizes[1:]) == (3, [COLOURS.nbytes] * 2)
+    assert sizes[0] < 1000
 
 
 @pytest.mark.parametrize(
@@ -67,6 +77,10 @@ def test_messages_of_any_kind(ends: tuple[Channel, Channel], message: object) ->
 def test_what_cannot_be_pickled_leaves_the_rest_alone(ends: tuple[Channel, Channel]) -> None:
     with pytest.raises(Exception, match="pickle"):
         ends[0].send([COLOURS, lambda: None])
+    file = io.BytesIO()
+    Image.fromarray(COLOURS).save(file, "PNG")
+    with pytest.raises(pickle.PicklingError, match="truncated"):  # not OSError, as if nobody were there
+        ends[0].send([Image.open(io.BytesIO(file.getvalue()[:500]))])
     assert sent(ends, "next") == "next"
 
 

@@ -40,10 +40,19 @@ class Running:
         self.engine = Engine(demo.bundle, self.said.put, **options)
 
     def submit(
-        self, name: str, *, deadline: float | None = None, previews: bool = False, alone: bool = False, **changes: Any
+        self,
+        name: str,
+        *,
+        deadline: float | None = None,
+        previews: bool = False,
+        alone: bool = False,
+        watched: bool = True,
+        **changes: Any,
     ) -> None:
         arguments = {"prompt": PROMPT, "image": {"mask": square()}, "num_inference_steps": 2, "seed": 3, **changes}
-        self.engine.submit(Submit(id=name, arguments=arguments, deadline=deadline, previews=previews, alone=alone))
+        self.engine.submit(
+            Submit(id=name, arguments=arguments, deadline=deadline, previews=previews, alone=alone, watched=watched)
+        )
 
     def until(self, *names: str) -> list[Incoming]:
         """Everything it says until these are finished."""
@@ -65,6 +74,13 @@ def shared(demo: ControlNetPipeline) -> Iterator[Running]:
     running = Running(demo, batch=4)
     with running.engine:
         yield running
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_words_say_whether_anybody_watches(shared: Running, *, watched: bool) -> None:
+    shared.submit("a", watched=watched, previews=True)  # so that there is a word on each step
+    words = [each for each in shared.until("a") if isinstance(each, Accepted | Advanced)]
+    assert [each.watched for each in words] == [watched] * 3  # accepted, begun, one step of two
 
 
 def test_short_requests_overtake_and_share_steps(demo: ControlNetPipeline, shared: Running) -> None:

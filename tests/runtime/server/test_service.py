@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -96,6 +97,11 @@ def request(prompt: str, **options: Any) -> Request:
 
 async def drawn(service: LocalService, asked: Request) -> Result:
     return await (await service.submit(asked)).wait()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():
+        await asyncio.sleep(0.001)
 
 
 def test_a_job_from_queue_to_picture(serve: Any, notes: Notes) -> None:
@@ -221,6 +227,35 @@ def test_a_worker_dies_at_the_only_request_though_it_has_not_said_so(serve: Any,
 
     serve(test)
     assert notes.restarts == 2  # the second time it was alone
+
+
+def test_a_worker_that_cannot_be_understood_is_replaced(serve: Any, notes: Notes) -> None:
+    async def test(service: LocalService) -> None:
+        assert (await drawn(service, request("garble once"))).seeds == (7,)
+
+    serve(test)
+    assert notes.restarts == 1
+
+
+@pytest.mark.parametrize("prompt", ["draw", "kill once"])
+def test_a_worker_that_starts_late_counts_against_nobody(serve: Any, notes: Notes, prompt: str) -> None:
+    """What came meanwhile, or had to be drawn once more, is drawn by the one that starts at last."""
+
+    async def test(service: LocalService) -> None:
+        (only,) = service.workers["one"]
+        started = only._options
+        only._options = dataclasses.replace(started, batch=1)  # the next one is broken from the start
+        if prompt == "draw":
+            assert only.pid is not None
+            os.kill(only.pid, signal.SIGKILL)
+            await until(lambda: notes.restarts == 1)
+        job = await service.submit(request(prompt, watched=False))
+        await until(lambda: notes.restarts == 1)
+        only._options = dataclasses.replace(started, verify=False)
+        assert (await job.wait()).seeds == (7,)
+
+    serve(test)
+    assert notes.restarts == 2
 
 
 def test_arguments_that_no_process_takes(serve: Any) -> None:

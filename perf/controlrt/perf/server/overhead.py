@@ -68,7 +68,7 @@ def measure_overhead(site: Site, *, rounds: int) -> Overhead:
             ):
                 for turn in range(_WARM_UPS + len(range(start, rounds, starts))):
                     for kind, of_it in measured.items():
-                        found = _round(kind, site.workload, next(numbers), client, pipeline, turn)
+                        found = _round(kind, site.workload, next(numbers), client, pipeline, start + turn)
                         if turn >= _WARM_UPS:
                             of_it[start].append(found)
     return Overhead(calls=tuple(_found(kind, of_it) for kind, of_it in measured.items()))

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 _AT_ONCE = 64
-"""Parts of a message that one call of the system takes; no system takes less than 16 (POSIX, IOV_MAX)."""
+"""Parts of a message that go to the system in one call; Linux takes up to 1024 (IOV_MAX)."""
 
 
 class Channel:
@@ -39,7 +39,10 @@ class Channel:
         """
         beside: list[pickle.PickleBuffer] = []
         file = io.BytesIO()
-        _Pickler(file, beside.append).dump(message)
+        try:
+            _Pickler(file, beside.append).dump(message)
+        except OSError as error:  # of a picture's file
+            raise pickle.PicklingError(str(error)) from error
         parts = [file.getbuffer(), *(each.raw() for each in beside)]
         sizes = [part.nbytes for part in parts]
         parts = [memoryview(struct.pack(f"<{1 + len(sizes)}Q", len(sizes), *sizes)), *filter(len, parts)]

@@ -103,7 +103,7 @@ class Job:
         """What it has made.
 
         Raises:
-            RequestError: the bundle cannot draw it; nobody watched it, or its submission had said so.
+            RequestError, UnavailableError: as ``Service.submit``, where nobody watches it.
             DeadlineError: its time was over.
             CancelledError: it was cancelled.
             DrawingError: the engine failed twice.

@@ -92,7 +92,7 @@ class RemoteService:
         return "draining" if self._draining else self.condition
 
     async def submit(self, request: Request, *, going_on: bool = False) -> Job:
-        """See ``Service``. It takes as long as it takes until a replica has room for the request."""
+        """See ``Service``. Where somebody watches the request, that takes until a replica has room for it."""
         name = request.bundle or next(iter(self._manifests))
         if name not in self._manifests:
             raise UnknownNameError("bundle", name, self._manifests)

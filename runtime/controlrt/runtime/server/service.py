@@ -202,6 +202,10 @@ class _Worker:
                 messages: list[Incoming] = channel.receive()
             except (EOFError, OSError):
                 break
+            except Exception:  # what it says cannot be understood
+                _log.exception("a message from the worker of %s", self.bundle)
+                process.kill()
+                break
             if not self._told(self._hear_all, messages):
                 return
         process.join()
@@ -282,7 +286,8 @@ class _Worker:
     def _die(self) -> None:
         """The process has ended: another one takes over what it had, unless it was told to."""
         self._outgoing.put(None)
-        self._failures = 0 if self.ready.is_set() else self._failures + 1
+        had_started = self.ready.is_set()
+        self._failures = 0 if had_started else self._failures + 1
         self.ready.clear()
         if self._closing or not self._was_ready or self._failures >= _RESTARTS:
             why = self.failure or f"the worker of {self.bundle} has ended"
@@ -297,12 +302,12 @@ class _Worker:
         self.failure = None
         self._options = dataclasses.replace(self._options, verify=False)  # that was done when the service started
         self._start()
-        only = len(self.assigned) == 1
+        alone = had_started and len(self.assigned) == 1  # words that it has begun may come late
         for assigned in list(self.assigned.values()):
             assigned.deaths += 1
-            if assigned.begun or only or assigned.cancelled or assigned.deaths > _DEATHS:
+            if assigned.begun or alone or assigned.cancelled or assigned.deaths > _DEATHS:
                 self._try_again(assigned, "its worker has ended")
-            else:  # it only waited beside the one at which the worker died
+            else:  # it only waited beside the one at which the worker died, or for a worker
                 assigned.submit = dataclasses.replace(assigned.submit, watched=True)
                 self.send(assigned.submit)
 

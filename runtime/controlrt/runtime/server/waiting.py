@@ -18,7 +18,7 @@ async def result_while_connected(request: Request, job: Job) -> Result:
 
     Raises:
         ClientDisconnect: the client went away.
-        ServiceError: one of its kinds, as ``Job.wait``.
+        ControlRTError: as ``Job.wait``.
     """
     result = asyncio.ensure_future(job.wait())
     gone = asyncio.ensure_future(_disconnected(request))
