@@ -6,11 +6,13 @@ import json
 import statistics
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from bench_reports import full_report, gpu_report
-from controlrt.perf.readme import fill, markdown
+from controlrt.perf.readme import ablation_markdown, fill, markdown
+from controlrt.perf.report import load_ablation
 from controlrt.perf.results import load, save
 from controlrt.perf.server import results as server_results
 from controlrt.runtime.errors import UserError
@@ -18,11 +20,23 @@ from controlrt.runtime.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("file", "marks"), [("README.md", 4), ("perf/README.md", 1)])
-def test_the_readmes_say_what_the_results_say(file: str, marks: int) -> None:
+@pytest.mark.parametrize(("file", "marks"), [("README.md", 4), ("perf/README.md", 1), ("docs/passes.md", 3)])
+def test_the_documents_say_what_the_results_say(file: str, marks: int) -> None:
     text = (ROOT / file).read_text()
     assert text.count("<!-- bench ") == marks
-    assert fill(text, (ROOT / file).parent) == text, "run: python -m controlrt.perf.readme README.md perf/README.md"
+    assert fill(text, (ROOT / file).parent) == text, f"run: python -m controlrt.perf.readme {file}"
+
+
+def test_the_readme_says_how_fast_a_compiled_step_is() -> None:
+    found = {
+        each.name: each.speedup_over_eager
+        for each in load_ablation(ROOT / "perf" / "results" / "ablation-sd15.json").variants
+    }
+    openvino, onnxruntime = found["openvino+binding-times"], found["onnxruntime+binding-times"]
+    assert openvino is not None
+    assert onnxruntime is not None
+    said = f"{openvino.value:.2f} times as fast as eager PyTorch's with OpenVINO and {onnxruntime.value:.2f} with"
+    assert said in (ROOT / "README.md").read_text()
 
 
 def test_the_documents_say_what_was_measured_on_a_gpu() -> None:
@@ -204,6 +218,28 @@ def test_a_gpu_s_table_has_what_matters_there() -> None:
     assert measured.speedup_over_compiled is not None
     assert f"| {measured.speedup_over_compiled.value:.2f} (" in row
     assert f"| cuda-fp16 | {measured.percentiles.picture.p50:.3f} | {measured.percentiles.picture.spread:.3f} |" in row
+
+
+def test_a_table_has_every_variant_of_an_ablation(tmp_path: Path) -> None:
+    file = ROOT / "perf" / "results" / "ablation-demo.json"
+    lines = fill(f"<!-- bench {file} -->\n<!-- end bench -->\n", tmp_path).splitlines()
+    head, variants = next(line for line in lines if line.startswith("|  |")), load_ablation(file).variants
+    assert "times eager" in head
+    assert len(variants) == len([line for line in lines if line.startswith("| `")])
+    for each in variants:
+        (row,) = (line for line in lines if line.startswith(f"| `{each.name}` |"))
+        cells = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+        ratio = each.speedup_over_plain
+        found = f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+        assert cells["times plain ONNX Runtime"] == found
+        assert float(cells["peak memory, GiB"]) == pytest.approx(each.peak_memory_bytes / 2**30, abs=0.05)
+        if each.graph is None:
+            assert (cells["nodes"], cells["MatMul, Gemm"], cells["GFLOP"]) == ("", "", "")
+        else:
+            assert (int(cells["nodes"]), int(cells["MatMul, Gemm"])) == (each.graph.nodes, each.graph.matmuls)
+            assert float(cells["GFLOP"]) == pytest.approx(each.graph.flops / 1e9, abs=0.005)
+    without = msgspec.structs.replace(load_ablation(file), eager=None)
+    assert "times eager" not in ablation_markdown(without)
 
 
 def test_only_what_stands_between_the_marks_changes(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
     python -m controlrt.perf.readme README.md
 
 fills what stands between ``<!-- bench RESULT.json -->`` and ``<!-- end bench -->`` with a table made of that file,
-which is named as seen from the Markdown file. A test checks that README.md is what this makes of it.
+which is named as seen from the Markdown file: a result of ``controlrt bench`` or of ``controlrt bench ablation``. A
+test checks that README.md and others are what this makes of them.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from controlrt.perf.report import AblationReport, VariantResult, load_ablation
+from controlrt.perf.result_file import which_benchmark
 from controlrt.perf.results import Contender, Report, Scenario, load
 from controlrt.perf.statistics import Ratio
 from controlrt.runtime.storage import atomic_file
@@ -38,17 +42,46 @@ def fill(text: str, directory: Path) -> str:
     Raises:
         UserError: a result that is missing or none.
     """
-    return _PLACE.sub(lambda found: f"{found[1]}{markdown(load(directory / found['file']))}{found[3]}", text)
+    return _PLACE.sub(lambda found: f"{found[1]}{_read(directory / found['file'])}{found[3]}", text)
+
+
+def _read(file: Path) -> str:
+    return ablation_markdown(load_ablation(file)) if which_benchmark(file) == "ablation" else markdown(load(file))
 
 
 def markdown(report: Report) -> str:
     """A result as Markdown: how it came about, and one table for every scenario."""
-    machine = report.machine
-    where = "; ".join([f"{machine.cpu}, {machine.cores} cores", *(gpu.partition(",")[0] for gpu in machine.gpus)])
-    lines = [f"`{report.command}` on {where}; {_versions(report)}:", ""]
+    lines = [_how(report), ""]
     for scenario in report.scenarios:
         lines += [*_table(scenario), ""]
     return "\n".join(lines)
+
+
+def ablation_markdown(report: AblationReport) -> str:
+    """A result of the ablation as Markdown: how it came about, and one table."""
+    columns = [(title, cell) for title, cell in _COLUMNS.items() if report.eager is not None or title != _TIMES_EAGER]
+    rows = [["", *(title for title, _ in columns)]]
+    rows += [[f"`{each.name}`", *(cell(each) for _, cell in columns)] for each in report.variants]
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join([_how(report), "", *(f"| {' | '.join(row)} |" for row in rows), "", ""])
+
+
+_TIMES_EAGER = "times eager"
+_COLUMNS: dict[str, Callable[[VariantResult], str]] = {
+    _TIMES_EAGER: lambda variant: _interval(variant.speedup_over_eager),
+    "times plain ONNX Runtime": lambda variant: _interval(variant.speedup_over_plain),
+    "nodes": lambda variant: "" if variant.graph is None else str(variant.graph.nodes),
+    "MatMul, Gemm": lambda variant: "" if variant.graph is None else str(variant.graph.matmuls),
+    "GFLOP": lambda variant: "" if variant.graph is None else f"{variant.graph.flops / 1e9:.2f}",
+    "peak memory, GiB": lambda variant: f"{variant.peak_memory_bytes / 2**30:.1f}",
+    "error": lambda variant: "" if variant.accuracy is None else f"{variant.accuracy.max_relative_error:.1e}",
+}
+
+
+def _how(report: Report | AblationReport) -> str:
+    machine = report.machine
+    where = "; ".join([f"{machine.cpu}, {machine.cores} cores", *(gpu.partition(",")[0] for gpu in machine.gpus)])
+    return f"`{report.command}` on {where}; {_versions(report.versions)}:"
 
 
 def _table(scenario: Scenario) -> list[str]:
@@ -85,7 +118,7 @@ def _interval(ratio: Ratio | None) -> str:
     return "" if ratio is None else f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
-def _versions(report: Report) -> str:
+def _versions(versions: Mapping[str, str]) -> str:
     titles = {
         "torch": "PyTorch {}",
         "diffusers": "diffusers {}",
@@ -95,9 +128,9 @@ def _versions(report: Report) -> str:
         "tensorrt": "TensorRT {}",
         "tensorrt-rtx": "TensorRT-RTX {}",
     }
-    if "onnxruntime-gpu" in report.versions:  # the other one is hidden behind it
+    if "onnxruntime-gpu" in versions:  # the other one is hidden behind it
         del titles["onnxruntime"]
-    return ", ".join(title.format(report.versions[name]) for name, title in titles.items() if name in report.versions)
+    return ", ".join(title.format(versions[name]) for name, title in titles.items() if name in versions)
 
 
 if __name__ == "__main__":
