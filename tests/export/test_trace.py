@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,16 @@ def test_fixed_sides_are_numbers(tmp_path: Path) -> None:
 def test_a_graph_that_differs_is_refused(tmp_path: Path, module: Any) -> None:
     with pytest.raises(BuildError, match="halve: the ONNX graph differs from PyTorch"):
         trace.export_program(spec(module), ShapeProfile.parse("64x64"), tmp_path)
+
+
+def test_weights_are_gone_with_their_module(tmp_path: Path) -> None:
+    module = Halve()
+    weight = weakref.ref(module.convolution.weight)
+    trace.export_program(spec(module), ShapeProfile.parse("64x64"), tmp_path)
+    assert weight() is not None
+    del module
+    gc.collect()
+    assert weight() is None
 
 
 def test_a_rule_of_the_exporter_is_off_while_we_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 
 import families
 from controlrt.export import trace
-from controlrt.export.beside import load_checkpoint, program_specs
+from controlrt.export.checkpoint_programs import load_checkpoint, program_specs
 from controlrt.export.exporter import ExportOptions, export, resolve_sources
 from controlrt.export.programs import ProgramSpec
 from controlrt.export.traced import program_keys
@@ -140,7 +140,7 @@ class Tracer:
 @pytest.fixture
 def tracer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tracer:
     monkeypatch.setenv("CONTROLRT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("controlrt.export.beside.usable_cores", lambda: 2)  # one process traces
+    monkeypatch.setattr("controlrt.export.exporter.usable_cores", lambda: 2)  # one process traces
     made = Tracer()
     monkeypatch.setattr(trace, "export_program", made)
     return made

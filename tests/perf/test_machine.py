@@ -6,7 +6,8 @@ import importlib.metadata
 import subprocess
 from pathlib import Path
 
-from controlrt.perf.machine import ISA, available_memory, commit, installed_versions, this_machine
+from controlrt.perf.machine import ISA, commit, installed_versions, this_machine
+from controlrt.runtime.machine import available_memory
 
 
 def git(directory: Path, *arguments: str) -> str:

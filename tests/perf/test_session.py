@@ -149,6 +149,46 @@ def test_groups_after_a_reference_that_failed_say_so(tmp_path: Path) -> None:
     assert found.failed["c"].startswith("a, which runs beside all others, failed: the worker of a ended")
 
 
+def test_one_at_a_time(tmp_path: Path) -> None:
+    """Every contender is loaded anew in each round, when the one before has ended, and none is beside it."""
+    found = session(tmp_path, warm_ups=1, a=9, b=9, c=-1)
+    start, running, most = found.start, [], []
+
+    def counted(name: str) -> PeerProcess:
+        process = start(name)
+        running.append(process)
+        most.append([each.variant for each in running if each._process.poll() is None])
+        return process
+
+    found.start = counted
+    found.measure_one_at_a_time(["c", "a", "b"])
+    assert (tmp_path / "turns").read_text() == "a1000002! a0 b1000002! b0 b1000002! b1 a1000002! a1 "
+    assert most == [["c"], ["a"], ["b"], ["b"], ["a"]]
+    assert found.reference == "a"
+    assert totals(found) == [{"a": [1, 2], "b": [1, 2]}]
+    assert found.failed == {"c": "the worker of c ended with exit code 1: cannot load"}
+    assert found.started["a"].first_request_seconds == 1000003
+    assert found.answers.keys() == {"a", "b"}
+
+
+def test_one_at_a_time_and_one_that_fails_later(tmp_path: Path) -> None:
+    """A process of its own each time: it fails in the second round alone, and what it drew before is not reported."""
+    found = session(tmp_path, a=9, b=9)
+    start, begun = found.start, []
+
+    def worse(name: str) -> PeerProcess:
+        begun.append(name)
+        left = "1" if begun.count("a") == 2 and name == "a" else "9"
+        command = [sys.executable, "-c", SCRIPT, name, str(tmp_path / "turns"), left]
+        return PeerProcess(name, command, tmp_path / f"{name}.log") if left == "1" else start(name)
+
+    found.start = worse
+    found.measure_one_at_a_time(["a", "b"])
+    assert found.reference == "b"
+    assert totals(found) == [{"b": [1, 2]}]
+    assert found.failed["a"].endswith("no more pictures")
+
+
 @pytest.mark.timeout(60)
 def test_one_that_hangs_is_ended(tmp_path: Path) -> None:
     found = session(tmp_path, timeout=5, a=9, b=1001)

@@ -9,7 +9,7 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from controlrt.runtime import bundle
 from controlrt.runtime.annotators import annotator_named_in
 from controlrt.runtime.commands.lora_option import LoraOption
 from controlrt.runtime.errors import BundleError, ParameterError
+from controlrt.runtime.machine import available_memory, usable_cores
 from controlrt.runtime.manifest import (
     SCHEMA_VERSION,
     Control,
@@ -41,6 +42,7 @@ from controlrt.runtime.progress import Progress
 from controlrt.runtime.storage import atomic_directory, cache_root, lock, sha256_file, sha256_tree
 
 if TYPE_CHECKING:
+    from controlrt.export.programs import ProgramSpec
     from controlrt.export.traced import ProgramKeys
 
 TOOLS = ("controlrt", "diffusers", "onnx", "onnx-ir", "onnxscript", "torch", "transformers")
@@ -216,46 +218,31 @@ def _export_into(
     directory: Path, options: ExportOptions, sources: Sources, key: str, provenance: Provenance
 ) -> dict[str, ProgramKeys]:
     """Writes an export; returns the keys of its programs by their names."""
-    from controlrt.export.beside import (
-        free_memory,
-        load_checkpoint,
-        processes_for,
-        program_specs,
-        trace_beside,
-        usable_cores,
-    )
-    from controlrt.export.trace import export_program
-    from controlrt.export.traced import program_keys, take_graph, take_traced
+    from controlrt.export.beside import processes_for, trace_beside
+    from controlrt.export.checkpoint_programs import CheckpointPrograms
 
     parts = len(sources.controlnets) + len(sources.adapters) + len(sources.ip_adapters)
     with Progress("export", 4 + parts) as progress:
         progress.start("load checkpoint")
-        loaded = load_checkpoint(options, sources)
-        factor = loaded.vae_scale_factor
-        specs = program_specs(loaded, options.profile)
+        programs = CheckpointPrograms(options, sources, available_memory())
+        loaded, specs = programs.checkpoint, programs.specs
         progress.total = 1 + len(specs)
         target = directory / "programs"
         target.mkdir()
-        tools = _tools(provenance.versions)
-        keys = {spec.name: program_keys(spec, options.profile.of(spec.name), tools) for spec in specs}
+        keys: dict[str, ProgramKeys] = {}
         by_name: dict[str, Program] = {}
-        new = []
-        for spec in specs:
-            if program := take_traced(keys[spec.name], target):
-                progress.start(f"{spec.name} was traced before")
-            elif program := take_graph(keys[spec.name], spec, options.profile.of(spec.name), target):
-                progress.start(f"{spec.name} was traced before with other weights")
-            else:
-                new.append(spec)
-                continue
-            by_name[spec.name] = program
-        processes = min(len(new), processes_for(specs, usable_cores(), free_memory()))
+        for part in programs.parts:
+            found = _take(programs.of_part(part), options.profile, _tools(provenance.versions), target, progress)
+            keys |= found[0]
+            by_name |= found[1]
+        new = [spec for spec in specs if spec.name not in by_name]
+        processes = min(len(new), processes_for(specs, usable_cores(), available_memory()))
         if processes > 1:
             by_name |= trace_beside(options, sources, new, target, processes, progress)
         else:
-            for spec in new:
-                progress.start(f"trace {spec.name}")
-                by_name[spec.name] = export_program(spec, options.profile.of(spec.name), target)
+            names = {spec.name for spec in new}
+            for part in dict.fromkeys(spec.part for spec in new):
+                by_name |= _trace(programs.of_part(part), names, options.profile, target, progress)
     for parts in loaded.text_encoders:
         folder = directory / parts.name.replace("text_encoder", "tokenizer")
         folder.mkdir()
@@ -276,7 +263,7 @@ def _export_into(
         model=Model(
             source=options.model,
             latent_channels=loaded.latent_channels,
-            vae_scale_factor=factor,
+            vae_scale_factor=loaded.vae_scale_factor,
             time_ids=loaded.time_ids,
             zero_empty_negative=loaded.zero_empty_negative,
             vae_float32=loaded.vae_float32,
@@ -319,6 +306,38 @@ def _export_into(
     )
     bundle.write_manifest(directory, manifest)
     return keys
+
+
+def _take(
+    specs: Sequence[ProgramSpec], profile: ShapeProfile, tools: Mapping[str, str], target: Path, progress: Progress
+) -> tuple[dict[str, ProgramKeys], dict[str, Program]]:
+    """The keys of programs, and the manifest entries of those that were traced before, by their names."""
+    from controlrt.export.traced import program_keys, take_graph, take_traced
+
+    keys = {spec.name: program_keys(spec, profile.of(spec.name), tools) for spec in specs}
+    found: dict[str, Program] = {}
+    for spec in specs:
+        if program := take_traced(keys[spec.name], target):
+            progress.start(f"{spec.name} was traced before")
+        elif program := take_graph(keys[spec.name], spec, profile.of(spec.name), target):
+            progress.start(f"{spec.name} was traced before with other weights")
+        else:
+            continue
+        found[spec.name] = program
+    return keys, found
+
+
+def _trace(
+    specs: Sequence[ProgramSpec], names: Collection[str], profile: ShapeProfile, target: Path, progress: Progress
+) -> dict[str, Program]:
+    """The manifest entries of those of ``specs`` that have one of ``names``, once they are traced."""
+    from controlrt.export.trace import export_program
+
+    traced = {}
+    for spec in (spec for spec in specs if spec.name in names):
+        progress.start(f"trace {spec.name}")
+        traced[spec.name] = export_program(spec, profile.of(spec.name), target)
+    return traced
 
 
 def _controls(options: ExportOptions) -> dict[str, str]:

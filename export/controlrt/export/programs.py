@@ -49,6 +49,11 @@ class ProgramSpec:
     outputs: tuple[TensorSpec, ...]
     example: Callable[[TensorSpec, tuple[int, ...], Sizes, torch.Generator], Tensor]
 
+    @property
+    def part(self) -> str:
+        """The part of the checkpoint whose weights it has."""
+        return "vae" if self.name.startswith("vae_") else self.name
+
 
 def unet_program(checkpoint: Checkpoint) -> ProgramSpec:
     """The UNet step."""

@@ -21,7 +21,7 @@ from controlrt.engines.build import export_programs
 from controlrt.perf.accuracy import compare
 from controlrt.perf.graphs import PARTS, GraphCounts, prepare_graphs
 from controlrt.perf.inputs import GUIDANCE_SCALE, SAMPLER, STEP, STEPS, step_inputs
-from controlrt.perf.machine import available_memory, commit, installed_versions, this_machine, usable_cores
+from controlrt.perf.machine import commit, installed_versions, this_machine
 from controlrt.perf.models import CONTROL, MODELS, BenchModel, prepare_model
 from controlrt.perf.ratios import Measured
 from controlrt.perf.report import (
@@ -41,6 +41,7 @@ from controlrt.perf.worker import WorkerSpec
 from controlrt.perf.worker_process import WorkerProcess
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.errors import ParameterError, UserError
+from controlrt.runtime.machine import available_memory, usable_cores
 from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.storage import check_writable
 

@@ -23,13 +23,13 @@ from controlrt.perf.machine import (
     commit,
     installed_versions,
     this_machine,
-    usable_cores,
 )
 from controlrt.perf.models import MODELS, BenchModel
 from controlrt.perf.question import WARM_UPS, Question, ask
 from controlrt.perf.results import SCHEMA_VERSION, ModelSetting, Report, save
 from controlrt.perf.scratch import scratch_directory
 from controlrt.runtime.errors import UserError
+from controlrt.runtime.machine import usable_cores
 from controlrt.runtime.progress import Progress
 from controlrt.runtime.storage import check_writable
 

@@ -32,7 +32,9 @@ def table(scenario: Scenario) -> str:
     rows += [[show(each) for _, show in columns] for each in scenario.contenders]
     lines = [
         f"{scenario.name}: {setting.width}x{setting.height}, batch {setting.batch}, {steps} steps of "
-        f"{setting.sampler}, {', '.join(setting.controls)}; {setting.rounds} rounds, {setting.threads} threads",
+        f"{setting.sampler}, {', '.join(setting.controls)}; {setting.rounds} rounds, {setting.threads} threads"
+        + ", each loaded anew in every round"
+        * setting.one_at_a_time,
         "",
         *aligned(rows),
         *(f"{each.status}: {each.name}: {each.reason}" for each in scenario.failed),

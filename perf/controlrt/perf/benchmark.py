@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from controlrt.perf.findings import Findings
-from controlrt.perf.machine import Machine, available_memory
+from controlrt.perf.machine import Machine
 from controlrt.perf.models import BenchModel
 from controlrt.perf.peers.builds import Prepared, Workshop
 from controlrt.perf.peers.compiling import Tuning
@@ -20,6 +20,7 @@ from controlrt.perf.rounds import Footprint, grouped
 from controlrt.perf.scenarios import Task
 from controlrt.perf.session import Session
 from controlrt.runtime.errors import ControlRTError, UserError
+from controlrt.runtime.machine import available_memory
 
 GIB = 2**30
 WORKER_BYTES = 700 * 2**20
@@ -36,10 +37,11 @@ class Benchmark:
         question: what is asked.
         model: the checkpoint.
         machine: this one.
-        memory_bytes: what all contenders that run side by side may take; None for most of what is available.
+        memory_bytes: what all contenders that run side by side may take; None for most of what is available. Where
+            that does not hold two of them, they run one at a time.
 
     Raises:
-        UserError: less memory than two contenders take.
+        UserError: less memory than a contender takes.
     """
 
     def __init__(self, question: Question, model: BenchModel, machine: Machine, memory_bytes: int | None) -> None:
@@ -48,10 +50,10 @@ class Benchmark:
         self._budget = memory_bytes or int(available_memory() * USABLE_MEMORY)
         self._workshop = Workshop(model, batch=question.batch, threads=question.threads, profile=question.profile)
         widest = max((task.controls for task in question.tasks), key=len)
-        needed = min(2, len(question.peers)) * self._footprint(widest)
+        needed = self._footprint(widest)
         if needed > self._budget:
             raise UserError(
-                f"two contenders of {model.name} take about {needed / GIB:.1f} GiB, and {self._budget / GIB:.1f} GiB "
+                f"a contender of {model.name} takes about {needed / GIB:.1f} GiB, and {self._budget / GIB:.1f} GiB "
                 "may be used; free some memory, or say with --memory GIB how much there is"
             )
 
@@ -89,7 +91,11 @@ class Benchmark:
             directory=scratch,
             early=[peer.name for peer in self._tuned],
         )
-        session.measure(list(prepared), lambda reference, others: self._groups(task, reference, others))
+        alone = len(prepared) > 1 and 2 * self._footprint(task.controls) > self._budget
+        if alone:
+            session.measure_one_at_a_time(list(prepared))
+        else:
+            session.measure(list(prepared), lambda reference, others: self._groups(task, reference, others))
         return Findings(
             task=task,
             peers=self._question.peers,
@@ -97,6 +103,7 @@ class Benchmark:
             unbuilt=unbuilt,
             session=session,
             threads=self._question.threads,
+            one_at_a_time=alone,
         ).scenario()
 
     @property

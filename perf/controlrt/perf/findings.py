@@ -38,6 +38,7 @@ class Findings:
         unbuilt: why, of those that could not.
         session: the measurement.
         threads: CPU threads of each.
+        one_at_a_time: whether each was loaded anew in every round.
     """
 
     task: Task
@@ -46,6 +47,7 @@ class Findings:
     unbuilt: Mapping[str, str]
     session: Session
     threads: int
+    one_at_a_time: bool = False
 
     def scenario(self) -> Scenario:
         """As it is reported."""
@@ -83,6 +85,7 @@ class Findings:
             seeds=tuple(task.calls(number)[0].seed for number in rounds),
             threads=self.threads,
             rounds=self.session.rounds,
+            one_at_a_time=self.one_at_a_time,
         )
 
     def _contender(self, peer: Peer, eager: str | None, compiled: str | None) -> Contender:

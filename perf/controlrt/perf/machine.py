@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from controlrt.runtime.cpu import flags
+from controlrt.runtime.machine import flags, memory, usable_cores
 
 PACKAGES = (
     *("controlrt", "torch", "triton", "onnxruntime", "onnxruntime-gpu", "openvino", "diffusers", "transformers"),
@@ -62,7 +62,7 @@ def this_machine() -> Machine:
     return Machine(
         cpu=_cpu(),
         cores=usable_cores(),
-        memory_bytes=_memory("MemTotal"),
+        memory_bytes=memory("MemTotal"),
         os=platform.platform(),
         python=platform.python_version(),
         load_average=round(os.getloadavg()[0], 2),
@@ -71,16 +71,6 @@ def this_machine() -> Machine:
         isa=tuple(name for name in ISA if name in flags()),
         gpus=_gpus(),
     )
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def available_memory() -> int:
-    """Bytes that new processes can have without swapping; 0 where the system does not tell."""
-    return _memory("MemAvailable")
 
 
 def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
@@ -155,12 +145,3 @@ def _gpus() -> tuple[str, ...]:
     except OSError:
         return ()
     return tuple(found.stdout.strip().splitlines()) if found.returncode == 0 else ()
-
-
-def _memory(field: str) -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    sizes = dict(line.split(":", 1) for line in lines if ":" in line)
-    return 1024 * int(sizes.get(field, "0 kB").split()[0])

@@ -79,6 +79,9 @@ class Setting(_Record, frozen=True, kw_only=True):
     threads: int
     rounds: int
     """Measured; the first request and warm-ups come before them."""
+    one_at_a_time: bool = False
+    """Whether every contender was loaded anew in each round, with its first request for a warm-up, because memory holds
+    no two of them."""
 
 
 class StageSamples(_Record, frozen=True, kw_only=True):

@@ -1,4 +1,5 @@
-"""One scenario measured: contenders loaded beside each other and drawing in turns, until they fail or are done."""
+"""One scenario measured: contenders drawing in turns, loaded beside each other or one at a time, until they fail or are
+done."""
 
 from __future__ import annotations
 
@@ -77,6 +78,28 @@ class Session:
                     continue
                 self._measure_group(beside, others, progress)
 
+    def measure_one_at_a_time(self, names: Sequence[str]) -> None:
+        """Measures contenders of which memory holds no two: each is loaded anew in every round, and its first request
+        is the warm-up.
+
+        Args:
+            names: who is to be measured, in order.
+        """
+        samples: dict[str, list[CallSeconds]] = {name: [] for name in names}
+        with Progress(self.task.name, len(names) * self.rounds) as progress:
+            for number, name in turns(names, range(self.rounds)):
+                if name in self.failed:
+                    continue
+                with contextlib.ExitStack() as stack, DeviceMemoryWatch() as watch:
+                    what = f"load {name} for round {number + 1} of {self.rounds}"
+                    worker = self._load(self._begin(name, stack), watch, progress, what)
+                    if worker is not None:
+                        samples[name] += self._draw(worker, number)
+                        self.answers[name] = worker.last or self.answers[name]
+        sound = [name for name in names if name not in self.failed]
+        self.reference = sound[0] if sound else None
+        self.groups.append({name: samples[name] for name in sound})
+
     def recorded(self, name: str) -> Path:
         """The file of a contender's first pictures."""
         return self.directory / f"{name}.npz"
@@ -125,21 +148,24 @@ class Session:
         worker.begin(self._first(), self.recorded(name))
         return worker
 
-    def _load(self, worker: PeerProcess, watch: DeviceMemoryWatch, progress: Progress) -> PeerProcess | None:
+    def _load(
+        self, worker: PeerProcess, watch: DeviceMemoryWatch, progress: Progress, what: str | None = None
+    ) -> PeerProcess | None:
         """The contender, ready and with its first pictures drawn; None where it fails."""
         name = worker.variant
-        progress.start(f"load {name}")
+        progress.start(what or f"load {name}")
         try:
             worker.load()
         except WorkerError as error:
             self.failed[name] = str(error)
             return None
-        self.started[name] = Started(
+        started = Started(
             load_seconds=worker.load_seconds,
             first_request_seconds=worker.first_request_seconds,
             cold_start_seconds=worker.cold_start_seconds,
             peak_device_bytes=watch.peak_bytes(worker.pid),
         )
+        self.started.setdefault(name, started)
         return worker
 
     def _first(self) -> Call:

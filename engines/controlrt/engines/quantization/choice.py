@@ -21,8 +21,8 @@ from controlrt.engines.quantization.layer_choice import amax_by_part, choose_lay
 from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.engines.quantization.sensitivity import choose_blocks, keep_others, measure_blocks
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.cpu import adds_in_32_bits
 from controlrt.runtime.errors import BuildError
+from controlrt.runtime.machine import adds_in_32_bits
 from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.manifest import Manifest, Precision, Quality, Quantization, QuantizedBlock, QuantizedLayer
 from controlrt.runtime.storage import sha256_file

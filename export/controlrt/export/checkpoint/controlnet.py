@@ -32,8 +32,8 @@ UNION = "task_embedding"
 ADDED_EMBEDDING = {"0": "linear_1", "2": "linear_2"}
 
 
-def load_controlnet(name: str, path: Path, unet: Any) -> Any:
-    """A resolved ControlNet for ``unet``, in float32.
+def load_controlnet(name: str, path: Path, unet: Any, *, values: bool = True) -> Any:
+    """A resolved ControlNet for ``unet``, in float32; without ``values`` its shapes and config alone.
 
     Raises:
         SourceError: damaged or missing weights, another kind of control, or one for another architecture.
@@ -41,20 +41,22 @@ def load_controlnet(name: str, path: Path, unet: Any) -> Any:
     import diffusers
 
     if path.is_file():
-        return _load_file(name, path, unet)
+        return _load_file(name, path, unet, values=values)
     with loading(path):
         config = json.loads((path / "config.json").read_text())
         kind = config.get("_class_name")
         if kind not in CLASSES:
             raise SourceError(f"ControlNet {name} ({path}) is a {kind}; {SUPPORTED}")
         _refuse_foreign(name, path, config, unet)
+        if not values:
+            return prepared(empty_model(kind, config))
         load = getattr(diffusers, kind).from_pretrained
         controlnet, info = load(path, output_loading_info=True, **loading_options(path))
         refuse_incomplete(f"ControlNet {name} ({path})", info)
         return prepared(controlnet)
 
 
-def _load_file(name: str, path: Path, unet: Any) -> Any:
+def _load_file(name: str, path: Path, unet: Any, *, values: bool) -> Any:
     """The config that the file leaves unsaid is the UNet's: a ControlNet is a copy of its encoder.
 
     The first files in the original layout hold the whole training run: Stable Diffusion beside ``control_model.*``,
@@ -69,8 +71,10 @@ def _load_file(name: str, path: Path, unet: Any) -> Any:
     if not {"time_embed.0.weight", "time_embedding.linear_1.weight"} & set(tensors):
         raise SourceError(f"{what} is no ControlNet: {len(tensors)} tensors such as {next(iter(tensors))}")
     if UNION in tensors:
-        return _load_union(what, path, tensors, unet)
+        return _load_union(what, path, tensors, unet, values=values)
     controlnet = empty_model("ControlNetModel", _config("ControlNetModel", path, tensors, unet))
+    if not values:
+        return prepared(controlnet)
     with loading(path):
         converted = convert_controlnet_checkpoint(tensors, controlnet.config)
         for theirs, ours in ADDED_EMBEDDING.items():  # of XL, which the conversion leaves out
@@ -83,7 +87,7 @@ def _load_file(name: str, path: Path, unet: Any) -> Any:
     return prepared(controlnet)
 
 
-def _load_union(what: str, path: Path, tensors: Mapping[str, Any], unet: Any) -> Any:
+def _load_union(what: str, path: Path, tensors: Mapping[str, Any], unet: Any, *, values: bool) -> Any:
     """A ControlNet Union, whose published files have diffusers' names."""
     for name in ("transformer_layes.0.attn.in_proj_weight", "spatial_ch_projs.weight"):
         if name not in tensors:
@@ -98,7 +102,8 @@ def _load_union(what: str, path: Path, tensors: Mapping[str, Any], unet: Any) ->
         "num_proj_channel": tensors["spatial_ch_projs.weight"].shape[0],
     }
     union = empty_model("ControlNetUnionModel", config)
-    fill(union, tensors, what, "a ControlNet Union of the model's architecture")
+    if values:
+        fill(union, tensors, what, "a ControlNet Union of the model's architecture")
     return prepared(union)
 
 

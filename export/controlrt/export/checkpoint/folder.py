@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from controlrt.export.checkpoint.parts import PipelineParts
+from controlrt.export.checkpoint.architectures import empty_model
+from controlrt.export.checkpoint.parts import PipelineParts, Reads
 from controlrt.export.checkpoint.quiet_loading import loading, loading_options, refuse_incomplete
 from controlrt.runtime.errors import SourceError
 
@@ -25,8 +26,8 @@ PIPELINES: dict[str, dict[str, Any]] = {
 WEIGHTED_PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
 
 
-def load_folder(path: Path) -> PipelineParts:
-    """The parts of a diffusers pipeline.
+def load_folder(path: Path, reads: Reads = lambda _: True) -> PipelineParts:
+    """The parts of a diffusers pipeline; those that ``reads`` leaves out have no values.
 
     Raises:
         SourceError: no pipeline, one of another kind, or damaged or missing weights.
@@ -41,7 +42,11 @@ def load_folder(path: Path) -> PipelineParts:
     if name not in PIPELINES:
         raise SourceError(f"{path} is a {name}; supported: {', '.join(PIPELINES)}")
     with loading(path):
-        parts = {part: _load_part(path / part, *index[part]) for part in WEIGHTED_PARTS if index.get(part, [None])[0]}
+        parts = {
+            part: _load_part(path / part, *index[part], values=reads(part))
+            for part in WEIGHTED_PARTS
+            if index.get(part, [None])[0]
+        }
         options = loading_options(path / "unet")
         pipeline = getattr(diffusers, name).from_pretrained(path, **parts, **PIPELINES[name], **options)
     suffixes = ("", "_2") if getattr(pipeline, "text_encoder_2", None) is not None else ("",)
@@ -55,11 +60,14 @@ def load_folder(path: Path) -> PipelineParts:
     )
 
 
-def _load_part(folder: Path, library: str, name: str) -> Any:
+def _load_part(folder: Path, library: str, name: str, *, values: bool) -> Any:
     """One model of a pipeline's folder. By itself a pipeline leaves weights that are missing at random values."""
     if library not in ("diffusers", "transformers"):
         raise SourceError(f"{folder} is a {library}.{name}; supported: classes of diffusers and transformers")
-    load = getattr(importlib.import_module(library), name).from_pretrained
-    model, info = load(folder, output_loading_info=True, **loading_options(folder))
+    kind = getattr(importlib.import_module(library), name)
+    if not values:
+        config = kind.load_config(folder) if library == "diffusers" else kind.config_class.from_pretrained(folder)
+        return empty_model(name, config)
+    model, info = kind.from_pretrained(folder, output_loading_info=True, **loading_options(folder))
     refuse_incomplete(str(folder), info)
     return model

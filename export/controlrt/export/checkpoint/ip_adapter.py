@@ -14,7 +14,8 @@ from typing import Any
 from diffusers.models.embeddings import ImageProjection
 from torch import Tensor, nn
 
-from controlrt.export.checkpoint.parts import IPAdapterParts, IPAdapterSource
+from controlrt.export.checkpoint.architectures import empty_model
+from controlrt.export.checkpoint.parts import IPAdapterParts, IPAdapterSource, Reads
 from controlrt.export.checkpoint.quiet_loading import loading, loading_options, prepared, refuse_incomplete
 from controlrt.export.checkpoint.tensor_file import read_tensor_file
 from controlrt.export.image_prompts import ImagePromptAttention
@@ -24,8 +25,12 @@ PLAIN_TOKENS = 4
 ENCODER = "CLIPVisionModelWithProjection"
 
 
-def attach_ip_adapters(unet: Any, sources: Sequence[IPAdapterSource]) -> tuple[IPAdapterParts, ...]:
+def attach_ip_adapters(
+    unet: Any, sources: Sequence[IPAdapterSource], reads: Reads = lambda _: True
+) -> tuple[IPAdapterParts, ...]:
     """Lets the UNet's cross-attentions see the adapters' image prompts, and gives the rest of each, in float32.
+
+    Image encoders of adapters that ``reads`` leaves out have no values.
 
     Raises:
         SourceError: damaged or missing weights, an adapter of faces, or one for another model or image encoder.
@@ -34,7 +39,7 @@ def attach_ip_adapters(unet: Any, sources: Sequence[IPAdapterSource]) -> tuple[I
         return ()
     names = [name.removesuffix(".processor") for name in unet.attn_processors if not name.endswith("attn1.processor")]
     attentions = [unet.get_submodule(name) for name in names]
-    encoders: dict[Path, Any] = {}
+    encoders: dict[tuple[Path, bool], Any] = {}
     parts, projections = [], []
     for source in sources:
         what = f"IP-Adapter {source.name} ({source.file})"
@@ -42,9 +47,10 @@ def attach_ip_adapters(unet: Any, sources: Sequence[IPAdapterSource]) -> tuple[I
         image_proj, weights = file.having("image_proj."), file.having("ip_adapter.")
         _refuse_another_kind(what, image_proj, weights)
         projections.append(_projections(what, weights, attentions))
-        if source.image_encoder not in encoders:
-            encoders[source.image_encoder] = _load_image_encoder(source.image_encoder)
-        parts.append(_parts(what, source, image_proj, unet, encoders[source.image_encoder], len(attentions)))
+        encoder = source.image_encoder, reads(f"ip_adapter.{source.name}")
+        if encoder not in encoders:
+            encoders[encoder] = _load_image_encoder(*encoder)
+        parts.append(_parts(what, source, image_proj, unet, encoders[encoder], len(attentions)))
     for layer, attention in enumerate(attentions):
         keys_and_values = [adapter[layer] for adapter in projections]
         attention.set_processor(ImagePromptAttention(layer, *zip(*keys_and_values, strict=True)))
@@ -100,14 +106,16 @@ def _linear(weight: Tensor) -> nn.Linear:
     return layer
 
 
-def _load_image_encoder(folder: Path) -> Any:
-    from transformers import CLIPVisionModelWithProjection
+def _load_image_encoder(folder: Path, values: bool) -> Any:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     with loading(folder):
         config = json.loads((folder / "config.json").read_text())
         found = (config.get("architectures") or [config.get("_class_name")])[0]
         if found != ENCODER:
             raise SourceError(f"the image encoder {folder} is a {found}; supported: {ENCODER}")
+        if not values:
+            return prepared(empty_model(ENCODER, CLIPVisionConfig.from_pretrained(folder)))
         options = loading_options(folder)
         model, info = CLIPVisionModelWithProjection.from_pretrained(folder, output_loading_info=True, **options)
         refuse_incomplete(f"the image encoder {folder}", info)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,14 @@ from typing import Any
 from controlrt.export.checkpoint.adapter import feature_places, load_adapter
 from controlrt.export.checkpoint.controlnet import load_controlnet
 from controlrt.export.checkpoint.folder import load_folder
-from controlrt.export.checkpoint.parts import Checkpoint, IPAdapterSource, LoraSource, PipelineParts, TextEncoderParts
+from controlrt.export.checkpoint.parts import (
+    Checkpoint,
+    IPAdapterSource,
+    LoraSource,
+    PipelineParts,
+    TextEncoderParts,
+    text_encoder_name,
+)
 from controlrt.export.checkpoint.quiet_loading import loading, prepared
 from controlrt.export.checkpoint.single_file import load_single_file
 from controlrt.runtime.errors import SourceError
@@ -26,6 +33,7 @@ def load(
     ip_adapters: Sequence[IPAdapterSource] = (),
     config: Path | None = None,
     prediction_type: str | None = None,
+    only: Collection[str] | None = None,
 ) -> Checkpoint:
     """Loads a resolved pipeline, its ControlNets and T2I-Adapters in float32, with LoRAs merged into the pipeline.
 
@@ -36,6 +44,8 @@ def load(
         loras: merged in any order; their differences add up.
         config: for a single file, a diffusers folder that says what it leaves unsaid.
         prediction_type: for a single file, what the UNet predicts.
+        only: the parts whose weights are read, by the names of ``ProgramSpec.part``, or all of them. The others are on
+            PyTorch's meta device, with shapes and configs and without values; adapters are read all the same.
 
     Raises:
         SourceError: damaged weights, an architecture that is not Stable Diffusion 1.x, 2.x or XL, or a ControlNet,
@@ -45,16 +55,19 @@ def load(
     from controlrt.export.checkpoint.ip_adapter import attach_ip_adapters
     from controlrt.export.checkpoint.lora import merge_loras
 
+    def reads(part: str) -> bool:
+        return only is None or part in only
+
     if model.is_file():
         with loading(model):
-            pipeline = load_single_file(model, config, prediction_type)
+            pipeline = load_single_file(model, config, prediction_type, reads)
     elif config is not None or prediction_type is not None:
         option = "--config" if config is not None else "--prediction-type"
         raise SourceError(f"{option} is for single files; {model} is a folder and has configs of its own")
     else:
-        pipeline = load_folder(model)
+        pipeline = load_folder(model, reads)
     unet, vae = prepared(pipeline.unet), prepared(pipeline.vae)
-    encoders = {f"text_encoder{'_2' * index}": prepared(one) for index, one in enumerate(pipeline.text_encoders)}
+    encoders = {text_encoder_name(index): prepared(one) for index, one in enumerate(pipeline.text_encoders)}
     merge_loras({"unet": unet, **encoders}, loras)
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
     loaded = Checkpoint(
@@ -62,13 +75,16 @@ def load(
         vae=vae,
         text_encoders=_text_encoders(pipeline, encoders),
         scheduler_config=stored_scheduler_config(pipeline.scheduler),
-        controlnets={name: load_controlnet(name, path, unet) for name, path in controlnets.items()},
+        controlnets={
+            name: load_controlnet(name, path, unet, values=reads(f"controlnet.{name}"))
+            for name, path in controlnets.items()
+        },
         adapters={name: load_adapter(name, path, unet, scale) for name, path in (adapters or {}).items()},
         ip_adapters=(),
         zero_empty_negative=pipeline.zero_empty_negative,
     )
     _refuse_unsupported(model, loaded)
-    return replace(loaded, ip_adapters=attach_ip_adapters(unet, ip_adapters))
+    return replace(loaded, ip_adapters=attach_ip_adapters(unet, ip_adapters, reads))
 
 
 def stored_scheduler_config(scheduler: Any) -> dict[str, Any]:

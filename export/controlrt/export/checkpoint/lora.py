@@ -59,7 +59,8 @@ def merge_loras(models: Mapping[str, Any], loras: Sequence[LoraSource]) -> None:
     diffusers computes with ``set_adapters``, but for rounding.
 
     Args:
-        models: unet, text_encoder, and text_encoder_2 for SDXL; float32. They are changed in place.
+        models: unet, text_encoder, and text_encoder_2 for SDXL; float32. They are changed in place. Those without
+            values are left as they are.
         loras: what to merge.
 
     Raises:
@@ -74,7 +75,8 @@ def merge_loras(models: Mapping[str, Any], loras: Sequence[LoraSource]) -> None:
             by_module[id(module)].append((lora, entry, change, module))
     with torch.no_grad():
         for uses in by_module.values():
-            _merge_into(uses[0][3], uses)
+            if not uses[0][3].weight.is_meta:
+                _merge_into(uses[0][3], uses)
 
 
 def _merge_into(module: Any, uses: Sequence[tuple[LoraSource, str, Change, Any]]) -> None:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+Reads = Callable[[str], bool]
+"""Whether the weights of a part are read. A part that is not has its shapes and config, and no memory for values."""
+
+
+def text_encoder_name(index: int) -> str:
+    """What the text encoder is called, the first having index 0."""
+    return f"text_encoder{f'_{index + 1}' if index else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from controlrt.export.checkpoint.architectures import (
     stable_diffusion_2,
     stable_diffusion_xl,
 )
-from controlrt.export.checkpoint.parts import PipelineParts
+from controlrt.export.checkpoint.parts import PipelineParts, Reads, text_encoder_name
 from controlrt.export.checkpoint.tensor_file import TensorFile, read_tensor_file
 from controlrt.runtime.errors import SourceError
 
@@ -37,13 +37,16 @@ OTHER_FILES = (  # what else people have in files of the same suffixes: a word o
 )
 
 
-def load_single_file(path: Path, config: Path | None = None, prediction_type: str | None = None) -> PipelineParts:
+def load_single_file(
+    path: Path, config: Path | None = None, prediction_type: str | None = None, reads: Reads = lambda _: True
+) -> PipelineParts:
     """The parts of a pipeline in one file.
 
     Args:
         path: ``.safetensors``, or ``.ckpt`` and the like without code in them.
         config: a diffusers folder that says what the file leaves unsaid; by default one of the published models.
         prediction_type: what the UNet predicts, where neither the file nor its kind tells.
+        reads: which parts have values.
 
     Raises:
         SourceError: a file of something else, an unknown architecture, or tensors that are missing or do not fit it.
@@ -59,7 +62,7 @@ def load_single_file(path: Path, config: Path | None = None, prediction_type: st
         if prediction_type is not None:
             raise SourceError("give one of --config and --prediction-type; the config's scheduler says it already")
         architecture = architecture_of_folder(config)
-    return pipeline_parts(file, architecture)
+    return pipeline_parts(file, architecture, reads)
 
 
 def recognise(file: TensorFile, prediction_type: str | None) -> Architecture:
@@ -112,8 +115,8 @@ def _said_prediction_type(file: TensorFile) -> str | None:
     return None
 
 
-def pipeline_parts(file: TensorFile, architecture: Architecture) -> PipelineParts:
-    """The models of ``architecture`` with the file's weights.
+def pipeline_parts(file: TensorFile, architecture: Architecture, reads: Reads = lambda _: True) -> PipelineParts:
+    """The models of ``architecture`` with the file's weights; those that ``reads`` leaves out have no values.
 
     Raises:
         SourceError: tensors that are missing, left over or of another shape.
@@ -133,14 +136,17 @@ def pipeline_parts(file: TensorFile, architecture: Architecture) -> PipelinePart
         raise SourceError(f"{file.path} lacks tensors of {architecture.name}: {error}") from error
     if UNET + GUIDANCE in file.tensors:
         unet_tensors[GUIDANCE] = file.tensors[UNET + GUIDANCE]
-    fill(unet, unet_tensors, f"{file.path} (UNet)", architecture.name)
-    fill(vae, vae_tensors, f"{file.path} (VAE)", architecture.name)
+    if reads("unet"):
+        fill(unet, unet_tensors, f"{file.path} (UNet)", architecture.name)
+    if reads("vae"):
+        fill(vae, vae_tensors, f"{file.path} (VAE)", architecture.name)
     encoders, tokenizers = [], []
     for index, parts in enumerate(architecture.text_encoders):
         cls = "CLIPTextModelWithProjection" if parts.projection else "CLIPTextModel"
         model = empty_model(cls, parts.config)
         what = f"{file.path} (text encoder{f' {index + 1}' if index else ''})"
-        fill(model, _text_tensors(file, model, index), what, architecture.name)
+        if reads(text_encoder_name(index)):
+            fill(model, _text_tensors(file, model, index), what, architecture.name)
         encoders.append(model)
         tokenizers.append(parts.tokenizer())
     scheduler = getattr(diffusers, architecture.scheduler["_class_name"]).from_config(dict(architecture.scheduler))

@@ -15,11 +15,12 @@ from controlrt.perf.changes.second_control import measure_second_control
 from controlrt.perf.changes.single_changes import measure_changes
 from controlrt.perf.changes.walk import Subject, check_rounds, walk
 from controlrt.perf.demo_bundle import PROFILE, named_or_demo
-from controlrt.perf.machine import commit, installed_versions, this_machine, usable_cores
+from controlrt.perf.machine import commit, installed_versions, this_machine
 from controlrt.perf.scratch import scratch_directory
 from controlrt.perf.targets import missed, verdicts
 from controlrt.runtime import ControlNetPipeline
 from controlrt.runtime.errors import ParameterError, UserError
+from controlrt.runtime.machine import usable_cores
 from controlrt.runtime.manifest import Control, Manifest
 from controlrt.runtime.storage import check_writable
 

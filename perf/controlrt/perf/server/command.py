@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from controlrt.perf.demo_bundle import PROFILE, named_or_demo
-from controlrt.perf.machine import commit, installed_versions, this_machine, usable_cores
+from controlrt.perf.machine import commit, installed_versions, this_machine
 from controlrt.perf.scratch import scratch_directory
 from controlrt.perf.server.results import SCHEMA_VERSION, ServerReport, Setting, save
 from controlrt.perf.server.server_table import header, table
@@ -27,6 +27,7 @@ from controlrt.perf.server.workload import STEPS, Workload
 from controlrt.perf.targets import missed, verdicts
 from controlrt.runtime.bundle import read_manifest
 from controlrt.runtime.errors import ParameterError, UnknownNameError, UserError
+from controlrt.runtime.machine import usable_cores
 from controlrt.runtime.manifest import Manifest
 from controlrt.runtime.server.policies import POLICIES
 from controlrt.runtime.storage import check_writable

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import sys
 from contextlib import closing
@@ -15,6 +14,7 @@ from controlrt.runtime.cuda.gpu import RTX_CAPABILITIES, find_gpu
 from controlrt.runtime.cuda.onnxruntime import INSTALL
 from controlrt.runtime.errors import DeviceError
 from controlrt.runtime.executors.openvino import native_precisions
+from controlrt.runtime.machine import usable_cores
 from controlrt.runtime.storage import cache_root
 
 RUNTIME = (
@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints versions, cores and capabilities; returns 1 where the runtime itself cannot work."""
     del arguments
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"controlrt {_version('controlrt')}, Python {platform.python_version()}, {platform.machine()}, {cores} cores")
+    python, cores = platform.python_version(), usable_cores()
+    print(f"controlrt {_version('controlrt')}, Python {python}, {platform.machine()}, {cores} cores")
     missing = [name for name in RUNTIME if _either(name) is None]
     for name in RUNTIME:
         print(f"  {'ok' if _either(name) else 'MISSING':<8}{name} {_either(name) or ''}".rstrip())

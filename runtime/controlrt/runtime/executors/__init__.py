@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.cpu import adds_in_32_bits
 from controlrt.runtime.cuda.device import Device
 from controlrt.runtime.cuda.engine import Engines
 from controlrt.runtime.executors.base import AfterStep, BoundPlan, Executor, HostExecutor, HostPlan, PlanRun, Runner
+from controlrt.runtime.machine import adds_in_32_bits
 from controlrt.runtime.storage import cache_root
 
 __all__ = ["AfterStep", "BoundPlan", "Executor", "HostExecutor", "HostPlan", "PlanRun", "Runner", "open_executor"]

@@ -72,13 +72,17 @@ class OnnxRuntimeExecutor(HostExecutor):
         return open_session(self._bundle.file(self._bundle.manifest.program(program).file), self._threads)
 
 
-def open_session(file: Path, threads: int | None = None, model: bytes | None = None) -> ort.InferenceSession:
+def open_session(
+    file: Path, threads: int | None = None, model: bytes | None = None, *, packed: bool = True
+) -> ort.InferenceSession:
     """Opens an ONNX file on the CPU provider.
 
     Args:
         file: the file, its weights beside it.
         threads: CPU threads; all cores by default.
         model: what is opened in place of the contents of ``file``, with the same weights.
+        packed: lay weights out as kernels read them best, which copies them; else they stay in the file, mapped, and
+            what runs once is there sooner.
 
     Raises:
         BundleError: ONNX Runtime refuses the file.
@@ -94,6 +98,8 @@ def open_session(file: Path, threads: int | None = None, model: bytes | None = N
     options.log_severity_level = 3
     # the threads of one session must not spin on the cores that the next one needs
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not packed:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if model is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
     try:

@@ -1,13 +1,34 @@
-"""What this machine's CPU can do."""
+"""What this machine has, and what its CPU can do."""
 
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from pathlib import Path
 
 _EXACT = ("avx512_vnni", "avx_vnni", "amx_int8")
 """Extensions of x86 with int8 products that are added in 32 bits, as Linux names them."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes that new processes can have without swapping; 0 where the system does not tell."""
+    return memory("MemAvailable")
+
+
+def memory(field: str) -> int:
+    """Bytes that Linux gives under the name ``field``, such as ``MemTotal``; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    sizes = dict(line.split(":", 1) for line in lines if ":" in line)
+    return 1024 * int(sizes.get(field, "0 kB").split()[0])
 
 
 @functools.cache
