@@ -115,3 +115,23 @@ def test_the_demo_model_is_measured(demo_bundle: Path, tmp_path: Path, capsys: p
         assert min(ours.samples.text) > 0  # no prompt was seen before
         assert min(ours.samples.hint) > 0
     assert not SCRATCH.exists()
+
+
+@pytest.mark.bundle
+def test_contenders_of_which_memory_holds_no_two(
+    demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "bench.json"
+    short = ["--steps", "1", "--rounds", "2", "--only", "eager,onnxruntime-fp32", "--memory", "1"]
+    assert main(["bench", str(demo_bundle), *short, "--output", str(output)]) == 0
+    assert "2 rounds, " in (printed := capsys.readouterr().out)
+    assert ", each loaded anew in every round" in printed
+    (scenario,) = load(output).scenarios
+    assert scenario.setting.one_at_a_time
+    assert scenario.reference == "eager"
+    for each in scenario.contenders:
+        assert each.status == "ok", each.reason
+        assert each.measurement is not None
+        assert len(each.measurement.samples.picture) == 2
+        assert each.measurement.cold_start_seconds > each.measurement.load_seconds > 0
+        assert each.measurement.speedup_over_eager is not None

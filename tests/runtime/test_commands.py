@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +318,50 @@ def test_interrupting_leaves_nothing(demo_bundle: Path, tmp_path: Path, sent: si
     assert process.returncode == 130
     assert error.strip() == "interrupted; nothing half-written is left"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_after_one_that_python_drops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a finalizer raises goes nowhere, an interrupt too."""
+    dropped: list[type[BaseException] | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: dropped.append(unraisable.exc_type))
+
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def function() -> int:
+        Finalized()
+        assert dropped == [KeyboardInterrupt]
+        signal.raise_signal(signal.SIGINT)
+        return 0
+
+    assert guarded(function, []) == 130
+
+
+def test_signals_do_not_disturb_the_clearing_up(capsys: pytest.CaptureFixture[str]) -> None:
+    cleared: list[str] = []
+
+    @contextlib.contextmanager
+    def cleared_up() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            try:
+                raise ValueError("while clearing up")
+            except ValueError:
+                signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            cleared.append("all")
+
+    def function() -> int:
+        with cleared_up():
+            signal.raise_signal(signal.SIGINT)
+        return 0
+
+    assert guarded(function, []) == 130
+    assert cleared == ["all"]
+    assert capsys.readouterr().err == "interrupted; nothing half-written is left\n"
 
 
 def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ from controlrt.runtime.storage import (
 
 FP8_CAPABILITY = 8.9
 """The first compute capability of GPUs that have fp8."""
+SIGNAL_SECONDS = 5
+"""Until the export process is told once more to end."""
 COMPILED = "compiled"
 """Where ONNX that is not shipped lies while engines are built of it."""
 
@@ -431,8 +433,10 @@ def export_programs(
         try:
             exit_code = process.wait()
         except KeyboardInterrupt:
-            process.terminate()
-            process.wait()
+            while process.poll() is None:  # Python may drop a signal, and not while it clears up
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(SIGNAL_SECONDS)
             raise
         if exit_code == INTERRUPTED:
             raise KeyboardInterrupt

@@ -71,12 +71,14 @@ def export_program(spec: ProgramSpec, profile: ShapeProfile, directory: Path) ->
                 input_names=[tensor.name for tensor in flat],
                 output_names=[tensor.name for tensor in spec.outputs],
                 dynamic_shapes=pytree.tree_map(_dynamic_shapes(profile, flat), spec.inputs),
-                optimize=True,
+                optimize=False,
                 verbose=False,
             )
+            weights = list(program.model.graph.initializers.values())
+            program.optimize()
             _name_weights(program.model)
             program.save(file, external_data=True, include_initializers=True)
-            for weight in program.model.graph.initializers.values():
+            for weight in (*weights, *program.model.graph.initializers.values()):
                 weight.const_value = None  # rules of the exporter hold on to the last graph that they saw
         except Exception as error:
             raise BuildError(f"PyTorch cannot trace {spec.name}: {error}\n{log.getvalue()[-2000:]}") from error

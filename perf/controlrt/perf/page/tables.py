@@ -70,7 +70,10 @@ def setting_facts(scenario: Scenario) -> list[tuple[str, str]]:
         ("prompts", " · ".join(setting.prompts)),
         ("negative prompt", setting.negative_prompt or "none"),
         ("control pictures", setting.hints),
-        ("rounds", f"{setting.rounds}, {setting.threads} threads{', each contender loaded anew' * setting.one_at_a_time}"),
+        (
+            "rounds",
+            f"{setting.rounds}, {setting.threads} threads{', each contender loaded anew' * setting.one_at_a_time}",
+        ),
     ]
 
 

@@ -149,14 +149,24 @@ def _show_warning(
     print(f"warning: {message}", file=sys.stderr)
 
 
+def _is_clearing_up() -> bool:
+    """Whether a KeyboardInterrupt is on its way, or what was raised on its way."""
+    error = sys.exception()
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Makes the first SIGINT or SIGTERM a KeyboardInterrupt; later ones must not disturb the clearing up."""
+    """Makes SIGINT and SIGTERM a KeyboardInterrupt, unless one is clearing up already and must not be disturbed.
+
+    Python drops what is raised in a finalizer or a callback; the next signal interrupts then.
+    """
 
     def interrupt(*_: object) -> None:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        if not _is_clearing_up():
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
