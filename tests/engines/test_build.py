@@ -18,7 +18,7 @@ import pytest
 from controlrt.compiler.verify import VerificationError
 from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.engines.backends import BACKENDS
-from controlrt.engines.build import BuildOptions, build
+from controlrt.engines.build import BuildOptions, build, export_programs
 from controlrt.engines.command import main
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.profile import ShapeProfile
@@ -88,6 +88,32 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, sent: signal.Signal
 
 
 @pytest.mark.usefixtures("demo_bundle")
+def test_an_export_that_misses_a_signal_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Stubborn:
+        def __init__(self, command: list[str]) -> None:
+            assert "export" in command
+
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is None:
+                raise KeyboardInterrupt
+            if len(told) < 3:
+                raise subprocess.TimeoutExpired("export", timeout)
+            return 130
+
+        def poll(self) -> int | None:
+            return None if len(told) < 3 else 130
+
+        def terminate(self) -> None:
+            told.append("end")
+
+    monkeypatch.setattr(subprocess, "Popen", Stubborn)
+    with pytest.raises(KeyboardInterrupt):
+        export_programs("model", {}, ShapeProfile.parse("256x256"))
+    assert told == ["end"] * 3
+
+
 def test_two_builds_at_once_share_the_work(tmp_path: Path) -> None:
     """Same output: one waits, then finds it up to date. ``demo_bundle`` has put the export into the cache."""
     target = tmp_path / "bundle"

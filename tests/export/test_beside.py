@@ -17,7 +17,7 @@ import pytest
 import families
 from controlrt.export import beside
 from controlrt.export.beside import processes_for, trace_beside
-from controlrt.export.checkpoint_programs import ROOM, load_checkpoint, part_bytes, program_specs
+from controlrt.export.checkpoint_programs import load_checkpoint, program_specs, tracing_bytes, weight_bytes
 from controlrt.export.exporter import ExportOptions, resolve_sources
 from controlrt.export.trace import export_program
 from controlrt.runtime.errors import BuildError
@@ -100,8 +100,8 @@ def test_processes_are_as_many_as_cores_and_memory_allow(
     options: ExportOptions, cores: int, fitting: int, processes: int
 ) -> None:
     specs = program_specs(load_checkpoint(options, resolve_sources(options)), options.profile)
-    sizes = sorted((part_bytes(specs)[spec.part] for spec in specs), reverse=True)
-    assert processes_for(specs, cores, int(ROOM * sum(sizes[:fitting])) + 1) == processes
+    sizes = sorted((tracing_bytes(weight_bytes([spec]), options.profile) for spec in specs), reverse=True)
+    assert processes_for(specs, options.profile, cores, sum(sizes[:fitting])) == processes
 
 
 def _interrupt_once_they_run() -> None:

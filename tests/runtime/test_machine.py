@@ -1,4 +1,4 @@
-"""What CPUs say of themselves."""
+"""What machines and their CPUs say of themselves."""
 
 from __future__ import annotations
 
@@ -49,3 +49,19 @@ def test_memory_is_what_the_system_tells(monkeypatch: pytest.MonkeyPatch) -> Non
     assert machine.memory("MemTotal") == 24650948 * 1024
     assert machine.memory("SwapFree") == 0
     assert machine.usable_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("6000000", 6_000_000 - 4_000_000 + 500_000), ("100000000", 19_000 * 1024), ("max", 19_000 * 1024)],
+)
+def test_memory_of_a_container(monkeypatch: pytest.MonkeyPatch, limit: str, expected: int) -> None:
+    files = {
+        "/proc/meminfo": "MemAvailable:   19000 kB\n",
+        "/proc/self/cgroup": "1:name=systemd:/old\n0::/build.slice\n",
+        "/sys/fs/cgroup/build.slice/memory.max": f"{limit}\n",
+        "/sys/fs/cgroup/build.slice/memory.current": "4000000\n",
+        "/sys/fs/cgroup/build.slice/memory.stat": "anon 3000000\ninactive_file 500000\n",
+    }
+    monkeypatch.setattr(Path, "read_text", lambda path: files[str(path)])
+    assert machine.available_memory() == expected

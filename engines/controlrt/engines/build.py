@@ -433,7 +433,7 @@ def export_programs(
         try:
             exit_code = process.wait()
         except KeyboardInterrupt:
-            while process.poll() is None:  # Python may drop a signal, and not while it clears up
+            while process.poll() is None:  # Python drops a signal that comes in a finalizer
                 process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(SIGNAL_SECONDS)

@@ -12,30 +12,31 @@ from pathlib import Path
 
 import torch
 
-from controlrt.export.checkpoint_programs import ROOM, part_bytes, programs_of_part
+from controlrt.export.checkpoint_programs import programs_of_part, tracing_bytes, weight_bytes
 from controlrt.export.exporter import ExportOptions, Sources
 from controlrt.export.programs import ProgramSpec
 from controlrt.export.trace import export_program
 from controlrt.runtime.errors import BuildError
 from controlrt.runtime.machine import usable_cores
 from controlrt.runtime.manifest import Program
+from controlrt.runtime.profile import ShapeProfile
 from controlrt.runtime.progress import Progress
 
 CORES_PER_PROCESS = 4
 """What the checks in between can use."""
 
 
-def processes_for(specs: Sequence[ProgramSpec], cores: int, memory_bytes: int) -> int:
+def processes_for(specs: Sequence[ProgramSpec], profile: ShapeProfile, cores: int, memory_bytes: int) -> int:
     """How many processes pay: 1 where there are few cores, or memory for one part only.
 
     Args:
         specs: what is to be traced.
+        profile: sizes that it is traced for.
         cores: that there are.
         memory_bytes: that is available.
     """
-    parts = part_bytes(specs)
-    at_once = itertools.accumulate(sorted((parts[spec.part] for spec in specs), reverse=True))
-    fitting = sum(ROOM * taken <= memory_bytes for taken in at_once)
+    each = sorted((tracing_bytes(weight_bytes([spec]), profile) for spec in specs), reverse=True)
+    fitting = sum(taken <= memory_bytes for taken in itertools.accumulate(each))
     return max(1, min(cores // CORES_PER_PROCESS, fitting))
 
 
@@ -64,8 +65,7 @@ def trace_beside(
     """
     threads = max(1, usable_cores() // processes)
     found: dict[str, Program] = {}
-    bytes_of = part_bytes(specs)
-    left = [spec.name for spec in sorted(specs, key=lambda spec: bytes_of[spec.part], reverse=True)]
+    left = [spec.name for spec in sorted(specs, key=lambda spec: weight_bytes([spec]), reverse=True)]
     parts = {spec.name: spec.part for spec in specs}
     pool = concurrent.futures.ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(threads,)

@@ -4,7 +4,7 @@ one part after the other."""
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from controlrt.export import checkpoint as checkpoints
 from controlrt.export.checkpoint import Checkpoint
@@ -19,9 +19,15 @@ from controlrt.export.programs import (
     vae_programs,
 )
 from controlrt.runtime.profile import ShapeProfile
+from controlrt.runtime.progress import note
 
-ROOM = 1.5
-"""What loading and tracing take in memory, about, times the weights in float32 that are loaded."""
+COPIES = 1.5
+"""Of weights in float32, while they are loaded and traced."""
+PROCESS_BYTES = 2**30
+"""Python with PyTorch and the exporter."""
+PIXEL_BYTES = 10 * 2**10
+"""Of what a VAE computes when it is compared with PyTorch, for each pixel of its picture; others compute less."""
+GIB = 2**30
 
 
 class CheckpointPrograms:
@@ -29,7 +35,7 @@ class CheckpointPrograms:
 
     Args:
         options, sources: of the checkpoint.
-        memory_bytes: what may be used. A checkpoint that takes more is never in memory as a whole.
+        memory_bytes: what may be used; 0 where nobody knows. A checkpoint that takes more is never there as a whole.
 
     Raises:
         SourceError: it cannot be loaded or is not supported.
@@ -41,21 +47,28 @@ class CheckpointPrograms:
         """Configs and shapes; whether the weights are there too depends on memory."""
         self.specs = program_specs(self.checkpoint, options.profile)
         """Of all programs, in the order of the manifest; weights as in ``checkpoint``."""
-        self._whole = ROOM * sum(part_bytes(self.specs).values()) <= memory_bytes
+        self.parts = tuple(dict.fromkeys(spec.part for spec in self.specs))
+        needed = tracing_bytes(weight_bytes(self.specs), options.profile)
+        self._whole = needed <= memory_bytes
         if self._whole:
             self.checkpoint = load_checkpoint(options, sources)
             self.specs = program_specs(self.checkpoint, options.profile)
-        self.parts = tuple(part_bytes(self.specs))
+        else:
+            said = (
+                f"of which there are {memory_bytes / GIB:.1f}" if memory_bytes else "and nobody knows how much there is"
+            )
+            note(f"the whole checkpoint takes about {needed / GIB:.1f} GiB of memory, {said}: parts take turns")
 
     def of_part(self, part: str) -> list[ProgramSpec]:
-        """The programs of one part, with its weights. Where the whole does not fit, both go from memory together.
+        """The programs of one part, with its weights.
+
+        Where the whole does not fit, let go of them before you ask for the next part.
 
         Raises:
             SourceError: the part cannot be loaded.
         """
         if self._whole:
             return _of_part(self.specs, part)
-        gc.collect()  # what was traced before holds on to itself
         return programs_of_part(self._options, self._sources, part)
 
 
@@ -65,6 +78,7 @@ def programs_of_part(options: ExportOptions, sources: Sources, part: str) -> lis
     Raises:
         SourceError: it cannot be loaded or is not supported.
     """
+    gc.collect()  # what was traced before holds on to itself
     loaded = load_checkpoint(options, sources, only=(part,))
     return _of_part(program_specs(loaded, options.profile), part)
 
@@ -103,9 +117,15 @@ def program_specs(loaded: Checkpoint, profile: ShapeProfile) -> list[ProgramSpec
     ]
 
 
-def part_bytes(specs: Sequence[ProgramSpec]) -> dict[str, int]:
-    """What the weights of each part take in float32, in the order of ``specs``."""
-    return {spec.part: 4 * sum(each.numel() for each in spec.module.parameters()) for spec in specs}
+def weight_bytes(specs: Iterable[ProgramSpec]) -> int:
+    """What the weights of programs take in float32; those that several have count once."""
+    return 4 * sum({id(each): each.numel() for spec in specs for each in spec.module.parameters()}.values())
+
+
+def tracing_bytes(weights: int, profile: ShapeProfile) -> int:
+    """What a process takes, about, that loads so many bytes of weights and traces their programs."""
+    pixels = max(size.width.high * size.height.high for size in profile.sizes)
+    return int(PROCESS_BYTES + COPIES * weights + PIXEL_BYTES * pixels)
 
 
 def _of_part(specs: Sequence[ProgramSpec], part: str) -> list[ProgramSpec]:

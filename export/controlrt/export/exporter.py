@@ -232,11 +232,13 @@ def _export_into(
         keys: dict[str, ProgramKeys] = {}
         by_name: dict[str, Program] = {}
         for part in programs.parts:
-            found = _take(programs.of_part(part), options.profile, _tools(provenance.versions), target, progress)
-            keys |= found[0]
-            by_name |= found[1]
+            of_part, taken = _take(
+                programs.of_part(part), options.profile, _tools(provenance.versions), target, progress
+            )
+            keys |= of_part
+            by_name |= taken
         new = [spec for spec in specs if spec.name not in by_name]
-        processes = min(len(new), processes_for(specs, usable_cores(), available_memory()))
+        processes = min(len(new), processes_for(specs, options.profile, usable_cores(), available_memory()))
         if processes > 1:
             by_name |= trace_beside(options, sources, new, target, processes, progress)
         else:

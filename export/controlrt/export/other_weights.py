@@ -63,6 +63,7 @@ def write_with_weights(
         held[name].const_value = ir.tensor(array, name=name)
     target = directory / file.name
     ir.save(model, target, external_data=f"{file.name}.data")
+    del model, held
     worst = relative_error(spec, profile, target)
     if not worst <= MAX_RELATIVE_ERROR:
         for written in (target, directory / f"{file.name}.data"):
@@ -80,6 +81,6 @@ def _as_held(value: ir.Value, tensor: Tensor) -> NDArray[np.generic] | None:
         return None
     uses = {(use.node.op_type, use.idx) for use in value.uses()}
     transposed = tensor.dim() == 2 and uses == {("MatMul", 1)}
-    array = np.ascontiguousarray((tensor.T if transposed else tensor).detach().cpu().numpy())
+    array: NDArray[np.generic] = (tensor.T if transposed else tensor).detach().cpu().numpy()
     same = tuple(array.shape) == tuple(before.shape.numpy()) and array.dtype == before.dtype.numpy()
     return array if same else None

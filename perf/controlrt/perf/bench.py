@@ -1,7 +1,8 @@
 """Measure a model beside its peers: eager diffusers, torch.compile, the plain export, every backend and precision.
 
 Every contender lives in a process of its own, and the processes take turns, so a machine that gets slower slows all of
-them down. Where not all fit into memory at once they are measured in groups beside the same reference.
+them down. Where not all fit into memory at once they are measured in groups beside the same reference, and where no two
+fit, one at a time.
 """
 
 from __future__ import annotations

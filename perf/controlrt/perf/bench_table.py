@@ -27,14 +27,15 @@ def table(scenario: Scenario) -> str:
     """Every contender, those that failed with their reasons below."""
     setting = scenario.setting
     steps = "+".join(map(str, setting.steps))
+    run = f"{setting.rounds} rounds, {setting.threads} threads"
+    if setting.one_at_a_time:
+        run += ", each loaded anew in every round"
     columns = [column for column in _COLUMNS if scenario.compiled is not None or column[0] != COMPILED]
     rows = [[title for title, _ in columns]]
     rows += [[show(each) for _, show in columns] for each in scenario.contenders]
     lines = [
         f"{scenario.name}: {setting.width}x{setting.height}, batch {setting.batch}, {steps} steps of "
-        f"{setting.sampler}, {', '.join(setting.controls)}; {setting.rounds} rounds, {setting.threads} threads"
-        + ", each loaded anew in every round"
-        * setting.one_at_a_time,
+        f"{setting.sampler}, {', '.join(setting.controls)}; {run}",
         "",
         *aligned(rows),
         *(f"{each.status}: {each.name}: {each.reason}" for each in scenario.failed),

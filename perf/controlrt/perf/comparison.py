@@ -29,7 +29,10 @@ THRESHOLD = 0.03
 HARDWARE = ("cpu", "cores", "os", "python", "governor", "isa", "gpus")
 """Fields of a machine that say how fast it is; memory is compared in GiB, and load and clock move by themselves."""
 OWN_PACKAGE = "controlrt"
-WORK = ("width", "height", "batch", "steps", "sampler", "guidance_scale", "controls", "prompts", "hints", "threads")
+WORK = (
+    *("width", "height", "batch", "steps", "sampler", "guidance_scale", "controls", "prompts", "hints", "threads"),
+    "one_at_a_time",
+)
 """Fields of a setting that say what a call costs."""
 
 Outcome = Verdict | Literal["broken", "mended", "failed", "yardstick", "gone", "new"]

@@ -31,7 +31,7 @@ class Started:
 
 @dataclass
 class Session:
-    """What is known of the contenders of one task. ``measure`` fills it."""
+    """What is known of the contenders of one task. ``measure`` or ``measure_one_at_a_time`` fills it."""
 
     task: Task
     start: Callable[[str], PeerProcess]
@@ -90,12 +90,14 @@ class Session:
             for number, name in turns(names, range(self.rounds)):
                 if name in self.failed:
                     continue
-                with contextlib.ExitStack() as stack, DeviceMemoryWatch() as watch:
-                    what = f"load {name} for round {number + 1} of {self.rounds}"
-                    worker = self._load(self._begin(name, stack), watch, progress, what)
+                with contextlib.ExitStack() as stack:
+                    with DeviceMemoryWatch() as watch:
+                        what = f"{name}, round {number + 1} of {self.rounds}"
+                        worker = self._load(self._begin(name, stack), watch, progress, what)
                     if worker is not None:
                         samples[name] += self._draw(worker, number)
-                        self.answers[name] = worker.last or self.answers[name]
+                        if worker.last is not None:
+                            self.answers[name] = worker.last
         sound = [name for name in names if name not in self.failed]
         self.reference = sound[0] if sound else None
         self.groups.append({name: samples[name] for name in sound})

@@ -17,8 +17,27 @@ def usable_cores() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that new processes can have without swapping; 0 where the system does not tell."""
-    return memory("MemAvailable")
+    """Bytes that new processes can have without swapping, within a container's limit where there is one (cgroup v2); 0
+    where the system does not tell.
+    """
+    left = _left_to_container()
+    return memory("MemAvailable") if left is None else min(memory("MemAvailable"), left)
+
+
+def _left_to_container() -> int | None:
+    """Bytes that are left of this process's control group's limit; None where it has none."""
+    try:
+        group = next(
+            line.removeprefix("0::/")
+            for line in Path("/proc/self/cgroup").read_text().splitlines()
+            if line.startswith("0::/")
+        )
+        folder = Path("/sys/fs/cgroup") / group
+        limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+        kept = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, limit - used + int(kept["inactive_file"]))  # pages of files go when others are wanted
+    except (OSError, ValueError, StopIteration, KeyError):  # no group, or "max"
+        return None
 
 
 def memory(field: str) -> int:

@@ -189,13 +189,18 @@ def architecture_of_folder(folder: Path) -> Architecture:
 
 
 def empty_model(cls: str, config: Any) -> Any:
-    """A model of ``diffusers`` or ``transformers`` without memory for its weights."""
+    """A model of ``diffusers``, or one of ``transformers``' CLIP, without memory for its weights."""
+    library = importlib.import_module("transformers" if cls.startswith("CLIP") else "diffusers")
+    return without_values(getattr(library, cls), config)
+
+
+def without_values(kind: Any, config: Any) -> Any:
+    """The model of a class of ``diffusers`` or ``transformers`` without memory for its weights."""
     from accelerate import init_empty_weights
 
-    library = importlib.import_module("transformers" if cls.startswith("CLIP") else "diffusers")
-    model = getattr(library, cls)
+    of_transformers = getattr(kind, "config_class", None) is not None
     with init_empty_weights(include_buffers=False):
-        return model(config) if cls.startswith("CLIP") else model.from_config(dict(config))
+        return kind(config) if of_transformers else kind.from_config(dict(config))
 
 
 def _clip_l() -> TextEncoderConfig:

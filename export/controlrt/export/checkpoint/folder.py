@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from controlrt.export.checkpoint.architectures import empty_model
+from controlrt.export.checkpoint.architectures import without_values
 from controlrt.export.checkpoint.parts import PipelineParts, Reads
 from controlrt.export.checkpoint.quiet_loading import loading, loading_options, refuse_incomplete
 from controlrt.runtime.errors import SourceError
@@ -67,7 +67,7 @@ def _load_part(folder: Path, library: str, name: str, *, values: bool) -> Any:
     kind = getattr(importlib.import_module(library), name)
     if not values:
         config = kind.load_config(folder) if library == "diffusers" else kind.config_class.from_pretrained(folder)
-        return empty_model(name, config)
+        return without_values(kind, config)
     model, info = kind.from_pretrained(folder, output_loading_info=True, **loading_options(folder))
     refuse_incomplete(str(folder), info)
     return model

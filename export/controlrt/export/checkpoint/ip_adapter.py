@@ -93,7 +93,8 @@ def _projections(
                 f"{what} was made for another model: its {name} is {tuple(weights[name].shape)}, for the UNet it must "
                 f"be {shape}"
             )
-    linear = {name: _linear(weights[name]) for name in expected}
+    device = attentions[0].to_k.weight.device  # PyTorch's meta device where the UNet has no values
+    linear = {name: _linear(weights[name].to(device)) for name in expected}
     return [
         (linear[f"{number}.to_k_ip.weight"], linear[f"{number}.to_v_ip.weight"])
         for number in range(1, 2 * len(attentions), 2)
@@ -101,7 +102,7 @@ def _projections(
 
 
 def _linear(weight: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     layer.weight = nn.Parameter(weight.float(), requires_grad=False)
     return layer
 

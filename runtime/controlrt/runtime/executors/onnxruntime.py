@@ -81,8 +81,8 @@ def open_session(
         file: the file, its weights beside it.
         threads: CPU threads; all cores by default.
         model: what is opened in place of the contents of ``file``, with the same weights.
-        packed: lay weights out as kernels read them best, which copies them; else they stay in the file, mapped, and
-            what runs once is there sooner.
+        packed: lay weights of matrix products out as kernels read them best, which copies them; else they stay in the
+            file, mapped, and what runs once is there sooner.
 
     Raises:
         BundleError: ONNX Runtime refuses the file.
