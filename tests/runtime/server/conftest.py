@@ -1,4 +1,4 @@
-"""The web application on a fake service, and clients of it."""
+"""The web application on a fake service, clients of it, and the two ends of a channel."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from controlrt.runtime.server.channel import Channel, channel
 from controlrt.runtime.server.settings import Settings
 from fake_service import FakeService
 
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Channel, Channel]]:
+    """Of a channel between two threads."""
+    here, there = channel()
+    yield here, there
+    here.close()
+    there.close()
 
 
 @pytest.fixture

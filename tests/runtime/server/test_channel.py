@@ -7,7 +7,6 @@ import pickle
 import socket
 import struct
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,6 @@ from controlrt.runtime.server.channel import Channel, channel
 from controlrt.runtime.server.messages import Finished, Submit
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-
-
-@pytest.fixture
-def ends() -> Iterator[tuple[Channel, Channel]]:
-    here, there = channel()
-    yield here, there
-    here.close()
-    there.close()
 
 
 def sent(ends: tuple[Channel, Channel], message: object) -> Any:

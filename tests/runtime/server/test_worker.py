@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from controlrt.runtime.server import worker
-from controlrt.runtime.server.channel import Channel, channel
+from controlrt.runtime.server.channel import Channel
 from controlrt.runtime.server.messages import Accepted, Advanced, Failed, Incoming, Ready, Stepped
 from controlrt.runtime.server.worker import Outbox
-
-
-@pytest.fixture
-def ends() -> Iterator[tuple[Channel, Channel]]:
-    here, there = channel()
-    yield here, there
-    here.close()
-    there.close()
 
 
 @pytest.fixture(autouse=True)

@@ -182,11 +182,11 @@ class _Worker:
             self._process.kill()
             await self._ended.wait()
 
-    def _send_all(self, channel: Channel, outgoing: queue.SimpleQueue[Outgoing | None]) -> None:
+    def _send_all(self, end: Channel, outgoing: queue.SimpleQueue[Outgoing | None]) -> None:
         """A thread's work: messages to a process, which may be slow to take pictures."""
         while (message := outgoing.get()) is not None:
             try:
-                channel.send(message)
+                end.send(message)
             except OSError:  # it has ended; the receiving thread says so
                 return
             except Exception as error:  # it cannot be pickled
@@ -195,11 +195,11 @@ class _Worker:
                     said = f"the arguments cannot be handed to a worker: {error}"
                     self._told(self._hear_all, [Refused(id=message.id, message=said, parameter=None)])
 
-    def _receive_all(self, channel: Channel, process: multiprocessing.process.BaseProcess) -> None:
+    def _receive_all(self, end: Channel, process: multiprocessing.process.BaseProcess) -> None:
         """A thread's work: what the process says, and that it has ended."""
         while True:
             try:
-                messages: list[Incoming] = channel.receive()
+                messages: list[Incoming] = end.receive()
             except (EOFError, OSError):
                 break
             except Exception:  # what it says cannot be understood
@@ -209,7 +209,7 @@ class _Worker:
             if not self._told(self._hear_all, messages):
                 return
         process.join()
-        channel.close()
+        end.close()
         self._told(self._die)
 
     def _told(self, call: Callable[..., None], *arguments: object) -> bool:
