@@ -240,7 +240,9 @@ class VaeEncoderProgram(nn.Module):
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, height, width, 3) in [0, 1] to two of (batch, channels, height/8, width/8)."""
-        posterior = self.vae.encode(picture.permute(0, 3, 1, 2) * 2 - 1, return_dict=False)[0]
+        # with channels last in memory PyTorch's group norm sums less exactly than the graph, which is compared with it
+        first = picture.permute(0, 3, 1, 2).contiguous()
+        posterior = self.vae.encode(first * 2 - 1, return_dict=False)[0]
         scale = self.vae.config.scaling_factor
         return (posterior.mean - self.shift) * scale, posterior.std * scale
 
