@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -120,6 +122,23 @@ def test_answers_that_wait_are_all_heard(tmp_path: Path) -> None:
         assert worker.load_seconds <= worker.cold_start_seconds < listened
         assert worker.first_request_seconds == 1
         assert worker.draw(TASK.calls(1)[0]).total == 2
+
+
+def test_many_files_may_be_open(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, before[1]), before[1]))
+    opened: list[int] = []
+    try:
+        while not opened or opened[-1] < 1100:  # more than select takes
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+        found = session(tmp_path, timeout=60, a=9)
+        found.measure(["a"], together)
+    finally:
+        for each in opened:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert not found.failed
+    assert totals(found) == [{"a": [1, 2]}]
 
 
 def test_one_that_fails_costs_no_other(tmp_path: Path) -> None:

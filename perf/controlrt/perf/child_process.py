@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
+import selectors
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from controlrt.runtime.errors import ControlRTError
 
@@ -110,9 +110,9 @@ class ChildProcess:
         if stdout is None:
             raise ValueError(f"the worker of {self.variant} has no stdout")
         until = None if self._timeout is None else time.monotonic() + self._timeout
-        while b"\n" not in self._unread:  # not readline: what it has read ahead, select does not see
+        while b"\n" not in self._unread:  # not readline: what it has read ahead, a selector does not see
             left = None if until is None else max(0.0, until - time.monotonic())
-            if self._timeout is not None and not select.select([stdout], [], [], left)[0]:
+            if self._timeout is not None and not _is_readable(stdout, left):
                 self._process.kill()
                 raise WorkerTimeoutError(self.variant, self._timeout)
             read = os.read(stdout.fileno(), 65536)
@@ -123,3 +123,10 @@ class ChildProcess:
             self._unread += read
         line, _, self._unread = self._unread.partition(b"\n")
         return line.decode()
+
+
+def _is_readable(stream: IO[str], seconds: float | None) -> bool:
+    """Whether there is something to read within so many seconds. ``select`` would refuse where many files are open."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        return bool(selector.select(seconds))
