@@ -229,12 +229,11 @@ def _export_into(
         progress.total = 1 + len(specs)
         target = directory / "programs"
         target.mkdir()
+        tools = _tools(provenance.versions)
         keys: dict[str, ProgramKeys] = {}
         by_name: dict[str, Program] = {}
         for part in programs.parts:
-            of_part, taken = _take(
-                programs.of_part(part), options.profile, _tools(provenance.versions), target, progress
-            )
+            of_part, taken = _take(programs.of_part(part), options.profile, tools, target, progress)
             keys |= of_part
             by_name |= taken
         new = [spec for spec in specs if spec.name not in by_name]
