@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from controlrt.compiler.exact_norms import write_out_group_norms
 from controlrt.compiler.standard_form import standard_form
 from controlrt.compiler.weights import WeightStore
 from controlrt.runtime.executors.onnxruntime import open_session
@@ -32,12 +33,14 @@ class Reference:
         self._store = WeightStore(Path(self._scratch.name))
 
     def run(self, model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> Feeds:
-        """The outputs of ``model`` by name; ``feeds`` may hold more than it reads.
+        """The outputs of ``model`` by name; ``feeds`` may hold more than it reads. Group norms are summed exactly.
 
         Raises:
             BundleError: ONNX Runtime refuses the graph.
         """
-        self._store.save(standard_form(model), "model.onnx")
+        written = standard_form(model).clone()
+        write_out_group_norms(written)
+        self._store.save(written, "model.onnx")
         session = open_session(self._store.directory / "model.onnx")
         wanted = {tensor.name for tensor in session.get_inputs()}
         names = [tensor.name for tensor in session.get_outputs()]

@@ -108,6 +108,8 @@ def _normalized(w: _Writer, x: ir.Value) -> ir.Value:
     """In float32, whatever ``x`` is; inputs 1 and 2 are scale and bias."""
     groups = w.attributes["groups"].as_int()
     first = w.op("Transpose", w.full(x), perm=_FIRST)
+    if (shape := w.node.outputs[0].shape) is not None:
+        first.shape = ir.Shape([shape[axis] for axis in _FIRST])
     y = w.op(
         "GroupNormalization",
         *(first, w.read(1), w.read(2)),

@@ -9,6 +9,7 @@ import onnxruntime
 
 from controlrt.compiler.compile import Passes
 from controlrt.compiler.passes.attention_layout import AttentionLayout
+from controlrt.compiler.passes.blocked_group_norm import BlockedGroupNorm
 from controlrt.compiler.passes.geglu import Geglu
 from controlrt.compiler.passes.guidance_sharing import GuidanceSharing
 from controlrt.compiler.passes.quantize import Inputs
@@ -35,6 +36,7 @@ class OnnxRuntimeBackend:
         GuidanceSharing(),
         TiledAttention(),
         WinogradConvolution(),
+        BlockedGroupNorm(),
     )
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8", "fp8")
     default_precision: Precision = "fp32"
