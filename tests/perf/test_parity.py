@@ -35,6 +35,15 @@ def test_errors_are_of_each_step_and_the_worst_picture_counts(tmp_path: Path) ->
     assert parity.compared_with == "eager"
 
 
+def test_a_contender_may_give_no_latents_away(tmp_path: Path) -> None:
+    found = recorded(tmp_path / "found.npz", PICTURE, np.array([], np.float32))
+    expected = recorded(tmp_path / "expected.npz", PICTURE, np.ones((2, 1, 4, 8, 8), np.float32))
+    parity = compare(found, expected, "eager", 45)
+    assert (parity.latent_errors, parity.is_met) == ((), True)
+    with pytest.raises(ValueError, match="zip"):
+        compare(recorded(tmp_path / "one.npz", PICTURE, np.ones((1, 1, 4, 8, 8), np.float32)), expected, "eager", 45)
+
+
 def recorded(file: Path, picture: NDArray[np.float32], latents: NDArray[np.float32]) -> Path:
     np.savez(file, pictures=picture[None], latents=latents)
     return file

@@ -16,6 +16,7 @@ from controlrt.runtime.machine import flags, memory, usable_cores
 PACKAGES = (
     *("controlrt", "torch", "triton", "onnxruntime", "onnxruntime-gpu", "openvino", "diffusers", "transformers"),
     *("tensorrt", "tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu13-libs", "cuda-bindings", "onnx-ir", "numpy"),
+    "stable-diffusion-cpp-python",
 )
 
 ISA = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "amx_bf16")

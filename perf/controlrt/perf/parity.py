@@ -18,13 +18,15 @@ def compare(found: Path, expected: Path, compared_with: str, min_psnr_db: float)
     """Compares what two contenders recorded of the same call.
 
     Args:
-        found, expected: files with ``pictures`` (batch, height, width, 3) in [0, 1] and ``latents`` (steps, ...).
+        found, expected: files with ``pictures`` (batch, height, width, 3) in [0, 1] and ``latents`` (steps, ...), of
+            which ``found`` may have none.
         compared_with: whose ``expected`` is.
         min_psnr_db: what is asked.
     """
     with np.load(found) as ours, np.load(expected) as theirs:
         pictures, wanted = ours["pictures"], theirs["pictures"]
-        steps = zip(ours["latents"], theirs["latents"], strict=True)
+        latents = ours["latents"]
+        steps = zip(latents, theirs["latents"] if len(latents) else [], strict=True)
         return Parity(
             compared_with=compared_with,
             psnr_db=psnr(pictures, wanted),

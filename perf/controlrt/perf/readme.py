@@ -127,6 +127,7 @@ def _versions(versions: Mapping[str, str]) -> str:
         "openvino": "OpenVINO {}",
         "tensorrt": "TensorRT {}",
         "tensorrt-rtx": "TensorRT-RTX {}",
+        "stable-diffusion-cpp-python": "stable-diffusion-cpp-python {}",
     }
     if "onnxruntime-gpu" in versions:  # the other one is hidden behind it
         del titles["onnxruntime"]

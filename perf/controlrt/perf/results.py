@@ -129,7 +129,7 @@ class Parity(_Record, frozen=True, kw_only=True):
     ssim: float
     """Wang et al. 2004, Gaussian weights, sigma 1.5, mean over colours."""
     latent_errors: tuple[float, ...]
-    """After each step, the largest difference over the largest value."""
+    """After each step, the largest difference over the largest value; none where a contender gives no latents away."""
     min_psnr_db: float
     """What is asked of this precision."""
 

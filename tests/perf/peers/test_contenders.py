@@ -91,3 +91,15 @@ def test_only_some_are_chosen_beside_the_measure() -> None:
 
 def test_torch_compile_is_no_yardstick() -> None:
     assert [peer.name for peer in all_peers("cpu", (), None) if peer.is_eager] == ["eager", "eager-channels-last"]
+
+
+def test_stable_diffusion_cpp_has_to_be_installed_and_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "stable-diffusion-cpp"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert name not in {peer.name for peer in all_peers("cpu", (), None)}
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    for isa, precision in (((), "fp16"), (("avx512_bf16",), "bf16")):
+        known = all_peers("cpu", isa, None)
+        assert name not in {peer.name for peer in choose_peers([], known)}
+        eager, found = choose_peers([name], known)
+        assert (eager.name, found.name, found.precision, found.device) == ("eager", name, precision, "cpu")

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from controlrt.runtime.noise import generator
+
 Array = NDArray[np.float32]
 
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "orange", "purple", "pink", "brown", "grey")
@@ -46,9 +48,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         }
 
     def latents(self, channels: int, scale_factor: int) -> Array:
-        """(batch, channels, height / scale factor, width / scale factor), standard normal."""
+        """(batch, channels, height / scale factor, width / scale factor), as PyTorch's generator of a CPU draws it."""
         shape = (channels, self.height // scale_factor, self.width // scale_factor)
-        return np.stack([np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in self.seeds])
+        return np.stack([generator("cpu", seed).randn(shape) for seed in self.seeds])
 
 
 def prompt(seed: int) -> str:

@@ -1,8 +1,10 @@
-"""Who is compared: eager PyTorch, torch.compile, the plain export in two runtimes, and every backend and precision."""
+"""Who is compared: eager PyTorch, torch.compile, the plain export in two runtimes, every backend and precision, and
+stable-diffusion.cpp."""
 
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +15,11 @@ from controlrt.runtime.errors import UnknownNameError
 from controlrt.runtime.manifest import Backend as BackendName
 from controlrt.runtime.manifest import Precision
 
-Kind = Literal["eager", "plain", "bundle"]
+Kind = Literal["eager", "plain", "bundle", "stable-diffusion.cpp"]
 
 EAGER = "eager"
 PLAIN_CUDA = "plain-cuda"
+STABLE_DIFFUSION_CPP = "stable-diffusion-cpp"
 BFLOAT16_ISA = ("avx512_bf16", "amx_bf16")
 """A CPU without these computes bfloat16 by way of float32, which is of no use to anybody."""
 MIN_PSNR_DB: dict[str, float] = {"fp32": 45.0, "fp16": 30.0, "bf16": 20.0, "int8": 20.0, "fp8": 20.0}
@@ -69,7 +72,9 @@ class Peer:
             "openvino": "LATENCY, compiled for the shapes that are called",
         }
         found = {"device": self.device, "runtime": tuned.get(self.runtime, "as the runtime opens it")}
-        if self.kind == "plain":
+        if self.kind == "stable-diffusion.cpp":
+            found["runtime"] = "as pip builds it here; weights are kept in this precision"
+        elif self.kind == "plain":
             found["graphs"] = "as exported" if self.precision == "fp32" else "as exported, brought to float16"
         elif self.bundle is not None:
             found["bundle"] = str(self.bundle)
@@ -96,14 +101,15 @@ def all_peers(device: Device, isa: Sequence[str], named: NamedBundle | None) -> 
         isa: extensions of the CPU (``Machine.isa``).
         named: takes the place of the bundle that would be built for its backend and precision.
     """
-    found = [*_pytorch(device, isa), *_plain(device), *_bundles(device, isa, named)]
+    found = [*_pytorch(device, isa), *_plain(device), *_bundles(device, isa, named), *_stable_diffusion_cpp(isa)]
     return sorted(found, key=lambda peer: peer.device != device)
 
 
 def choose_peers(only: Sequence[str], known: Sequence[Peer]) -> list[Peer]:
     """The contenders that ``only`` names, and the first, whose pictures are the measure.
 
-    Where it names none they are all on the first one's device, and a bundle that was named.
+    Where it names none they are all on the first one's device, and a bundle that was named. stable-diffusion.cpp has to
+    be asked for: it knows published architectures alone, and is slow.
 
     Args:
         only: names, or patterns such as ``openvino*``.
@@ -118,7 +124,8 @@ def choose_peers(only: Sequence[str], known: Sequence[Peer]) -> list[Peer]:
             raise UnknownNameError("contender", pattern, names)
     chosen = {name for pattern in only for name in fnmatch.filter(names, pattern)}
     if not only:
-        chosen = {peer.name for peer in known if peer.device == known[0].device or peer.bundle is not None}
+        here = [peer for peer in known if peer.device == known[0].device and peer.kind != "stable-diffusion.cpp"]
+        chosen = {peer.name for peer in (*here, *(each for each in known if each.bundle is not None))}
     return [peer for peer in known if peer.name in chosen or peer is known[0]]
 
 
@@ -182,3 +189,12 @@ def _bundles(device: Device, isa: Sequence[str], named: NamedBundle | None) -> l
                     )
                 )
     return found
+
+
+def _stable_diffusion_cpp(isa: Sequence[str]) -> list[Peer]:
+    """On the CPU, in what it is fastest in."""
+    if importlib.util.find_spec("stable_diffusion_cpp") is None:
+        return []
+    precision: Precision = "bf16" if set(BFLOAT16_ISA) & set(isa) else "fp16"
+    name = STABLE_DIFFUSION_CPP
+    return [Peer(name=name, kind="stable-diffusion.cpp", runtime="stable-diffusion.cpp", precision=precision)]

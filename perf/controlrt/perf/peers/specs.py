@@ -42,7 +42,16 @@ class BundleSpec(_Line, frozen=True, kw_only=True, tag="bundle"):
     threads: int
 
 
-PeerSpec = EagerSpec | PlainSpec | BundleSpec
+class StableDiffusionCppSpec(_Line, frozen=True, kw_only=True, tag="stable-diffusion.cpp"):
+    """stable-diffusion.cpp; see ``StableDiffusionCppDrawer``."""
+
+    model: str
+    controlnet: str
+    precision: str
+    threads: int
+
+
+PeerSpec = EagerSpec | PlainSpec | BundleSpec | StableDiffusionCppSpec
 
 
 class Request(_Line, frozen=True, kw_only=True):

@@ -24,7 +24,15 @@ import numpy as np
 from controlrt.perf.memory import file_backed_memory, peak_memory
 from controlrt.perf.peers.compiling import CACHE_VARIABLE, inductor_cache
 from controlrt.perf.peers.drawer import CallSeconds, Drawer, Drawn
-from controlrt.perf.peers.specs import Answer, BundleSpec, EagerSpec, PeerSpec, PlainSpec, Request
+from controlrt.perf.peers.specs import (
+    Answer,
+    BundleSpec,
+    EagerSpec,
+    PeerSpec,
+    PlainSpec,
+    Request,
+    StableDiffusionCppSpec,
+)
 
 
 def main() -> None:
@@ -52,6 +60,10 @@ def open_drawer(spec: PeerSpec) -> Drawer:
         from controlrt.perf.peers.bundle import BundleDrawer
 
         return BundleDrawer(Path(spec.path), spec.threads)
+    if isinstance(spec, StableDiffusionCppSpec):
+        from controlrt.perf.peers.stable_diffusion_cpp import StableDiffusionCppDrawer
+
+        return StableDiffusionCppDrawer(spec.model, spec.controlnet, precision=spec.precision, threads=spec.threads)
     from controlrt.perf.peers.plain import PlainDrawer
 
     return PlainDrawer(_plain_bundle(spec), spec.threads, spec.device)
