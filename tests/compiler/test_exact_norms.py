@@ -52,3 +52,16 @@ def test_several_and_none() -> None:
     other = graph_of("float[2] x", "float[2] y", "y = Neg (x)")
     write_out_group_norms(other)
     assert operators(other) == ["Neg"]
+
+
+@pytest.mark.parametrize("case", ["half precision", "statistics in half precision", "no shape"])
+def test_what_stays(case: str) -> None:
+    kind = "float16" if case == "half precision" else "float"
+    stash = ", stash_type = 10" if case == "statistics in half precision" else ""
+    weights = {name: np.ones(8, {"float": np.float32, "float16": np.float16}[kind]) for name in ("scale", "bias")}
+    body = f"y = GroupNormalization <num_groups = 2{stash}> (x, scale, bias)"
+    model = graph_of(f"{kind}[rows, 8, 6, 5] x", f"{kind}[rows, 8, 6, 5] y", body, infer=False, **weights)
+    if case == "no shape":
+        model.graph.inputs[0].shape = None
+    write_out_group_norms(model)
+    assert operators(model) == ["GroupNormalization"]

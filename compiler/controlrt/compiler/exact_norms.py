@@ -22,7 +22,10 @@ import onnx_ir as ir
 
 
 def write_out_group_norms(model: ir.Model) -> None:
-    """Replaces every ``GroupNormalization`` of ``model``, in place."""
+    """Replaces every ``GroupNormalization`` of ``model`` that is in float32 throughout, in place.
+
+    One that keeps its statistics in float16 stays, and one of whose input the graph says nothing.
+    """
     for node in tuple(model.graph):
         if node.op_type == "GroupNormalization" and not node.domain:
             _write_out(model.graph, node)
@@ -31,7 +34,9 @@ def write_out_group_norms(model: ir.Model) -> None:
 def _write_out(graph: ir.Graph, node: ir.Node) -> None:
     x, scale, bias = node.inputs
     if x is None or scale is None or bias is None or x.shape is None or scale.shape is None:
-        raise ValueError(f"{node.name!r}: the graph says nothing of what it reads")
+        return
+    if x.dtype != ir.DataType.FLOAT or node.attributes.get_int("stash_type", ir.DataType.FLOAT) != ir.DataType.FLOAT:
+        return
     groups, epsilon = node.attributes["num_groups"].as_int(), node.attributes.get_float("epsilon", 1e-5)
     channels = scale.shape.numpy()[0]
     tape = ir.tape.Tape()

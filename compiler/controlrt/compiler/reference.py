@@ -33,7 +33,7 @@ class Reference:
         self._store = WeightStore(Path(self._scratch.name))
 
     def run(self, model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> Feeds:
-        """The outputs of ``model`` by name; ``feeds`` may hold more than it reads. Group norms are summed exactly.
+        """The outputs of ``model`` by name; ``feeds`` may hold more than it reads. Group norms in float32 sum exactly.
 
         Raises:
             BundleError: ONNX Runtime refuses the graph.

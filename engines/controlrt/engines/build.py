@@ -103,7 +103,7 @@ class BuildOptions:
     quantization: QuantizationOptions | None = None
     """With the precisions "int8" and "fp8"."""
     for_calibration: bool = False
-    """Leave out the passes that are for float32 alone: they hide layers from ``controlrt calibrate``."""
+    """Leave out the passes that are for float32 alone: some hide layers from ``controlrt calibrate``."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:

@@ -158,7 +158,13 @@ class Findings:
         if peer.name == measure or measure not in self.session.started:
             return None
         recorded = self.session.recorded
-        return parity.compare(recorded(peer.name), recorded(measure), measure, MIN_PSNR_DB[peer.precision])
+        return parity.compare(
+            recorded(peer.name),
+            recorded(measure),
+            measure,
+            MIN_PSNR_DB[peer.precision],
+            gives_latents=peer.gives_latents,
+        )
 
     def _fastest_eager(self) -> str | None:
         """Of those in the first eager contender's place: float32 on a CPU, float16 on a GPU."""

@@ -1,36 +1,25 @@
-"""What stable-diffusion.cpp is asked for, by a stand-in for its package, and the noise levels that it goes along."""
+"""What stable-diffusion.cpp is asked for, by a stand-in for its package."""
 
 from __future__ import annotations
 
-import itertools
+import inspect
 import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from controlrt.perf.peers.calls import Call
+from controlrt.perf.peers.noise_levels import noise_levels
 from controlrt.perf.peers.specs import StableDiffusionCppSpec
-from controlrt.perf.peers.stable_diffusion_cpp import sigmas
 from controlrt.perf.peers.worker import open_drawer
-from controlrt.runtime.samplers.names import find_sampler
 
-CONFIG = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "steps_offset": 1,
-    "set_alpha_to_one": False,
-    "clip_sample": False,
-    "timestep_spacing": "leading",
-}
+CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
 def call(**changes: Any) -> Call:
@@ -44,38 +33,6 @@ def call(**changes: Any) -> Call:
         "controls": ("canny",),
     }
     return Call(**asked | changes)
-
-
-@pytest.mark.parametrize("sampler", ["DDIM", "Euler"])
-@pytest.mark.parametrize("steps", [1, 2, 20])
-def test_euler_s_method_along_the_sigmas_is_diffusers_sampler(sampler: str, steps: int) -> None:
-    """On a made-up network: from the same latents, its steps end where diffusers' end."""
-
-    def noise_in(latents: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(1.5 * latents.flip(-1)) + 0.1
-
-    found, options = find_sampler(sampler)
-    scheduler = getattr(diffusers, found.name).from_config(CONFIG, **options)
-    scheduler.set_timesteps(steps)
-    start = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 4, 8, 8))).double()
-    levels = sigmas(CONFIG, sampler, steps)
-    assert len(levels) == steps + 1
-
-    expected = start * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
-        noise = noise_in(scheduler.scale_model_input(expected, timestep))
-        expected = scheduler.step(noise, timestep, expected).prev_sample
-    latents = start * (levels[0] ** 2 + 1) ** 0.5
-    for level, following in itertools.pairwise(levels):
-        latents = latents + (following - level) * noise_in(latents / (level**2 + 1) ** 0.5)
-    if sampler == "DDIM":
-        latents = latents / (levels[-1] ** 2 + 1) ** 0.5
-    torch.testing.assert_close(latents, expected.double(), rtol=1e-4, atol=1e-4)
-
-
-def test_another_sampler_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"DDIM and Euler, not with DPM\+\+ 2M"):
-        sigmas(CONFIG, "DPM++ 2M", 3)
 
 
 class StableDiffusion:
@@ -118,10 +75,19 @@ def test_it_draws_what_the_others_draw(drawer: Any, tmp_path: Path) -> None:
     for each, hint in zip(StableDiffusion.asked, asked.hints()["canny"], strict=True):
         np.testing.assert_array_equal(np.asarray(each["control_image"], np.float32) / 255, hint)
         assert (each["width"], each["height"], each["cfg_scale"], each["control_strength"]) == (64, 32, 7.5, 1.0)
-        assert [float(level) for level in each["sigmas"].split(",")] == sigmas(CONFIG, "DDIM", 3)
+        assert [float(level) for level in each["sigmas"].split(",")] == noise_levels(CONFIG, "DDIM", 3)
     seconds = drawn.seconds
     assert len(seconds.steps) == 3
     assert seconds.text + sum(seconds.steps) + seconds.decode <= seconds.total
+
+
+def test_the_package_takes_what_it_is_asked(drawer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is installed: a stand-in takes everything."""
+    drawer.draw(call(), record=False)
+    monkeypatch.delitem(sys.modules, "stable_diffusion_cpp")
+    package = pytest.importorskip("stable_diffusion_cpp")
+    inspect.signature(package.StableDiffusion).bind(**StableDiffusion.made[0])
+    inspect.signature(package.StableDiffusion.generate_image).bind(None, **StableDiffusion.asked[0])
 
 
 def test_steps_that_are_not_reported_are_not_made_up(drawer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

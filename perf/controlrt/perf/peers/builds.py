@@ -19,7 +19,8 @@ from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.perf.models import BenchModel, bench_directory
 from controlrt.perf.peers.contenders import Peer
 from controlrt.perf.peers.half_export import in_half
-from controlrt.perf.peers.published_layout import write_controlnet, write_model
+from controlrt.perf.peers.noise_levels import require_sampler
+from controlrt.perf.peers.published_layout import PublishedCheckpoint
 from controlrt.perf.peers.specs import BundleSpec, EagerSpec, PeerSpec, PlainSpec, StableDiffusionCppSpec
 from controlrt.perf.scenarios import Task
 from controlrt.runtime.bundle import Bundle
@@ -27,7 +28,7 @@ from controlrt.runtime.errors import ControlRTError
 from controlrt.runtime.inspection.workload import PROMPTS, ControlWindow, plan_picture
 from controlrt.runtime.manifest import Precision
 from controlrt.runtime.profile import ShapeProfile
-from controlrt.runtime.storage import atomic_directory, atomic_file, lock, sha256_tree
+from controlrt.runtime.storage import atomic_file, sha256_tree
 
 CALIBRATION_CASES, CALIBRATION_STEPS = 6, 5
 """Of a bundle in int8 or fp8."""
@@ -108,22 +109,16 @@ class Workshop:
             return None
 
     def _stable_diffusion_cpp(self, peer: Peer, task: Task) -> Prepared:
-        """Its own layout of the weights; it brings them to its precision whenever it loads them."""
+        """Weights by the names that it knows; it brings them to its precision whenever it loads them."""
+        require_sampler(task.sampler)
         if len(task.controls) != 1:
             raise ControlRTError(f"stable-diffusion.cpp runs one ControlNet, not {len(task.controls)}")
-        if not (Path(self._model.source) / "model_index.json").is_file() or self._is_xl(task):
-            raise ControlRTError("stable-diffusion.cpp is run from diffusers folders of Stable Diffusion 1.x and 2.x")
-        control = Path(self._model.controls[task.controls[0]])
-        kept = hashlib.sha256(f"{Path(self._model.source).resolve()}{control.resolve()}".encode()).hexdigest()[:12]
-        directory = bench_directory() / "stable-diffusion.cpp" / f"{self._model.name}-{kept}"
-        with lock(directory):
-            if not directory.is_dir():
-                with atomic_directory(directory) as partial:
-                    write_model(Path(self._model.source), partial / "model")
-                    write_controlnet(control, partial / "controlnet.safetensors")
+        checkpoint = PublishedCheckpoint(
+            Path(self._model.source), Path(self._model.controls[task.controls[0]]), bench_directory()
+        )
         spec = StableDiffusionCppSpec(
-            model=str(directory / "model"),
-            controlnet=str(directory / "controlnet.safetensors"),
+            model=str(checkpoint.model),
+            controlnet=str(checkpoint.controlnet),
             precision=peer.precision,
             threads=self._threads,
         )

@@ -19,7 +19,6 @@ Kind = Literal["eager", "plain", "bundle", "stable-diffusion.cpp"]
 
 EAGER = "eager"
 PLAIN_CUDA = "plain-cuda"
-STABLE_DIFFUSION_CPP = "stable-diffusion-cpp"
 BFLOAT16_ISA = ("avx512_bf16", "amx_bf16")
 """A CPU without these computes bfloat16 by way of float32, which is of no use to anybody."""
 MIN_PSNR_DB: dict[str, float] = {"fp32": 45.0, "fp16": 30.0, "bf16": 20.0, "int8": 20.0, "fp8": 20.0}
@@ -50,6 +49,11 @@ class Peer:
         return self.kind == "eager" and self.compile_mode is None
 
     @property
+    def gives_latents(self) -> bool:
+        """Whether its latents after each step can be compared."""
+        return self.kind != "stable-diffusion.cpp"
+
+    @property
     def options(self) -> dict[str, str]:
         """How it was tuned, for the result."""
         if self.kind == "eager":
@@ -73,7 +77,9 @@ class Peer:
         }
         found = {"device": self.device, "runtime": tuned.get(self.runtime, "as the runtime opens it")}
         if self.kind == "stable-diffusion.cpp":
-            found["runtime"] = "as pip builds it here; weights are kept in this precision"
+            found["runtime"] = (
+                "as pip builds it; the precision is that of the weights, the ControlNet's matrices are float32"
+            )
         elif self.kind == "plain":
             found["graphs"] = "as exported" if self.precision == "fp32" else "as exported, brought to float16"
         elif self.bundle is not None:
@@ -109,7 +115,7 @@ def choose_peers(only: Sequence[str], known: Sequence[Peer]) -> list[Peer]:
     """The contenders that ``only`` names, and the first, whose pictures are the measure.
 
     Where it names none they are all on the first one's device, and a bundle that was named. stable-diffusion.cpp has to
-    be asked for: it knows published architectures alone, and is slow.
+    be asked for: it knows published architectures alone.
 
     Args:
         only: names, or patterns such as ``openvino*``.
@@ -196,5 +202,5 @@ def _stable_diffusion_cpp(isa: Sequence[str]) -> list[Peer]:
     if importlib.util.find_spec("stable_diffusion_cpp") is None:
         return []
     precision: Precision = "bf16" if set(BFLOAT16_ISA) & set(isa) else "fp16"
-    name = STABLE_DIFFUSION_CPP
-    return [Peer(name=name, kind="stable-diffusion.cpp", runtime="stable-diffusion.cpp", precision=precision)]
+    kind: Kind = "stable-diffusion.cpp"
+    return [Peer(name="stable-diffusion-cpp", kind=kind, runtime=kind, precision=precision)]

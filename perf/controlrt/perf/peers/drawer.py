@@ -36,7 +36,7 @@ class Drawn:
     pictures: NDArray[np.float32]
     """(batch, height, width, 3) in [0, 1]."""
     latents: list[NDArray[np.float32]]
-    """After each step, where they were asked for."""
+    """After each step, where they were asked for and the contender gives them away."""
     seconds: CallSeconds
 
 

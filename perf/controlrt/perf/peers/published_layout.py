@@ -6,12 +6,15 @@ alone, and transformers 5 leaves a prefix out of the text encoder's.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from pathlib import Path
 
-from safetensors.numpy import load_file, save_file
+from controlrt.runtime.errors import ControlRTError
+from controlrt.runtime.storage import atomic_directory, lock, sha256_file
 
-PREFIX = "text_model."
+_PREFIX = "text_model."
 _LAYERS = 2
 """ResNets of a block, before its downsampling."""
 _RESNET = {
@@ -35,26 +38,73 @@ _OUTSIDE = {
 }
 
 
+class PublishedCheckpoint:
+    """A checkpoint of Stable Diffusion 1.x and its ControlNet by the names that they were published with; written once.
+
+    Args:
+        model, controlnet: diffusers folders.
+        cache: where it is kept.
+
+    Raises:
+        ControlRTError: a folder that is not of that kind, or lacks the files that are read.
+    """
+
+    def __init__(self, model: Path, controlnet: Path, cache: Path) -> None:
+        files = _checked(model, controlnet)
+        content = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        key = hashlib.sha256(f"{content}{sha256_file(Path(__file__))}".encode()).hexdigest()
+        directory = cache / "published" / key[:12]
+        with lock(directory):
+            if not directory.is_dir():
+                with atomic_directory(directory) as partial:
+                    write_model(model, partial / "model")
+                    write_controlnet(controlnet, partial / "controlnet.safetensors")
+        self.model = directory / "model"
+        """A diffusers folder."""
+        self.controlnet = directory / "controlnet.safetensors"
+
+
+def _checked(model: Path, controlnet: Path) -> list[Path]:
+    """The files that are read of both."""
+    config = controlnet / "config.json"
+    weights = [
+        *(model / part / "diffusion_pytorch_model.safetensors" for part in ("unet", "vae")),
+        model / "text_encoder" / "model.safetensors",
+        controlnet / "diffusion_pytorch_model.safetensors",
+    ]
+    for file in (model / "scheduler" / "scheduler_config.json", config, *weights):
+        if not file.is_file():
+            raise ControlRTError(f"stable-diffusion.cpp is run from diffusers folders, and {file} is not there")
+    said = json.loads(config.read_text())
+    if said.get("cross_attention_dim") != 768 or len(said.get("block_out_channels", ())) != 4:
+        raise ControlRTError("stable-diffusion.cpp is run with Stable Diffusion 1.x, which this ControlNet is not for")
+    return weights
+
+
 def write_model(source: Path, target: Path) -> None:
     """Makes ``target`` a diffusers folder with the weights of ``source``; what needs no other names is linked."""
+    from safetensors.torch import load_file, save_file
+
     target.mkdir(parents=True, exist_ok=True)
     for part in source.iterdir():
         if part.name != "text_encoder":
             (target / part.name).symlink_to(part.resolve())
     (target / "text_encoder").mkdir()
     tensors = load_file(source / "text_encoder" / "model.safetensors")
-    named = {name if name.startswith(PREFIX) else f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}
+    named = {name if name.startswith(_PREFIX) else f"{_PREFIX}{name}": tensor for name, tensor in tensors.items()}
     save_file(named, target / "text_encoder" / "model.safetensors")
 
 
 def write_controlnet(source: Path, target: Path) -> None:
-    """Writes the ControlNet of Stable Diffusion 1.x or 2.x in the diffusers folder ``source`` to the file ``target``.
+    """Writes the ControlNet of Stable Diffusion 1.x in the diffusers folder ``source`` to the file ``target``.
 
     Raises:
-        ValueError: a tensor that no published ControlNet of these has.
+        ControlRTError: a tensor that it does not have.
     """
-    (file,) = source.glob("*.safetensors")
-    save_file({published(name): tensor for name, tensor in load_file(file).items()}, target)
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(source / "diffusion_pytorch_model.safetensors")
+    save_file({published(name): tensor for name, tensor in tensors.items()}, target)
 
 
 def published(name: str) -> str:
@@ -76,7 +126,7 @@ def published(name: str) -> str:
         if name.startswith(f"{ours}."):
             rest = name.removeprefix(f"{ours}.")
             return f"{theirs}.{_in_resnet(rest) if 'resnets' in ours else rest}"
-    raise ValueError(f"{name} is no tensor of a ControlNet of Stable Diffusion 1.x or 2.x")
+    raise ControlRTError(f"{name} is no tensor of a ControlNet of Stable Diffusion 1.x")
 
 
 def _in_resnet(name: str) -> str:

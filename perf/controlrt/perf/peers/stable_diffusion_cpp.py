@@ -1,9 +1,13 @@
 """stable-diffusion.cpp, a C++ runtime on ggml, by its Python package ``stable-diffusion-cpp-python``.
 
 It takes no latents, but it draws its noise from PyTorch's generator of the CPU where it is told to, and goes along any
-sigmas. So it draws what all others draw: from the same seeds, along the sigmas of diffusers' scheduler, by Euler's
-method, which DDIM is in other coordinates (Song et al. 2021, arXiv 2010.02502, eq. 14). Its first latents are the
-noise times sigma, where diffusers has sqrt(sigma^2 + 1): 0.3% less at most.
+sigmas by Euler's method. So it draws what all others draw, from the same seeds, but for two things.
+
+* Its first latents are the noise times sigma, where diffusers has sqrt(sigma^2 + 1): 0.2% less where the first timestep
+  is the last of training ("DDIM SGM Uniform"), but 15% at two steps of Stable Diffusion 1.5's own schedule.
+* It has its own tokenizer, CLIP's. Random models are made with the demo model's, so that their tokens are others.
+
+The type of its weights does not reach the ControlNet's matrices, which stay in float32.
 """
 
 from __future__ import annotations
@@ -12,16 +16,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
-import diffusers
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from controlrt.perf.peers.calls import Call
 from controlrt.perf.peers.drawer import CallSeconds, Drawn
-from controlrt.runtime.samplers.names import find_sampler
+from controlrt.perf.peers.noise_levels import noise_levels
 
 GGML_TYPES = {"bf16": "bf16", "fp16": "f16"}
 """What matrices are kept in, by precision; kernels of convolutions are in float16 in either."""
@@ -30,13 +32,13 @@ GGML_TYPES = {"bf16": "bf16", "fp16": "f16"}
 class StableDiffusionCppDrawer:
     """See ``Drawer``. It gives no latents away, and draws the pictures of a batch one after the other.
 
-    Attention in tiles (``diffusion_flash_attn``) and convolutions without im2col (``diffusion_conv_direct``) are off,
-    as they are by default: on two cores of an EPYC, Stable Diffusion 1.5 at 256x256, a step takes 5.0 s in bfloat16,
-    5.2 s in float16 and 5.6 s in float32 or q8_0, 7.3 s with the former and 5.4 s with the latter.
+    Options are its defaults, which are the fastest. On two cores of an EPYC, Stable Diffusion 1.5 at 256x256, a step
+    takes 5.0 s in bfloat16, 5.2 s in float16 and 5.6 s in float32 or q8_0; 7.3 s with ``diffusion_flash_attn``, and
+    5.4 s with ``diffusion_conv_direct``. The decoder takes 8.5 s, and 9.6 s with ``vae_conv_direct``.
 
     Args:
-        model: diffusers folder, as ``published_layout.write_model`` makes it.
-        controlnet: file of the one ControlNet that it can run, as ``published_layout.write_controlnet`` makes it.
+        model: diffusers folder, as ``PublishedCheckpoint`` has it.
+        controlnet: file of the one ControlNet that it can run, by published names.
         precision: of GGML_TYPES.
         threads: CPU threads.
     """
@@ -53,13 +55,12 @@ class StableDiffusionCppDrawer:
             rng_type="cpu",
             prediction="v" if self._scheduler.get("prediction_type") == "v_prediction" else "eps",
             vae_decode_only=True,
-            verbose=False,
         )
 
     def draw(self, call: Call, record: bool) -> Drawn:  # noqa: ARG002
         """See ``Drawer``."""
         (hints,) = call.hints().values()
-        schedule = sigmas(self._scheduler, call.sampler, call.steps)
+        schedule = noise_levels(self._scheduler, call.sampler, call.steps)
         started = perf_counter()
         drawn = [
             self._draw(call, seed, prompt, hint, schedule)
@@ -104,25 +105,3 @@ class StableDiffusionCppDrawer:
         if len(marks) != call.steps + 3:
             raise RuntimeError(f"{len(marks) - 3} steps were reported, of {call.steps}")
         return np.asarray(picture, np.float32) / np.float32(255), marks
-
-
-def sigmas(config: dict[str, Any], sampler: str, steps: int) -> list[float]:
-    """The ``steps + 1`` noise levels of diffusers' scheduler, in the coordinates of Karras et al. 2022.
-
-    Args:
-        config: of the checkpoint's scheduler.
-        sampler: DDIM or Euler, by any name.
-        steps: denoising steps.
-
-    Raises:
-        ValueError: another sampler.
-    """
-    found, options = find_sampler(sampler)
-    scheduler = getattr(diffusers, found.name).from_config(config, **options)
-    scheduler.set_timesteps(steps)
-    if found.name == "EulerDiscreteScheduler":
-        return [float(sigma) for sigma in scheduler.sigmas]
-    if found.name != "DDIMScheduler":
-        raise ValueError(f"stable-diffusion.cpp draws what diffusers draws with DDIM and Euler, not with {sampler}")
-    signals = [float(scheduler.alphas_cumprod[timestep]) for timestep in scheduler.timesteps]
-    return [((1 - signal) / signal) ** 0.5 for signal in (*signals, float(scheduler.final_alpha_cumprod))]
