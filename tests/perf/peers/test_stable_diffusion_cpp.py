@@ -36,7 +36,7 @@ def call(**changes: Any) -> Call:
 
 
 class StableDiffusion:
-    """Stands in for the package's class; pictures are of the seed's grey."""
+    """Stands in for the package's class; pictures are of the seed's grey, and have a fourth channel as its own do."""
 
     made: list[dict[str, Any]]
     asked: list[dict[str, Any]]
@@ -49,7 +49,7 @@ class StableDiffusion:
         self.asked.append(options)
         for step in range(self.reports + 1):
             options["progress_callback"](step, self.reports, 0.1)
-        return [Image.new("RGB", (options["width"], options["height"]), (options["seed"],) * 3)]
+        return [Image.new("RGBA", (options["width"], options["height"]), (*[options["seed"]] * 3, 255))]
 
 
 @pytest.fixture

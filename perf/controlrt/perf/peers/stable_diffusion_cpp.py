@@ -104,4 +104,4 @@ class StableDiffusionCppDrawer:
         marks.append(perf_counter())
         if len(marks) != call.steps + 3:
             raise RuntimeError(f"{len(marks) - 3} steps were reported, of {call.steps}")
-        return np.asarray(picture, np.float32) / np.float32(255), marks
+        return np.asarray(picture.convert("RGB"), np.float32) / np.float32(255), marks
