@@ -20,7 +20,7 @@ from controlrt.runtime.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("file", "marks"), [("README.md", 5), ("perf/README.md", 1), ("docs/passes.md", 3)])
+@pytest.mark.parametrize(("file", "marks"), [("README.md", 6), ("perf/README.md", 1), ("docs/passes.md", 3)])
 def test_the_documents_say_what_the_results_say(file: str, marks: int) -> None:
     text = (ROOT / file).read_text()
     assert text.count("<!-- bench ") == marks
