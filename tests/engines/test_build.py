@@ -173,7 +173,7 @@ def test_verifying_records_what_every_pass_costs(tmp_path: Path) -> None:
     for part in ("unet", "controlnet.canny", "controlnet.mask"):
         passes = [check.compiler_pass for check in checks if check.program == part]
         assert passes[0] == "RowAgnosticReshapes"
-        assert passes[-2:] == ["GuidanceSharing", "binding times"]
+        assert passes[-3:] == ["GuidanceSharing", "BlockedGroupNorm", "binding times"]
     assert all(check.max_relative_error <= 1e-5 for check in checks)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
