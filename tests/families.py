@@ -28,7 +28,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from controlrt.demo import MODEL_DIR
-from controlrt.export.checkpoint.lora_names import original_name
+from controlrt.export.checkpoint.original_names import original_name
 
 CONTROLS = ("first", "second")
 SHUFFLE = "shuffle"

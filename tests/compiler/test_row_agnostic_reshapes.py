@@ -223,7 +223,7 @@ def test_what_is_recorded() -> None:
     assert value is not None
     assert (value.dtype, value.shape, value.is_initializer()) == (ir.DataType.INT64, ir.Shape([2]), True)
     RemoveUnusedNodesPass()(model)
-    assert list(model.graph.initializers) == ["target_0_12"]
+    assert list(model.graph.initializers) == ["ints_0_12"]
 
 
 def test_equal_targets_are_one_initializer() -> None:

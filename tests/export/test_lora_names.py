@@ -1,18 +1,13 @@
-"""Names of LoRA files: the layouts taken apart, and the UNet's modules by the names they were first published with."""
+"""Names of LoRA files: the layouts taken apart."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from original_layout import unet_tensors
 
-from controlrt.export.checkpoint.architectures import empty_model, stable_diffusion_1, stable_diffusion_xl
 from controlrt.export.checkpoint.lora_change import ROLES
-from controlrt.export.checkpoint.lora_names import SPELLED_ROLES, original_name, split_name
+from controlrt.export.checkpoint.lora_names import SPELLED_ROLES, split_name
 
 MODULES = st.from_regex(r"\A[a-z0-9_]+(\.[a-z0-9_]+)*\Z").filter(lambda name: "lora" not in name)
 
@@ -47,16 +42,3 @@ def test_any_name_is_taken_apart_or_left(name: str) -> None:
     if found is not None:
         assert found[0]
         assert found[1] in ROLES
-
-
-@pytest.mark.parametrize(
-    "config",
-    [stable_diffusion_1().unet, stable_diffusion_xl("epsilon", zero_terminal_snr=False).unet],
-)
-def test_original_names(config: Any) -> None:
-    """Against the test's own account of the layout, which moves names here as it moves tensors elsewhere."""
-    unet = empty_model("UNet2DConditionModel", config)
-    names = SimpleNamespace(state_dict=lambda: {name: name for name in unet.state_dict()}, config=unet.config)
-    for original, ours in unet_tensors(names).items():
-        module, _, parameter = ours.rpartition(".")
-        assert f"{original_name(module, unet.config)}.{parameter}" == original

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -36,3 +40,18 @@ def new_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir
     value = ir.val(free, tensor.dtype, tensor.shape.numpy(), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def small_ints(graph: ir.Graph, *elements: int) -> ir.Value:
+    """The initializer of ``graph`` that holds these int64 elements: one for all who ask."""
+    return _once(graph, "_".join(["ints", *map(str, elements)]), np.array(elements, np.int64))
+
+
+def small_number(graph: ir.Graph, number: float) -> ir.Value:
+    """The initializer of ``graph`` that holds this float32 number: one for all who ask."""
+    return _once(graph, f"number_{number}", np.array(number, np.float32))
+
+
+def _once(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    found = graph.initializers.get(name)
+    return new_initializer(graph, name, ir.tensor(array)) if found is None else found

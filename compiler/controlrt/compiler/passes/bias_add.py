@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from controlrt.compiler.graph import new_initializer
+from controlrt.compiler.graph import small_ints
 from controlrt.compiler.passes.biases import split_bias
 
 DOMAIN = "com.microsoft"
@@ -67,7 +66,7 @@ def _replace(add: ir.Node, product: ir.Value, bias: ir.Value, skip: ir.Value, gr
     new: list[ir.Node] = []
 
     def reshaped(value: ir.Value, target: tuple[int, ...], named: str | None) -> ir.Value:
-        node = ir.node("Reshape", [value, _target(graph, target)], name=f"{named}.Reshape")
+        node = ir.node("Reshape", [value, small_ints(graph, *target)], name=f"{named}.Reshape")
         node.outputs[0].name, node.outputs[0].type = named, y.type
         new.append(node)
         return node.outputs[0]
@@ -90,9 +89,3 @@ def _replace(add: ir.Node, product: ir.Value, bias: ir.Value, skip: ir.Value, gr
         result.shape = y.shape
     ir.convenience.replace_nodes_and_values(graph, add, [add], new, [y], [result])
     return True
-
-
-def _target(graph: ir.Graph, sizes: tuple[int, ...]) -> ir.Value:
-    name = "target_" + "_".join(map(str, sizes))
-    found = graph.initializers.get(name)
-    return found if found is not None else new_initializer(graph, name, ir.tensor(np.array(sizes, np.int64)))

@@ -36,11 +36,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from controlrt.compiler.graph import constant, new_initializer
+from controlrt.compiler.graph import constant, new_initializer, small_ints, small_number
 
 RUN = 64
 """So few that their sum is exact to a few roundings; with fewer yet, the sums of sums would take time."""
@@ -57,39 +55,11 @@ class BlockedGroupNorm(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites ``model``."""
-        constants = _Constants(model.graph)
-        found = [_rewrite(node, constants) for node in tuple(model.graph) if node.op_type == "GroupNormalization"]
+        found = [_rewrite(node, model.graph) for node in tuple(model.graph) if node.op_type == "GroupNormalization"]
         return ir.passes.PassResult(model, any(found))
 
 
-class _Constants:
-    """The initializers of one graph that are new; small ones are made once."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
-        self._made: dict[str, ir.Value] = {}
-
-    def ints(self, *elements: int) -> ir.Value:
-        return self._once("_".join(map(str, elements)), np.array(elements, np.int64))
-
-    def number(self, value: float) -> ir.Value:
-        return self._once(f"value_{value}", np.array(value, np.float32))
-
-    def by_group(self, name: str, tensor: ir.TensorProtocol, groups: int) -> ir.Value:
-        """A value for each channel as (1, groups, channels of a group)."""
-        shape = (1, groups, tensor.size // groups)
-        read = ir.LazyTensor(
-            lambda: ir.tensor(tensor.numpy().reshape(shape)), dtype=tensor.dtype, shape=ir.Shape(shape)
-        )
-        return new_initializer(self.graph, f"{name}.by_group", read)
-
-    def _once(self, name: str, array: NDArray[np.int64] | NDArray[np.float32]) -> ir.Value:
-        if name not in self._made:
-            self._made[name] = new_initializer(self.graph, f"group_norm.{name}", ir.tensor(array))
-        return self._made[name]
-
-
-def _rewrite(norm: ir.Node, constants: _Constants) -> bool:
+def _rewrite(norm: ir.Node, graph: ir.Graph) -> bool:
     x, y = norm.inputs[0], norm.outputs[0]
     scale, bias = (constant(value) for value in norm.inputs[1:3])
     if norm.domain or x is None or scale is None or bias is None:
@@ -98,35 +68,35 @@ def _rewrite(norm: ir.Node, constants: _Constants) -> bool:
         return False
     groups, epsilon = norm.attributes["num_groups"].as_int(), norm.attributes.get_float("epsilon", 1e-5)
     tape = ir.tape.Tape()
-    mean, square = _moments(tape, x, groups, constants)
-    average = _average(tape, mean, constants)
+    mean, square = _moments(tape, x, groups, graph)
+    average = _average(tape, mean, graph)
     within = tape.op("Relu", [tape.op("Sub", [square, tape.op("Mul", [mean, mean])])])  # rounding leaves it below 0
     off = tape.op("Sub", [mean, average])
-    variance = _average(tape, tape.op("Add", [within, tape.op("Mul", [off, off])]), constants)
-    deviation = tape.op("Sqrt", [tape.op("Add", [variance, constants.number(epsilon)])])
-    factor = tape.op("Div", [constants.by_group(f"{y.name}.scale", scale, groups), deviation])
+    variance = _average(tape, tape.op("Add", [within, tape.op("Mul", [off, off])]), graph)
+    deviation = tape.op("Sqrt", [tape.op("Add", [variance, small_number(graph, epsilon)])])
+    factor = tape.op("Div", [_by_group(graph, f"{y.name}.scale", scale, groups), deviation])
     rest = tape.op("Mul", [average, factor])
-    offset = tape.op("Sub", [constants.by_group(f"{y.name}.bias", bias, groups), rest])
-    by_channel = constants.ints(0, scale.size, *[1] * (len(x.shape) - 2))
+    offset = tape.op("Sub", [_by_group(graph, f"{y.name}.bias", bias, groups), rest])
+    by_channel = small_ints(graph, 0, scale.size, *[1] * (len(x.shape) - 2))
     factor, offset = (tape.op("Reshape", [value, by_channel]) for value in (factor, offset))
     result = tape.op("Add", [tape.op("Mul", [x, factor]), offset])
     for number, made in enumerate(node.outputs[0] for node in tape.nodes):
         made.name = f"{y.name}.moments_{number}"
     result.type, result.shape = y.type or x.type, y.shape or x.shape
-    ir.convenience.replace_nodes_and_values(constants.graph, norm, [norm], list(tape.nodes), [y], [result])
+    ir.convenience.replace_nodes_and_values(graph, norm, [norm], list(tape.nodes), [y], [result])
     return True
 
 
-def _moments(tape: ir.tape.Tape, x: ir.Value, groups: int, constants: _Constants) -> tuple[ir.Value, ir.Value]:
+def _moments(tape: ir.tape.Tape, x: ir.Value, groups: int, graph: ir.Graph) -> tuple[ir.Value, ir.Value]:
     """Mean and mean square of every run, each (rows, groups, runs)."""
     assert x.shape is not None
     sides = list(x.shape[2:])
     known = [side for side in sides if isinstance(side, int)]
-    last, by_group = constants.ints(-1), constants.ints(0, groups, -1)
+    last, by_group = small_ints(graph, -1), small_ints(graph, 0, groups, -1)
     if len(known) == len(sides):
         run = _longest_run(math.prod(known))
-        runs = tape.op("Reshape", [x, constants.ints(0, groups, -1, run)])
-        length = constants.number(run)
+        runs = tape.op("Reshape", [x, small_ints(graph, 0, groups, -1, run)])
+        length = small_number(graph, run)
     else:
         runs = x
         length = tape.op("Cast", [tape.op("Shape", [x], {"start": -1})], {"to": ir.DataType.FLOAT})
@@ -142,5 +112,12 @@ def _longest_run(elements: int) -> int:
     return max(length for length in range(1, RUN + 1) if elements % length == 0)
 
 
-def _average(tape: ir.tape.Tape, value: ir.Value, constants: _Constants) -> ir.Value:
-    return tape.op("ReduceMean", [value, constants.ints(-1)], {"keepdims": 1})
+def _average(tape: ir.tape.Tape, value: ir.Value, graph: ir.Graph) -> ir.Value:
+    return tape.op("ReduceMean", [value, small_ints(graph, -1)], {"keepdims": 1})
+
+
+def _by_group(graph: ir.Graph, name: str, tensor: ir.TensorProtocol, groups: int) -> ir.Value:
+    """An initializer with a value for each channel, as (1, groups, channels of a group)."""
+    shape = (1, groups, tensor.size // groups)
+    read = ir.LazyTensor(lambda: ir.tensor(tensor.numpy().reshape(shape)), dtype=tensor.dtype, shape=ir.Shape(shape))
+    return new_initializer(graph, f"{name}.by_group", read)

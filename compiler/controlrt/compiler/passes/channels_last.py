@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from controlrt.compiler.graph import constant, new_initializer, only_consumer
+from controlrt.compiler.graph import constant, new_initializer, only_consumer, small_ints
 
 DOMAIN = "com.microsoft"
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -118,7 +118,7 @@ def _of_a_column(norm: ir.Node, graph: ir.Graph) -> ir.Node:
     x, y = norm.inputs[0], norm.outputs[0]
     assert x is not None
     assert x.shape is not None
-    axes = graph.initializers.get("axes_3") or new_initializer(graph, "axes_3", ir.tensor(np.array([3], np.int64)))
+    axes = small_ints(graph, 3)
     column = ir.node("Unsqueeze", [x, axes], name=f"{y.name}.Unsqueeze")
     picture = ir.node(norm.op_type, [*column.outputs, *norm.inputs[1:]], dict(norm.attributes), name=norm.name)
     line = ir.node("Squeeze", [*picture.outputs, axes], name=f"{y.name}.Squeeze")

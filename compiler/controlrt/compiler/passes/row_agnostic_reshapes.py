@@ -20,10 +20,9 @@ from __future__ import annotations
 import math
 import re
 
-import numpy as np
 import onnx_ir as ir
 
-from controlrt.compiler.graph import constant_ints, new_initializer
+from controlrt.compiler.graph import constant_ints, small_ints
 
 Dim = int | ir.SymbolicDim
 
@@ -43,22 +42,14 @@ class _Targets:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
-        self._constants: dict[tuple[int, ...], ir.Value] = {}
         self._computed: dict[ir.Value, ir.Value] = {}
-
-    def constant(self, elements: tuple[int, ...]) -> ir.Value:
-        if elements not in self._constants:
-            name = "_".join(["target", *map(str, elements)])
-            tensor = ir.tensor(np.array(elements, np.int64))
-            self._constants[elements] = new_initializer(self.graph, name, tensor)
-        return self._constants[elements]
 
     def computed(self, concat: ir.Node) -> ir.Value:
         """``concat`` with its first part, one element long, set to 0."""
         old = concat.outputs[0]
         if old not in self._computed:
             node = ir.node(
-                "Concat", [self.constant((0,)), *concat.inputs[1:]], {"axis": 0}, name=f"{old.name}.rows.Concat"
+                "Concat", [small_ints(self.graph, 0), *concat.inputs[1:]], {"axis": 0}, name=f"{old.name}.rows.Concat"
             )
             new = node.outputs[0]
             new.name, new.type, new.shape = f"{old.name}.rows", old.type, old.shape
@@ -80,7 +71,7 @@ def _rewrite(reshape: ir.Node, targets: _Targets) -> bool:
         dims[0] = x.shape[0]
     elements = tuple(_element(x.shape, axis, dim) for axis, dim in enumerate(dims))
     if elements.count(-1) <= 1:
-        new = targets.constant(elements)
+        new = small_ints(targets.graph, *elements)
     else:
         concat = target.producer()
         if concat is None or not _leads_with_rows(concat, dims):

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from controlrt.compiler.graph import constant, new_initializer
+from controlrt.compiler.graph import constant, new_initializer, small_ints
 from controlrt.compiler.passes.channels_last import TO_FIRST, TO_LAST, last, transpose
 
 ELEMENTWISE = frozenset(("Add", "Cast", "Div", "Gelu", "Identity", "Mul", "Neg", "Relu", "Sigmoid", "Sub", "Tanh"))
@@ -143,17 +143,12 @@ class _Sinking:
         if not isinstance(channels, int) or not isinstance(height, int) or not isinstance(width, int):
             return None
         name = f"{node.outputs[0].name}.last"
-        blocks = ir.node("Reshape", [last, self._target(0, 0, 0, block, block, channels)])
+        blocks = ir.node("Reshape", [last, small_ints(self._graph, 0, 0, 0, block, block, channels)])
         rows = ir.node("Transpose", blocks.outputs, {"perm": (0, 1, 3, 2, 4, 5)})
-        picture = ir.node("Reshape", [rows.outputs[0], self._target(0, height, width, channels)], name=name)
+        picture = ir.node("Reshape", [rows.outputs[0], small_ints(self._graph, 0, height, width, channels)], name=name)
         for inner, suffix in ((blocks, "blocks"), (rows, "rows")):
             inner.outputs[0].name, inner.outputs[0].type = f"{name}.{suffix}", x.type
         return [blocks, rows, picture]
-
-    def _target(self, *sizes: int) -> ir.Value:
-        name = "target_" + "_".join(map(str, sizes))
-        found = self._graph.initializers.get(name)
-        return found if found is not None else new_initializer(self._graph, name, ir.tensor(np.array(sizes, np.int64)))
 
     def _last(self, value: ir.Value | None) -> ir.Value | None:
         """``value`` with channels last, transposed if need be; None where it is no picture."""
@@ -187,7 +182,7 @@ class _Sinking:
         if channels != 1 and (height, width) != (1, 1):
             return None
         name = f"{value.name}.last"
-        node = ir.node("Reshape", [value, self._target(0, height, width, channels)], name=f"{name}.Reshape")
+        node = ir.node("Reshape", [value, small_ints(self._graph, 0, height, width, channels)], name=f"{name}.Reshape")
         node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = name, value.type, last(value)
         return node
 

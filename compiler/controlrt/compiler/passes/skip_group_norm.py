@@ -13,11 +13,10 @@ Saves one or two kernels for each norm, and writing and reading the picture as o
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from controlrt.compiler.graph import new_initializer
+from controlrt.compiler.graph import small_ints
 from controlrt.compiler.passes.biases import drop_bias, join_biases, split_bias
 from controlrt.compiler.passes.channels_last import DOMAIN
 
@@ -98,10 +97,7 @@ def _flat(value: ir.Value, at: ir.Node, graph: ir.Graph) -> ir.Value:
             flat = _flat(source, node, graph)
             gather = ir.node("Gather", [flat, node.inputs[1]], {"axis": 0}, name=f"{value.name}.flat")
             return _put(gather, value, plain, node)
-    target = graph.initializers.get("target_0_-1")
-    if target is None:
-        target = new_initializer(graph, "target_0_-1", ir.tensor(np.array([0, -1], np.int64)))
-    reshape = ir.node("Reshape", [value, target], name=f"{value.name}.flat")
+    reshape = ir.node("Reshape", [value, small_ints(graph, 0, -1)], name=f"{value.name}.flat")
     return _put(reshape, value, plain, at)
 
 

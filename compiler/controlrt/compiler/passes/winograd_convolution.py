@@ -37,7 +37,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from controlrt.compiler.graph import constant, new_initializer
+from controlrt.compiler.graph import constant, new_initializer, small_ints, small_number
 from controlrt.compiler.passes.upsample_convolution import is_3x3
 
 Dim = int | ir.SymbolicDim
@@ -73,45 +73,33 @@ class WinogradConvolution(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites ``model``."""
-        constants = _Constants(model.graph)
-        found = [_rewrite(node, model.graph, constants) for node in tuple(model.graph) if node.op_type == "Conv"]
+        kernels = _Kernels(model.graph)
+        found = [_rewrite(node, kernels) for node in tuple(model.graph) if node.op_type == "Conv"]
         return ir.passes.PassResult(model, any(found))
 
 
-class _Constants:
-    """The initializers of one graph that are new, each made once."""
+class _Kernels:
+    """The kernels of one graph that are transformed, each once."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
-        self._small: dict[str, ir.Value] = {}
-        self._kernels: dict[ir.Value, list[ir.Value]] = {}
+        self._made: dict[ir.Value, list[ir.Value]] = {}
 
-    def factor(self, number: int) -> ir.Value:
-        return self._made(f"winograd.times_{number}", np.array(number, np.float32))
-
-    def ints(self, *elements: int) -> ir.Value:
-        return self._made("_".join(["winograd", *map(str, elements)]), np.array(elements, np.int64))
-
-    def kernels(self, weight: ir.Value, tensor: ir.TensorProtocol) -> list[ir.Value]:
-        if weight not in self._kernels:
-            self._kernels[weight] = [
+    def of(self, weight: ir.Value, tensor: ir.TensorProtocol) -> list[ir.Value]:
+        if weight not in self._made:
+            self._made[weight] = [
                 new_initializer(self.graph, f"{weight.name}.winograd_{product}", _kernel(tensor, factors))
                 for product, factors in enumerate(_G)
             ]
-        return self._kernels[weight]
-
-    def _made(self, name: str, array: NDArray[Any]) -> ir.Value:
-        if name not in self._small:
-            self._small[name] = new_initializer(self.graph, name, ir.tensor(array))
-        return self._small[name]
+        return self._made[weight]
 
 
 class _Nodes:
     """The nodes that take the place of one convolution."""
 
-    def __init__(self, y: ir.Value, constants: _Constants) -> None:
+    def __init__(self, y: ir.Value, graph: ir.Graph) -> None:
         self.made: list[ir.Node] = []
-        self.constants = constants
+        self._graph = graph
         self._name, self._type = y.name, y.type
 
     def make(self, op_type: str, inputs: Sequence[ir.Value], shape: Sequence[Dim], **attributes: Any) -> ir.Value:
@@ -128,20 +116,23 @@ class _Nodes:
         return self.make("Sub", [left, right], _dims(left))
 
     def times(self, number: int, value: ir.Value) -> ir.Value:
-        return self.make("Mul", [value, self.constants.factor(number)], _dims(value))
+        return self.make("Mul", [value, small_number(self._graph, number)], _dims(value))
+
+    def ints(self, *elements: int) -> ir.Value:
+        return small_ints(self._graph, *elements)
 
 
-def _rewrite(conv: ir.Node, graph: ir.Graph, constants: _Constants) -> bool:
+def _rewrite(conv: ir.Node, kernels: _Kernels) -> bool:
     x, y = conv.inputs[0], conv.outputs[0]
     weight = conv.inputs[1] if len(conv.inputs) > 1 else None
     tensor = constant(weight)
     if x is None or weight is None or tensor is None or not is_3x3(conv, tensor) or not _is_worth_it(x, tensor):
         return False
-    nodes = _Nodes(y, constants)
+    nodes = _Nodes(y, kernels.graph)
     bias = conv.inputs[2] if len(conv.inputs) > 2 else None
-    products = _products(nodes, _transformed(nodes, x), constants.kernels(weight, tensor), bias)
+    products = _products(nodes, _transformed(nodes, x), kernels.of(weight, tensor), bias)
     result = _interleaved(nodes, _summed(nodes, products))
-    ir.convenience.replace_nodes_and_values(graph, conv, [conv], nodes.made, [y], [result])
+    ir.convenience.replace_nodes_and_values(kernels.graph, conv, [conv], nodes.made, [y], [result])
     return True
 
 
@@ -163,7 +154,7 @@ def _transformed(nodes: _Nodes, x: ir.Value) -> list[ir.Value]:
     """B^T x: six pictures of a quarter of the rows, each a sum of every fourth row from another one on."""
     rows, channels, height, width = _dims(x)
     assert isinstance(height, int)
-    ints = nodes.constants.ints
+    ints = nodes.ints
     padded = nodes.make("Pad", [x, ints(0, 0, 1, 0, 0, 0, 1, 0)], [rows, channels, height + 2, width])
     quarter = [rows, channels, height // ROWS, width]
     x0, x1, x2, x3, x4, x5 = (
@@ -211,7 +202,7 @@ def _summed(nodes: _Nodes, products: Sequence[ir.Value]) -> list[ir.Value]:
 def _interleaved(nodes: _Nodes, pictures: Sequence[ir.Value]) -> ir.Value:
     rows, channels, quarter, width = _dims(pictures[0])
     assert isinstance(quarter, int)
-    ints = nodes.constants.ints
+    ints = nodes.ints
     parts = [nodes.make("Unsqueeze", [each, ints(3)], [rows, channels, quarter, 1, width]) for each in pictures]
     whole = nodes.make("Concat", parts, [rows, channels, quarter, ROWS, width], axis=3)
     height = quarter * ROWS

@@ -11,27 +11,16 @@ import json
 import re
 from pathlib import Path
 
+from controlrt.export.checkpoint import original_names
 from controlrt.runtime.errors import ControlRTError
 from controlrt.runtime.storage import atomic_directory, lock, sha256_file
 
 _PREFIX = "text_model."
 _LAYERS = 2
-"""ResNets of a block, before its downsampling."""
-_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-_OUTSIDE = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "mid_block.resnets.0": "middle_block.0",
-    "mid_block.attentions.0": "middle_block.1",
-    "mid_block.resnets.1": "middle_block.2",
+"""ResNets of a block."""
+_SHARED = ("input_blocks.", "middle_block.", "time_embed.")
+"""Where the modules are that a ControlNet has of its UNet."""
+_OWN = {
     "controlnet_mid_block": "middle_block_out.0",
     "controlnet_cond_embedding.conv_in": "input_hint_block.0",
     "controlnet_cond_embedding.conv_out": "input_hint_block.14",
@@ -52,7 +41,8 @@ class PublishedCheckpoint:
     def __init__(self, model: Path, controlnet: Path, cache: Path) -> None:
         files = _checked(model, controlnet)
         content = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        key = hashlib.sha256(f"{content}{sha256_file(Path(__file__))}".encode()).hexdigest()
+        code = [sha256_file(Path(file)) for file in (__file__, original_names.__file__)]
+        key = hashlib.sha256(f"{content}{code}".encode()).hexdigest()
         directory = cache / "published" / key[:12]
         with lock(directory):
             if not directory.is_dir():
@@ -76,7 +66,8 @@ def _checked(model: Path, controlnet: Path) -> list[Path]:
         if not file.is_file():
             raise ControlRTError(f"stable-diffusion.cpp is run from diffusers folders, and {file} is not there")
     said = json.loads(config.read_text())
-    if said.get("cross_attention_dim") != 768 or len(said.get("block_out_channels", ())) != 4:
+    blocks, layers = len(said.get("block_out_channels", ())), said.get("layers_per_block", _LAYERS)
+    if said.get("cross_attention_dim") != 768 or (blocks, layers) != (4, _LAYERS):
         raise ControlRTError("stable-diffusion.cpp is run with Stable Diffusion 1.x, which this ControlNet is not for")
     return weights
 
@@ -108,27 +99,24 @@ def write_controlnet(source: Path, target: Path) -> None:
 
 
 def published(name: str) -> str:
-    """What a ControlNet's tensor is called in Zhang et al.'s own files, ``input_blocks.1.0.in_layers.2.weight``."""
-    block = re.fullmatch(r"down_blocks\.(\d)\.(resnets|attentions|downsamplers)\.(\d)\.(.+)", name)
-    if block is not None:
-        number, kind, layer, rest = int(block[1]), block[2], int(block[3]), block[4]
-        first = 1 + (_LAYERS + 1) * number
-        if kind == "downsamplers":
-            return f"input_blocks.{first + _LAYERS}.0.{rest.replace('conv', 'op', 1)}"
-        if kind == "attentions":
-            return f"input_blocks.{first + layer}.1.{rest}"
-        return f"input_blocks.{first + layer}.0.{_in_resnet(rest)}"
-    if zero := re.fullmatch(r"controlnet_down_blocks\.(\d+)\.(.+)", name):
-        return f"zero_convs.{zero[1]}.0.{zero[2]}"
-    if hint := re.fullmatch(r"controlnet_cond_embedding\.blocks\.(\d)\.(.+)", name):
-        return f"input_hint_block.{2 * int(hint[1]) + 2}.{hint[2]}"
-    for ours, theirs in _OUTSIDE.items():
-        if name.startswith(f"{ours}."):
-            rest = name.removeprefix(f"{ours}.")
-            return f"{theirs}.{_in_resnet(rest) if 'resnets' in ours else rest}"
-    raise ControlRTError(f"{name} is no tensor of a ControlNet of Stable Diffusion 1.x")
+    """What a ControlNet's tensor is called in Zhang et al.'s own files, ``input_blocks.1.0.in_layers.2.weight``.
+
+    Raises:
+        ControlRTError: a tensor that ControlNets of Stable Diffusion 1.x do not have.
+    """
+    module, _, parameter = name.rpartition(".")
+    found = _published_module(module)
+    if found is None:
+        raise ControlRTError(f"{name} is no tensor of a ControlNet of Stable Diffusion 1.x")
+    return f"{found}.{parameter}"
 
 
-def _in_resnet(name: str) -> str:
-    layer, rest = name.split(".", 1)
-    return f"{_RESNET[layer]}.{rest}"
+def _published_module(name: str) -> str | None:
+    if zero := re.fullmatch(r"controlnet_down_blocks\.(\d+)", name):
+        return f"zero_convs.{zero[1]}.0"
+    if hint := re.fullmatch(r"controlnet_cond_embedding\.blocks\.(\d)", name):
+        return f"input_hint_block.{2 * int(hint[1]) + 2}"
+    if name in _OWN:
+        return _OWN[name]
+    found = original_names.original_name(name, {"layers_per_block": _LAYERS})
+    return found if found.startswith(_SHARED) else None
