@@ -78,6 +78,10 @@ def test_a_random_model_is_a_whole_checkpoint_of_its_kind(
     )
     pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(tmp_path / "model", local_files_only=True)
     assert ("XL" in type(pipeline).__name__) == (name == "sdxl")
+    assert pipeline.tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert pipeline.tokenizer.pad_token == ("!" if name == "sd21" else "<|endoftext|>")
+    if name == "sdxl":
+        assert pipeline.tokenizer_2.pad_token == "!"
     assert (pipeline.scheduler.config.prediction_type == "v_prediction") == (name == "sd21")
     controlnet = diffusers.ControlNetModel.from_pretrained(tmp_path / "canny")
     assert all(parameter.any() for block in controlnet.controlnet_down_blocks for parameter in block.parameters())

@@ -2,8 +2,8 @@
 
     python -m controlrt.perf.random_model NAME DIRECTORY
 
-writes a whole diffusers folder ``model`` and a ControlNet ``canny`` into DIRECTORY. The tokenizer is the demo model's,
-whose token ids are all below CLIP's 49,408. ``controlrt.perf.models`` runs this in a process of its own.
+writes a whole diffusers folder ``model`` and a ControlNet ``canny`` into DIRECTORY, with the tokenizers of the
+published model. ``controlrt.perf.models`` runs this in a process of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import diffusers
 import torch
 import transformers
 
-from controlrt.demo import MODEL_DIR
+from controlrt.export.checkpoint.clip_tokenizer import END, clip_tokenizer
 from controlrt.perf.model_sizes import SIZES, ModelSize
 
 SEED = 0
@@ -34,16 +34,15 @@ def build(size: ModelSize, directory: Path) -> None:
         library.logging.disable_progress_bar()
     torch.set_default_dtype(getattr(torch, size.dtype))
     torch.manual_seed(SEED)
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(MODEL_DIR / "tokenizer")
     unet = diffusers.UNet2DConditionModel(**size.unet)
     controlnet = diffusers.ControlNetModel.from_unet(unet, **size.controlnet)
     _fill_zero_convolutions(controlnet)
     controlnet.save_pretrained(directory / "canny")
     del controlnet
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    tokenizer, text_config = _text(size.text_encoder)
     shared = {
         "vae": diffusers.AutoencoderKL(**size.vae),
-        "text_encoder": transformers.CLIPTextModel(transformers.CLIPTextConfig(**size.text_encoder, **ids)),
+        "text_encoder": transformers.CLIPTextModel(text_config),
         "tokenizer": tokenizer,
         "unet": unet,
         "scheduler": diffusers.DDIMScheduler(**size.scheduler),
@@ -52,14 +51,21 @@ def build(size: ModelSize, directory: Path) -> None:
     if size.text_encoder_2 is None:
         pipeline = diffusers.StableDiffusionPipeline(**shared, safety_checker=None, requires_safety_checker=False)
     else:
-        config = transformers.CLIPTextConfig(**size.text_encoder_2, **ids)
+        tokenizer_2, config = _text(size.text_encoder_2)
         pipeline = diffusers.StableDiffusionXLPipeline(
             **shared,
             text_encoder_2=transformers.CLIPTextModelWithProjection(config),
-            tokenizer_2=tokenizer,
+            tokenizer_2=tokenizer_2,
             add_watermarker=False,
         )
     pipeline.save_pretrained(directory / "model")
+
+
+def _text(config: dict[str, Any]) -> tuple[Any, Any]:
+    """The tokenizer of a text encoder, and its config: OpenCLIP's encoders, of which GELU tells, pad with "!"."""
+    tokenizer = clip_tokenizer("!" if config["hidden_act"] == "gelu" else END)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return tokenizer, transformers.CLIPTextConfig(**config, **ids)
 
 
 def _fill_zero_convolutions(controlnet: Any) -> None:

@@ -1,11 +1,9 @@
 """stable-diffusion.cpp, a C++ runtime on ggml, by its Python package ``stable-diffusion-cpp-python``.
 
 It takes no latents, but it draws its noise from PyTorch's generator of the CPU where it is told to, and goes along any
-sigmas by Euler's method. So it draws what all others draw, from the same seeds, but for two things.
-
-* Its first latents are the noise times sigma, where diffusers has sqrt(sigma^2 + 1): 0.2% less where the first timestep
-  is the last of training ("DDIM SGM Uniform"), but 15% at two steps of Stable Diffusion 1.5's own schedule.
-* It has its own tokenizer, CLIP's. Random models are made with the demo model's, so that their tokens are others.
+sigmas by Euler's method. So it draws what all others draw, from the same seeds, but that its first latents are the
+noise times sigma, where diffusers has sqrt(sigma^2 + 1): 0.2% less where the first timestep is the last of training
+("DDIM SGM Uniform"), but 15% at two steps of Stable Diffusion 1.5's own schedule.
 
 The type of its weights does not reach the ControlNet's matrices, which stay in float32.
 """
