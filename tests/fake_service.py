@@ -165,7 +165,7 @@ def _check(manifest: Manifest, arguments: Mapping[str, Any]) -> None:
         manifest.profile.check(arguments.get("width") or SIDE, arguments.get("height") or SIDE, count)
         Draws(0 if arguments.get("seed") is None else arguments["seed"], count)
     except ControlRTError as error:
-        raise Refused(str(error), getattr(error, "name", None)) from None
+        raise Refused(str(error), getattr(error, "parameter", None)) from None
     known = {control.name for control in manifest.controls}
     named = arguments.get("image")
     for name in named if isinstance(named, dict) else ():

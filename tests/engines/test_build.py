@@ -19,11 +19,15 @@ from controlrt.compiler.verify import VerificationError
 from controlrt.demo import CONTROLNETS, MODEL_DIR
 from controlrt.engines.backends import BACKENDS
 from controlrt.engines.build import BuildOptions, build, export_programs
-from controlrt.engines.command import main
+from controlrt.runtime import commands
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.profile import ShapeProfile
 
-BUILD = [sys.executable, "-c", "import sys; from controlrt.engines.command import main; sys.exit(main())"]
+BUILD = [
+    sys.executable,
+    "-c",
+    "import sys; from controlrt.runtime.commands import build_engines; sys.exit(build_engines())",
+]
 FIXTURE = ["--profile", "512x512", "--batch", "1-4", "--backend", "onnxruntime"]
 """What makes the bundle of ``demo_bundle``."""
 DEMO = ["--model", str(MODEL_DIR), "--controlnet", f"mask={CONTROLNETS['mask']}"]
@@ -208,7 +212,7 @@ def test_a_pass_that_changes_the_result_ends_the_build(tmp_path: Path, monkeypat
 def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["build-engines", "--help"])
     with pytest.raises(SystemExit) as stop:
-        main()
+        commands.build_engines()
     assert stop.value.code == 0
     assert "--profile" in capsys.readouterr().out
 

@@ -113,7 +113,7 @@ def test_a_lora(hub: Hub, family: Family) -> None:
     [
         (
             "owner/absent",
-            r"model owner/absent is no path here, and the hub and its local cache say: 404: owner/absent$",
+            r"model owner/absent is no path here, and the hub and its local cache say: 404: owner/absent; name a f",
         ),
         ("owner/absent/x.safetensors", "is no path here, and the hub and its local cache say: 404"),
         ("owner/x.safetensors", "does not exist; a file on the hub is OWNER/NAME/FILE.safetensors"),

@@ -53,7 +53,11 @@ def files(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(files: Path, output: Path) -> str:
-    command = [sys.executable, "-c", "import sys; from controlrt.engines.command import main; sys.exit(main())"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from controlrt.runtime.commands import build_engines; sys.exit(build_engines())",
+    ]
     options = ["--profile", f"{SIDE}x{SIDE}", "--backend", "onnxruntime", "--output", str(output)]
     options += ["--model", str(files / "model.ckpt"), "--config", str(files / "config")]
     options += ["--controlnet", f"first={files / 'control.pth'}"]

@@ -17,8 +17,8 @@ import torch
 from parity.eager import PROMPT, hints, psnr
 
 from controlrt.engines.build import BuildOptions, build
-from controlrt.engines.command import main
 from controlrt.runtime import ControlNetPipeline
+from controlrt.runtime.commands import build_engines
 from controlrt.runtime.executors.openvino import native_precisions
 from controlrt.runtime.manifest import Backend, Precision
 from controlrt.runtime.profile import ShapeProfile
@@ -111,7 +111,7 @@ def test_a_precision_that_the_backend_lacks(capsys: pytest.CaptureFixture[str], 
     arguments = ["--backend", "onnxruntime", "--precision", "bf16", "--output", str(tmp_path / "bundle")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["build-engines", *arguments])
-        assert main() == 2
+        assert build_engines() == 2
     assert (
         "--precision is 'bf16', but must be one of fp32, fp16, int8, fp8 with onnxruntime; bf16 is for openvino"
         in capsys.readouterr().err

@@ -160,8 +160,10 @@ def test_learned_words(compiled: ControlNetPipeline, family: Family, tmp_path: P
         check_embeds(embeds(compiled, prompt), encoded(reference, [written]))
     found = check_drawn(compiled, reference, {"prompt": "a <style> moon"}, {"prompt": "a <style> moon"})
     assert relative(check_drawn(compiled, reference, {"prompt": "a moon"}, {"prompt": "a moon"}), found) > 1e-3
-    with pytest.raises(ParameterError, match="vocabulary does not have"):
+    with pytest.raises(ParameterError, match=r"it stands for .*cat\.safetensors already"):
         compiled.load_textual_inversion(tmp_path / "cat.safetensors", "<cat>")
+    with pytest.raises(ParameterError, match="vocabulary does not have"):
+        compiled.load_textual_inversion(tmp_path / "cat.safetensors", "<|endoftext|>")
 
 
 @on["sd15"]

@@ -166,7 +166,11 @@ def test_a_contact_sheet(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["canny", "photo", "-o", "out", "--processor-res", "x"], "whole number from 0 to 8192"),
         (["canny", "photo", "-o", "out", "--processor-res", "64", "--set", "resolution=64"], "not both"),
         (["canny", "photo", "-o", "out", "--pixel-perfect"], "give width and height"),
-        (["canny", "photo", "-o", "out", "--resize-mode", "squeeze"], "unknown resize mode 'squeeze'"),
+        (
+            ["canny", "photo", "-o", "out", "--width", "9", "--height", "9", "--resize-mode", "squeeze"],
+            "mode 'squeeze'",
+        ),
+        (["canny", "photo", "-o", "out", "--resize-mode", "pad"], "give them, or leave it out"),
         (["depth", "photo", "-o", "out", "--annotator", "depth=absent.onnx"], "not a file"),
         (["depth", "photo", "-o", "out", "--annotator", "depth"], "is not NAME=FILE.onnx"),
         (["depth", "photo", "-o", "out"], "--annotator NAME=FILE.onnx"),

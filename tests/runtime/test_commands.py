@@ -40,6 +40,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for command in ("annotate", "build", "doctor", "export", "generate", "inspect", "samplers"):
         assert f"  {command} " in printed
+    assert all(len(line.split()) > 1 for line in printed.splitlines() if line), "a command without a summary"
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,6 +285,12 @@ def test_options_reach_the_call(
         (["--scheduler", "dpm++ 2m karas"], "did you mean 'DPM++ 2M Karras'"),
         (["--scheduler", "LCM", "--steps", "60"], "at most original_inference_steps (50)"),
         (["--scheduler", "Euler", "--eta", "0.5"], "takes no eta"),
+        (["--guidance-scale", "1e39"], "guidance_scale is 1e+39, but must be a finite number of float32"),
+        (["--control", "mask={mask},scale=1e39"], "a finite number of float32"),
+        (["--threads", "0"], "threads is 0, but must be from 1 to 1024"),
+        (["--threads", "100000"], "from 1 to 1024"),
+        (["--device", "0"], "runs on the CPU"),
+        (["--ip-adapter-image", "{mask}"], "the bundle has no IP-Adapter"),
         (["-o", "absent-folder/out.png"], "mkdir -p"),
         (["-o", "out.nothing"], "ending"),
     ],
@@ -302,8 +309,40 @@ def test_mistakes(
 
 
 def test_a_bundle_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", str(tmp_path), "--prompt", "x", "-o", str(tmp_path / "out.png")]) == 1
-    assert "is not a bundle: it has no manifest.json" in capsys.readouterr().err
+    file = tmp_path / "file"
+    file.write_text("")
+    for path, says in (
+        (tmp_path, "it has no manifest.json; name a directory that build-engines has written"),
+        (file, "it has no manifest.json; name a directory that build-engines has written"),
+        (tmp_path / "absent", f"it does not exist; make one with: build-engines --output {tmp_path / 'absent'}"),
+    ):
+        assert main(["generate", str(path), "--prompt", "x", "-o", str(tmp_path / "out.png")]) == 2
+        assert capsys.readouterr().err == f"error: {path} is not a bundle: {says}\n"
+
+
+@pytest.mark.bundle
+def test_what_is_not_finite_is_no_picture(demo_bundle: Path, mask: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = mask.with_name("out.png")
+    words = ["--prompt", "a red star", "--steps", "2", "--guidance-scale", "3e38", "-o", str(output)]
+    assert main(["generate", str(demo_bundle), *words]) == 1
+    assert "error: the latents are not finite: guidance" in capsys.readouterr().err
+    assert not output.exists()
+
+
+@pytest.mark.bundle
+def test_two_passes_from_the_command_line(demo_bundle: Path, mask: Path) -> None:
+    output = mask.with_name("out.png")
+    words = ["--prompt", "a red star", "--control", f"mask={mask}", "--steps", "2", "--strength", "0.5"]
+    sizes = ["--first-size", "512x512", "--size", "512x512"]
+    assert main(["generate", str(demo_bundle), *words, *sizes, "-o", str(output)]) == 0
+    assert Image.open(output).size == (512, 512)
+
+
+def test_nothing_large_is_imported_before_ctrl_c_is_heard() -> None:
+    """What build-engines imports at its very start; the rest comes where an interrupt is one line."""
+    code = "import sys; from controlrt.runtime.commands import build_engines; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"numpy", "msgspec", "onnxruntime", "onnx_ir"} & set(loaded)
 
 
 @pytest.mark.bundle

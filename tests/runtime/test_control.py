@@ -120,6 +120,7 @@ ONES = np.ones(13)
         ("mask", {"guess_mode": "diffusers"}, LOG, True),
         ("mask", {"guess_mode": "original"}, SOFT, True),
         ("mask", {"mode": "prompt"}, SOFT, False),
+        ("mask", {"mode": "1"}, SOFT, False),
         ("mask", {"mode": 2}, SOFT, True),
         ("mask", {"mode": {"mask": "ControlNet is more important"}}, SOFT, True),
         ("mask", {"weights": "soft"}, SOFT, False),

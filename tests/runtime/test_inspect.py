@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,7 +16,7 @@ from controlrt.runtime.commands.inspect import parse_windows
 from controlrt.runtime.errors import BundleError, UserError
 from controlrt.runtime.inspection.engines import describe_engines
 from controlrt.runtime.inspection.plan_drawing import draw_plan
-from controlrt.runtime.inspection.program_table import program_table
+from controlrt.runtime.inspection.program_table import _controls, program_table
 from controlrt.runtime.inspection.units import readable_bytes, readable_count, readable_flops
 from controlrt.runtime.inspection.workload import ControlWindow, Workload, plan_picture
 from controlrt.runtime.manifest import (
@@ -30,6 +32,7 @@ from controlrt.runtime.manifest import (
     TensorSpec,
     TextEncoder,
 )
+from controlrt.runtime.plan import StepLayout
 from controlrt.runtime.profile import ShapeProfile
 
 LAYERS = 2
@@ -276,6 +279,15 @@ def test_table(tmp_path: Path) -> None:
     assert words["vae_encoder"][-3:] == ["0", "1", "-"]
     assert words["total"] == ["total", "80", "8.00", "k", "31.2", "KiB", "796", "FLOP"]  # 6+10+280+11+10*13+20*17+19
     assert lines[-4] == "a picture: 64x64, 20 steps with guidance, controls: depth at 10 of them"
+
+
+def test_adapters_are_among_the_controls() -> None:
+    steps = (
+        StepLayout(controls=("canny",), adapters=("color",), guided=True),
+        StepLayout(controls=(), adapters=("color",), guided=True),
+    )
+    work: Any = SimpleNamespace(layout=SimpleNamespace(steps=steps))
+    assert _controls(work) == "canny at 1 of them, color"
 
 
 def test_graph(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_images(texts: list[str], adapters: list[str], paths: dict[str, list[str
 @pytest.mark.parametrize(
     ("texts", "adapters", "kind", "says"),
     [
-        (["a.png"], [], UnknownNameError, "known: none; add one with: build-engines --ip-adapter FILE"),
+        (["a.png"], [], UserError, "the bundle has no IP-Adapter; add one with: build-engines --ip-adapter FILE"),
         (["hand=a.png"], ["style"], UnknownNameError, "unknown IP-Adapter 'hand'; known: style"),
         (["a.png"], ["style", "face"], UserError, "say whose it is, style or face, as in NAME=a.png"),
         (["a.png,scale=much"], ["style"], UserError, "scale is 'much', but must be a number"),

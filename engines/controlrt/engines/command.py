@@ -12,14 +12,12 @@ import time
 from pathlib import Path
 from typing import get_args
 
-import controlrt.engines.command
 from controlrt.compiler.quantization.thresholds import METHODS
 from controlrt.engines.backends import BACKENDS, choose_backend
 from controlrt.engines.build import BuildOptions, build
 from controlrt.engines.quantization.options import MIN_PSNR_DB, SMOOTHING, QuantizationOptions
 from controlrt.engines.source_options import add_source_arguments, parse_sources, source_name
 from controlrt.engines.tensorrt.options import EngineOptions
-from controlrt.runtime.commands import guarded, run_command
 from controlrt.runtime.errors import ParameterError
 from controlrt.runtime.manifest import Precision
 
@@ -181,9 +179,3 @@ def _quantization_options(arguments: argparse.Namespace, precision: Precision) -
         unquantized=arguments.unquantized,
         min_psnr_db=arguments.min_psnr,
     )
-
-
-def main() -> int:
-    """Entry point of ``build-engines``."""
-    arguments = sys.argv[1:]
-    return guarded(lambda: run_command(controlrt.engines.command, arguments, "build-engines"), arguments)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from controlrt.runtime.errors import BundleError
+from controlrt.runtime.errors import BundleError, NoBundleError
 from controlrt.runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION, Hint, Manifest
 from controlrt.runtime.storage import sha256_file
 
@@ -69,16 +69,18 @@ def read_manifest(path: Path) -> Manifest:
     """Reads ``manifest.json`` of the bundle at ``path``.
 
     Raises:
-        BundleError: it is missing, is not valid, or has another schema version.
+        NoBundleError: there is none.
+        BundleError: it is not valid, or has another schema version.
     """
     file = path / MANIFEST_NAME
     try:
         text = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        problem = f"has no {MANIFEST_NAME}" if path.exists() else "does not exist"
-        raise BundleError(
-            f"{path} is not a bundle: it {problem}; make one with: build-engines --output {path}"
-        ) from None
+        if path.exists():
+            mend = "name a directory that build-engines has written"
+            raise NoBundleError(f"{path} is not a bundle: it has no {MANIFEST_NAME}; {mend}") from None
+        mend = f"make one with: build-engines --output {path}"
+        raise NoBundleError(f"{path} is not a bundle: it does not exist; {mend}") from None
     except OSError as error:
         raise BundleError(f"{file} cannot be read: {error.strerror}") from error
     try:

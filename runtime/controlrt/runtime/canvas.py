@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from controlrt.runtime.errors import ParameterError
+from controlrt.runtime.errors import ParameterError, about
 from controlrt.runtime.fitting import Resize
 from controlrt.runtime.manifest import Model
 from controlrt.runtime.noise import Draws
@@ -93,16 +93,18 @@ def read_source(
     if isinstance(init_image, np.ndarray) and init_image.ndim == 4:
         return _latent_source(init_image, mask_image, latents, prompts)
     batch = latents[0]
-    pictures = [
-        to_planes(each, width, height, "init_image", resize)
-        for each in pictures_of_prompts(init_image, "init_image", prompts, batch)
-    ]
+    with about("init_image"):
+        pictures = [
+            to_planes(each, width, height, "init_image", resize)
+            for each in pictures_of_prompts(init_image, "init_image", prompts, batch)
+        ]
     if mask_image is None:
         return Source(pictures=np.stack(pictures), masks=None)
-    masks = [
-        to_mask(each, width, height, "mask_image", resize)
-        for each in pictures_of_prompts(mask_image, "mask_image", prompts, batch)
-    ]
+    with about("mask_image"):
+        masks = [
+            to_mask(each, width, height, "mask_image", resize)
+            for each in pictures_of_prompts(mask_image, "mask_image", prompts, batch)
+        ]
     return Source(pictures=np.stack(pictures), masks=(np.stack(masks) >= DRAWN).astype(np.float32))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.control_use import ControlHint, ControlUse, check_window
-from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError
+from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError, about
 from controlrt.runtime.fitting import Resize
 from controlrt.runtime.manifest import Control
 from controlrt.runtime.pictures import Picture, pictures_of_prompts, to_hint, to_mask
@@ -128,13 +128,18 @@ def resolve_controls(
                 mode=mode,
                 conditional=conditional,
                 weights=layer_weights(control, picked.by_name("control_layer_weights", guidance.weights)),
-                region=None if region is None else to_mask(region, width, height, f"control_region of {name}", resize),
+                region=None if region is None else _region(region, width, height, name, resize),
             )
         )
     uses = [_use(control, said[control.name]) for control in known if control.name in said]
     if guess is not None and all(use.control.kind == "adapter" for use in uses):
         raise ParameterError("guess_mode", guidance.guess_mode, "left out where adapters alone act: it is ControlNets'")
     return uses
+
+
+def _region(region: Picture, width: int, height: int, name: str, resize: Resize | None) -> NDArray[np.float32]:
+    with about("control_region"):
+        return to_mask(region, width, height, f"control_region of {name}", resize)
 
 
 def _refuse_idle(guidance: Guidance, guess: str | None) -> None:
@@ -264,7 +269,8 @@ class _Picked:
 
     def mode(self) -> ControlMode:
         """The control mode."""
-        return control_mode(self.value("control_mode", "mode"))
+        with about("control_mode"):
+            return control_mode(self.value("control_mode", "mode"))
 
     def by_name(self, parameter: str, value: Any) -> Any:
         """``value`` for all controls, or this one's out of a mapping, which need not have it."""

@@ -10,9 +10,11 @@
     │   ├── SourceError                 a checkpoint that cannot be found or is not supported
     │   ├── OutputError                 a place that cannot be written
     │   └── RequestError                a request that a server's bundle cannot draw
-    ├── BundleError                     a bundle that is missing, damaged or of another version
+    ├── BundleError                     a bundle that is damaged or of another version
+    │   └── NoBundleError               and a UserError: a place where there is none
     ├── BuildError                      an export or engine build that failed
     ├── CalibrationError                a layer whose input is not finite
+    ├── NotFiniteError                  a picture whose latents are not finite
     ├── DeviceError                     a GPU that is missing, or fails
     │   └── DeviceMemoryError           one whose memory does not hold what is asked of it
     └── ServiceError                    a server that does not draw what it could
@@ -26,8 +28,9 @@ A message says what failed, what was found against what is allowed, and what men
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 
@@ -42,6 +45,18 @@ class UserError(ControlRTError):
     """The caller asked for something that cannot be; the message says what to ask instead."""
 
     exit_code = 2
+    parameter: str | None = None
+    """The argument that is wrong, where it is known; the message alone says it to people."""
+
+
+@contextlib.contextmanager
+def about(parameter: str) -> Iterator[None]:
+    """Of what is refused inside without saying of which argument, it is ``parameter``."""
+    try:
+        yield
+    except UserError as error:
+        error.parameter = error.parameter or parameter
+        raise
 
 
 class UnknownNameError(UserError):
@@ -64,6 +79,7 @@ class ParameterError(UserError):
 
     def __init__(self, name: str, found: object, allowed: str) -> None:
         self.name, self.found, self.allowed = name, found, allowed
+        self.parameter = name
         shown = " ".join(repr(found).split())  # arrays are shown over several lines
         super().__init__(f"{name} is {shown}, but must be {allowed}")
 
@@ -98,7 +114,11 @@ class RequestError(UserError):
 
 
 class BundleError(ControlRTError):
-    """A bundle that is missing, damaged or of another version."""
+    """A bundle that is damaged or of another version."""
+
+
+class NoBundleError(BundleError, UserError):
+    """A place where there is no bundle."""
 
 
 class BuildError(ControlRTError):
@@ -107,6 +127,16 @@ class BuildError(ControlRTError):
 
 class CalibrationError(ControlRTError):
     """A layer whose input is infinite or not a number; the message names it and the timestep."""
+
+
+class NotFiniteError(ControlRTError):
+    """Latents that are infinite or not a number, of which a decoder makes a black picture."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the latents are not finite: guidance, scales or prompt weights are too large, or the bundle's precision "
+            "is too low for this model"
+        )
 
 
 class DeviceError(ControlRTError):

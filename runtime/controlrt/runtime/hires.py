@@ -14,6 +14,7 @@ from controlrt.runtime.pipeline import ControlNetPipeline, PipelineOutput
 from controlrt.runtime.vae import check_vae_tiling
 
 Upscaler = Literal["latent", "lanczos"]
+DEFAULT_STRENGTH = 0.7
 
 
 def hires_fix(
@@ -24,7 +25,7 @@ def hires_fix(
     first_size: tuple[int, int],
     width: int,
     height: int,
-    strength: float = 0.7,
+    strength: float = DEFAULT_STRENGTH,
     upscaler: Upscaler = "latent",
     **options: Any,
 ) -> PipelineOutput:
@@ -50,6 +51,7 @@ def hires_fix(
     for name in ("init_image", "mask_image"):
         if options.get(name) is not None:
             raise ParameterError(name, "a picture", "left out: the second pass starts from the first one's picture")
+        options.pop(name, None)
     manifest = pipeline.bundle.manifest
     prompts = 1 if isinstance(prompt, str) else len(prompt)
     manifest.profile.check(width, height, prompts * options.get("num_images_per_prompt", 1))

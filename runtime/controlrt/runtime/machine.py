@@ -7,6 +7,10 @@ import os
 import platform
 from pathlib import Path
 
+from controlrt.runtime.errors import ParameterError
+
+MOST_THREADS = 1024
+"""More would be a slip of the hand, and libraries that are asked for them make as many."""
 _EXACT = ("avx512_vnni", "avx_vnni", "amx_int8")
 """Extensions of x86 with int8 products that are added in 32 bits, as Linux names them."""
 
@@ -14,6 +18,12 @@ _EXACT = ("avx512_vnni", "avx_vnni", "amx_int8")
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises ParameterError unless ``threads``, None for all cores, is a number that a CPU can have."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ParameterError("threads", threads, f"from 1 to {MOST_THREADS}, or left out for all cores")
 
 
 def available_memory() -> int:

@@ -338,6 +338,11 @@ class Manifest(_Record, frozen=True, kw_only=True):
     """The key of the bundle whose engines these are, with other weights; None for a bundle as it was built."""
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether its programs run on a GPU."""
+        return self.backend in ("cuda", "tensorrt", "tensorrt-rtx")
+
+    @property
     def time_cond_proj_dim(self) -> int | None:
         """Channels of the embedding by which a consistency model's UNet is told the guidance scale (diffusers' name);
         None for a model that takes classifier-free guidance."""

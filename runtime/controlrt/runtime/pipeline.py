@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import threading
 import time
@@ -30,7 +29,7 @@ from controlrt.runtime.control import (
 )
 from controlrt.runtime.control_use import check_window, in_window
 from controlrt.runtime.drawing import Drawing
-from controlrt.runtime.errors import ControlRTError, DeviceMemoryError, ParameterError, UnknownNameError
+from controlrt.runtime.errors import ControlRTError, DeviceMemoryError, ParameterError, UnknownNameError, about
 from controlrt.runtime.executors import AfterStep, BoundPlan, Executor, open_executor
 from controlrt.runtime.filling import fill_buffers
 from controlrt.runtime.fitting import Resize, resize_named
@@ -42,8 +41,8 @@ from controlrt.runtime.profile import CHUNK_TOKENS
 from controlrt.runtime.prompt_syntax import SYNTAXES, Syntax
 from controlrt.runtime.prompts import Prompt
 from controlrt.runtime.samplers import SamplerTable, SchedulerChoice, compile_sampler
-from controlrt.runtime.scales import GuessMode, LayerWeights, is_number
-from controlrt.runtime.vae import Vae, check_vae_tiling
+from controlrt.runtime.scales import GuessMode, LayerWeights, is_float32, is_number
+from controlrt.runtime.vae import Vae, check_finite, check_vae_tiling
 
 StepCallback = Callable[["ControlNetPipeline", int, float, dict[str, NDArray[np.float32]]], Mapping[str, Any] | None]
 DEFAULT_STEPS = 50
@@ -98,7 +97,7 @@ class ControlNetPipeline:
     """
 
     def __init__(
-        self, bundle: Bundle, *, threads: int | None = None, device: int = 0, executor: Executor | None = None
+        self, bundle: Bundle, *, threads: int | None = None, device: int | None = None, executor: Executor | None = None
     ) -> None:
         self.bundle = bundle
         self._executor = executor or open_executor(bundle, threads, device)
@@ -113,18 +112,21 @@ class ControlNetPipeline:
         """The thread whose call runs."""
 
     @classmethod
-    def load(cls, path: str | Path, *, threads: int | None = None, device: int = 0, verify: bool = True) -> Self:
+    def load(
+        cls, path: str | Path, *, threads: int | None = None, device: int | None = None, verify: bool = True
+    ) -> Self:
         """Opens the bundle at ``path`` and all programs that drawing needs.
 
         Args:
             path: bundle directory, as written by ``build-engines``.
             threads: CPU threads per program; all cores by default.
-            device: which GPU, for a bundle that runs on one, as CUDA counts them.
+            device: which GPU, as CUDA counts them, for a bundle that runs on one; the first where not given.
             verify: compare every file with its SHA-256 first. Leave it on unless the place is trusted.
 
         Raises:
             BundleError: the bundle is missing, damaged or of another schema version.
             DeviceError: it runs on a GPU, and there is none.
+            ParameterError: threads that no CPU has, or a GPU for a bundle that runs on the CPU.
         """
         pipeline = cls(Bundle.open(path, verify=verify), threads=threads, device=device)
         manifest = pipeline.bundle.manifest
@@ -278,6 +280,7 @@ class ControlNetPipeline:
 
         Raises:
             UserError: one of its kinds for each argument that cannot be; nothing has run then.
+            NotFiniteError: what was drawn is no picture.
         """
         if output_type not in ("pil", "np", "latent"):
             raise ParameterError("output_type", output_type, "pil, np or latent")
@@ -329,6 +332,7 @@ class ControlNetPipeline:
                 decodes, tiles = output_type != "latent", self._vae.tile is not None
                 ran = bound.run(decode=decodes and not tiles, after_step=after_step)
                 ran_at = time.perf_counter()
+                check_finite(ran.latents)
                 tiled = self._vae.decode(ran.latents) if decodes and tiles else None
                 decoded_at = time.perf_counter()
             finally:
@@ -394,8 +398,8 @@ class ControlNetPipeline:
             raise ParameterError("prompt", prompt, "a string or a list of at least one")
         if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
             raise ParameterError("num_images_per_prompt", num_images_per_prompt, "a whole number of at least 1")
-        if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
-            raise ParameterError("guidance_scale", guidance_scale, "a finite number")
+        if not isinstance(guidance_scale, (int, float)) or not is_float32(guidance_scale):
+            raise ParameterError("guidance_scale", guidance_scale, "a finite number of float32")
         told = manifest.time_cond_proj_dim is not None
         for name, value, whole in (("guidance_start", guidance_start, 0), ("guidance_end", guidance_end, 1)):
             if not isinstance(value, (int, float)) or isinstance(value, bool):
@@ -411,7 +415,8 @@ class ControlNetPipeline:
         batch = len(prompts) * num_images_per_prompt
         manifest.profile.check(width, height, batch)
         if resize is not None:
-            resize_named(resize)
+            with about("resize"):
+                resize_named(resize)
         check_vae_tiling(manifest.profile, width, height, vae_tiling)
         source = read_source(
             init_image,
@@ -427,41 +432,46 @@ class ControlNetPipeline:
         if self.sees_mask and not inpaints:
             raise ParameterError("mask_image", None, "given, with init_image: this model was made for inpainting")
         strength = run_strength(source is not None, inpaints, strength)
-        table = self.sampler_table(
-            scheduler,
-            num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            eta=eta,
-            strength=strength,
-        )
-        uses = resolve_controls(
-            manifest.controls,
-            image,
-            Guidance(
-                scale=controlnet_conditioning_scale,
-                start=control_guidance_start,
-                end=control_guidance_end,
-                mode=control_mode,
-                weights=control_layer_weights,
-                region=control_region,
-                guess_mode=guess_mode,
-            ),
-            steps=len(table),
-            width=width,
-            height=height,
-            prompts=len(prompts),
-            images_per_prompt=num_images_per_prompt,
-            resize=resize,
-        )
-        image_prompts = resolve_image_prompts(
-            manifest.ip_adapters, ip_adapter_image, ip_adapter_scale, steps=len(table), batch=batch
-        )
+        with about("scheduler"):
+            table = self.sampler_table(
+                scheduler,
+                num_inference_steps,
+                timesteps=timesteps,
+                sigmas=sigmas,
+                eta=eta,
+                strength=strength,
+            )
+        with about("image"):
+            uses = resolve_controls(
+                manifest.controls,
+                image,
+                Guidance(
+                    scale=controlnet_conditioning_scale,
+                    start=control_guidance_start,
+                    end=control_guidance_end,
+                    mode=control_mode,
+                    weights=control_layer_weights,
+                    region=control_region,
+                    guess_mode=guess_mode,
+                ),
+                steps=len(table),
+                width=width,
+                height=height,
+                prompts=len(prompts),
+                images_per_prompt=num_images_per_prompt,
+                resize=resize,
+            )
+        with about("ip_adapter_image"):
+            image_prompts = resolve_image_prompts(
+                manifest.ip_adapters, ip_adapter_image, ip_adapter_scale, steps=len(table), batch=batch
+            )
         negatives = self._negatives(negative_prompt, len(prompts))
-        if prompt_syntax not in SYNTAXES:
-            raise UnknownNameError("prompt syntax", str(prompt_syntax), SYNTAXES)
+        with about("prompt_syntax"):
+            if prompt_syntax not in SYNTAXES:
+                raise UnknownNameError("prompt syntax", str(prompt_syntax), SYNTAXES)
         read = prompts if told else [*prompts, *negatives]
-        encoding = self._conditioner.prompts.encoding(read, prompt_syntax, clip_skip)
+        with about("prompt"):
+            encoding = self._conditioner.prompts.encoding(read, prompt_syntax, clip_skip)
         draws_later = bool(table.draws.any())
         if seed is None and (latents is None or draws_later):
             seed = secrets.randbits(32)

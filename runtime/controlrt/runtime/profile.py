@@ -7,7 +7,7 @@ import re
 
 import msgspec
 
-from controlrt.runtime.errors import ParameterError, ProfileError
+from controlrt.runtime.errors import ParameterError, ProfileError, about
 
 SIDE_STEP = 64
 MIN_SIDE, MAX_SIDE = 64, 4096
@@ -112,12 +112,14 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             except TypeError:
                 raise ParameterError(name, side, f"a multiple of {SIDE_STEP}") from None
             if whole % SIDE_STEP or whole < MIN_SIDE:
-                raise ProfileError(f"{name} {side} is not a multiple of {SIDE_STEP}; nearest: {_nearest(whole)}")
+                with about(name):
+                    raise ProfileError(f"{name} {side} is not a multiple of {SIDE_STEP}; nearest: {_nearest(whole)}")
         if not any(width in size.width and height in size.height for size in self.sizes):
-            raise ProfileError(
-                f"{width}x{height} is not in the bundle's profile {self}; "
-                f"build one that has it: build-engines --profile {width}x{height}"
-            )
+            with about("width"):
+                raise ProfileError(
+                    f"{width}x{height} is not in the bundle's profile {self}; "
+                    f"build one that has it: build-engines --profile {width}x{height}"
+                )
         if batch not in self.batch:
             raise ParameterError(
                 "batch (prompts x num_images_per_prompt)",

@@ -81,6 +81,8 @@ class PromptEncoder:
             SourceError: a file that cannot be read or was made for another model.
             ParameterError: a token that the vocabulary has already.
         """
+        if token in self.embeddings:
+            raise ParameterError("token", token, f"another word: it stands for {self.embeddings[token]} already")
         found = read_embedding(file)
         for_xl = set(XL_NAMES) & set(found)
         if bool(for_xl) != (len(self._encoders) > 1) or (for_xl and for_xl != set(XL_NAMES)):

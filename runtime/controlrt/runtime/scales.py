@@ -44,8 +44,8 @@ def over_steps(parameter: str, value: Scale, steps: int, batch: int, layers: int
         array = np.asarray(value, np.float64)
     except (TypeError, ValueError):
         raise ParameterError(parameter, value, "a finite number, one per step, or a function of the step") from None
-    if not np.isfinite(array).all():
-        raise ParameterError(parameter, value, "a finite number")
+    if not is_float32(array):
+        raise ParameterError(parameter, value, "a finite number of float32")
     listed = array.ndim == 1 and not isinstance(value, np.ndarray)  # of an array nobody knows which axis is meant
     if listed and len(array) == steps:
         array = array[:, None, None]
@@ -72,7 +72,7 @@ def layer_weights(control: Control, weights: LayerWeights | None) -> NDArray[np.
         array = np.asarray(weights, np.float64)
     except (TypeError, ValueError):
         raise ParameterError("control_layer_weights", weights, allowed) from None
-    if array.shape != (control.layers,) or not np.isfinite(array).all():
+    if array.shape != (control.layers,) or not is_float32(array):
         raise ParameterError("control_layer_weights", weights, allowed)
     return array
 
@@ -98,8 +98,9 @@ def control_mode(value: Any) -> ControlMode:
         UnknownNameError: none does.
     """
     key = value.strip().lower() if isinstance(value, str) else value
+    key = int(key) if isinstance(key, str) and key.isdecimal() else key
     if isinstance(key, bool) or not isinstance(key, (str, int)) or key not in MODES:
-        raise UnknownNameError("control mode", str(value), [name for name in MODES if isinstance(name, str)])
+        raise UnknownNameError("control mode", str(value), list(map(str, MODES)))
     return MODES[key]
 
 
@@ -138,6 +139,15 @@ def mode_weights(control: Control, guess: str | None, mode: ControlMode) -> tupl
     if guess == "original" or mode != "balanced":
         return soft_weights(control), conditional
     return np.ones(control.layers), conditional
+
+
+def is_float32(value: float | NDArray[np.float64]) -> bool:
+    """Whether all of ``value`` is finite in float32 too."""
+    try:
+        array = np.asarray(value, np.float64)
+    except OverflowError:  # a whole number
+        return False
+    return bool((np.abs(array) <= np.finfo(np.float32).max).all())
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -24,17 +24,16 @@ from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.drawing import Drawing
-from controlrt.runtime.errors import DeviceMemoryError
+from controlrt.runtime.errors import DeviceMemoryError, NotFiniteError
 from controlrt.runtime.executors import BoundPlan, Executor, HostExecutor, HostPlan
 from controlrt.runtime.plan import HALF, STATE, UNGUIDED, Layout, Plan, StepLayout, View, plan_denoising
 from controlrt.runtime.samplers.table import HISTORY, OUTPUT_COLUMN
-from controlrt.runtime.vae import Vae
+from controlrt.runtime.vae import Vae, check_finite
 
 _KEPT_PLANS = 16
 _KEPT_WHOLE_PLANS = 4
 _OWN = ("rows", "guidance", "conditional", UNGUIDED)
 """Inputs that say which rows belong to which picture."""
-_NOT_FINITE = "the latents are not finite: guidance, scales or prompt weights are too large"
 _serials = itertools.count()
 
 
@@ -208,7 +207,7 @@ class Stepper:
             )
         )
         ran = plan.bound.run(decode=False, history=True)
-        _check_finite(ran.latents)  # one's infinities times the others' zeros would be theirs too
+        check_finite(ran.latents)  # one's infinities times the others' zeros would be theirs too
         assert ran.history is not None
         for drawing in drawings:
             rows = slice(plan.placed[drawing.serial], plan.placed[drawing.serial] + drawing.batch)
@@ -367,13 +366,8 @@ def _step_alone(drawing: Staged) -> None:
     drawing.whole.run_step(drawing.step)
     drawing.step += 1
     if drawing.done:
-        _check_finite(drawing.latents)
+        check_finite(drawing.latents)
         drawing.move_out()
     # the model spreads what is not finite all over its picture, where it stays; between steps NumPy's own test is slow
     elif not all(map(math.isfinite, drawing.latents[:, 0, 0, 0].tolist())):
-        raise FloatingPointError(_NOT_FINITE)
-
-
-def _check_finite(latents: NDArray[np.float32]) -> None:
-    if not np.isfinite(latents).all():
-        raise FloatingPointError(_NOT_FINITE)
+        raise NotFiniteError

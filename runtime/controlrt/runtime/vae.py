@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from controlrt.runtime.errors import ParameterError
+from controlrt.runtime.errors import NotFiniteError, ParameterError
 from controlrt.runtime.executors import Runner
 from controlrt.runtime.executors.base import DECODER, ENCODER
 from controlrt.runtime.manifest import Manifest
@@ -33,6 +33,12 @@ def check_vae_tiling(profile: ShapeProfile, width: int, height: int, vae_tiling:
     elif max(width, height) > tile and not vae_tiling:
         allowed = f"True (--vae-tiling) for {width}x{height}: this bundle's VAE takes at most {tile}x{tile} at once"
         raise ParameterError("vae_tiling", vae_tiling, allowed)
+
+
+def check_finite(latents: Array) -> None:
+    """Raises NotFiniteError where a decoder would make a black picture of ``latents``."""
+    if not np.isfinite(latents).all():
+        raise NotFiniteError
 
 
 class Vae:

@@ -100,7 +100,7 @@ def test_the_annotator_is_a_word_of_name_or_source(texts: tuple[str, ...], annot
         (("cany", {}), UnknownNameError, "did you mean 'canny'"),
         (("depth_anything", {}), UnknownNameError, "--annotator NAME=FILE.onnx"),
         (("canny", {"low_treshold": 3}), UnknownNameError, "did you mean 'low_threshold'"),
-        (("invert", {"threshold_a": 3}), UnknownNameError, "parameter of invert 'threshold_a'; known: none"),
+        (("invert", {"threshold_a": 3}), UnknownNameError, "of annotator 'invert' 'threshold_a'; known: none"),
         (("canny", {"threshold_a": -1}), ParameterError, r"threshold_a \(low_threshold\) is -1.* from 0 to 2040"),
         (("canny", {"low_threshold": float("nan")}), ParameterError, "low_threshold"),
         (("canny", {"low_threshold": "x"}), ParameterError, "a number from 0 to 2040"),

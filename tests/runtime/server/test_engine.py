@@ -174,9 +174,21 @@ def test_the_next_is_encoded_when_all_before_it_are_cancelled(shared: Running, m
 def test_refusals_name_the_argument(shared: Running) -> None:
     shared.submit("steps", num_inference_steps=0)
     shared.submit("control", image={"depth": square()})
-    said = [each for each in shared.until("steps", "control") if isinstance(each, Refused)]
-    assert said[0].parameter == "num_inference_steps"
-    assert "unknown control 'depth'" in said[1].message
+    wrong = {
+        "width": {"width": 100},
+        "image": {"image": {"mask": square().resize((64, 64))}},
+        "init_image": {"init_image": square().resize((64, 64))},
+        "scheduler": {"scheduler": "Eular"},
+        "control_mode": {"control_mode": "strong"},
+        "prompt_syntax": {"prompt_syntax": "html"},
+    }
+    for name, arguments in wrong.items():
+        shared.submit(name, **arguments)
+    said = {each.id: each for each in shared.until("steps", "control", *wrong) if isinstance(each, Refused)}
+    assert said["steps"].parameter == "num_inference_steps"
+    assert said["control"].parameter == "image"
+    assert "unknown control 'depth'" in said["control"].message
+    assert {name: said[name].parameter for name in wrong} == {name: name for name in wrong}
 
 
 def test_whatever_arguments_do_they_are_refused(shared: Running) -> None:

@@ -227,7 +227,7 @@ async def test_several_pictures_are_never_one(client: httpx.AsyncClient, service
         ({"prompt": "a", "image": {"canny": "AAAA"}}, "image.canny", "not a picture"),
         ({"prompt": "a", "init_image": "?"}, "init_image", "neither base64"),
         ({"prompt": "a", "image": {"pose": TEXT}}, "image", "unknown control 'pose'"),
-        ({"prompt": "a", "width": 100}, None, "not a multiple of 64"),
+        ({"prompt": "a", "width": 100}, "width", "not a multiple of 64"),
         ({"prompt": []}, "prompt", "at least one"),
         ({"prompt": "a", "model": "other"}, "model", "unknown bundle 'other'"),
         ({"prompt": "a", "num_inference_steps": 51}, "num_inference_steps", "at most 50"),

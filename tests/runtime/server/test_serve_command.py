@@ -53,6 +53,9 @@ def test_knows_which_addresses_others_reach(host: str, alone: bool) -> None:
         (["--max-steps", "0"], "max_steps is 0, but must be more than 0"),
         (["--port", "65536"], "port is 65536, but must be from 0 to 65535"),
         (["--port", "0"], "no-such-bundle"),
+        (["--queue", "0"], "queue is 0, but must be at least 1"),
+        (["--batch", "0"], "--batch is 0, but must be at least 1"),
+        (["--threads", "-3"], "threads is -3, but must be from 1 to 1024"),
         (["--max-replicas", "2"], "--max-replicas means nothing without --ray; leave it out"),
     ],
 )

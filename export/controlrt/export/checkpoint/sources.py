@@ -202,4 +202,7 @@ def _hub_file(source: str, what: str) -> Path:
 
 def _not_on_the_hub(source: str, what: str, error: Exception) -> SourceError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return SourceError(f"{what} {source} is no path here, and the hub and its local cache say: {reason}")
+    return SourceError(
+        f"{what} {source} is no path here, and the hub and its local cache say: {reason}; name a folder or a file, or "
+        "see that the hub can be reached"
+    )

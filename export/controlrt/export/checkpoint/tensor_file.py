@@ -41,8 +41,10 @@ def read_tensor_file(path: Path) -> TensorFile:
     except SourceError:
         raise
     except Exception as error:  # every format has exceptions of its own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SourceError(f"{path} is damaged or no file of tensors: {reason}") from error
+        says = "" if isinstance(error, KeyError) else str(error).strip()  # a pickle's are opcodes
+        reason = says.splitlines()[0] if says else type(error).__name__
+        mend = "give a .safetensors, .ckpt or .pth file, or a diffusers folder"
+        raise SourceError(f"{path} is damaged or no file of tensors ({reason}); {mend}") from error
     if not found.tensors:
         raise SourceError(f"{path} holds no tensors")
     return found

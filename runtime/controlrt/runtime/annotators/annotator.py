@@ -181,7 +181,7 @@ class Annotator:
         for key, value in given.items():
             if key not in known:
                 raise UnknownNameError(
-                    f"parameter of {self.name}",
+                    f"parameter of annotator {self.name!r}",
                     key,
                     known,
                     show=[parameter.label for parameter in self.parameters],

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from controlrt.runtime.annotators.annotator import Annotator, Parameter, Pixels
 from controlrt.runtime.annotators.working_size import three_channels
 from controlrt.runtime.errors import SourceError, UnknownNameError
+from controlrt.runtime.machine import check_threads
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -93,7 +94,9 @@ def open_annotator(name: str, path: str | Path, *, threads: int | None = None) -
 
     Raises:
         SourceError: no such file, not an ONNX graph, or one with other inputs.
+        ParameterError: threads that no CPU has.
     """
+    check_threads(threads)
     path = Path(path)
     if not path.is_file():
         raise SourceError(f"annotator {name!r}: {path} is not a file; give an ONNX file: --annotator {name}=FILE.onnx")

@@ -41,6 +41,7 @@ SUMMARIES = {
     "generate": "draw controlled pictures from a bundle",
     "inspect": "show what a bundle holds",
     "refit": "give the TensorRT engines of a bundle other weights",
+    "samplers": "list the samplers by name",
     "serve": "answer requests over HTTP, many drawn together",
 }
 
@@ -59,19 +60,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(lambda: _dispatch(arguments), arguments)
 
 
+def build_engines() -> int:
+    """Entry point of ``build-engines``, which is ``controlrt build``."""
+    return guarded(lambda: _run("build", sys.argv[1:], "build-engines"), sys.argv[1:])
+
+
 def _dispatch(arguments: list[str]) -> int:
-    known = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: controlrt COMMAND [options]; controlrt COMMAND --help tells more\n")
-        for name in sorted(known):
+        for name in sorted(_commands()):
             print(f"  {name:<10} {SUMMARIES.get(name, '')}")
         return 0
     if arguments[0] in ("-V", "--version"):
         print(f"controlrt {importlib.metadata.version('controlrt')}")
         return 0
-    if arguments[0] not in known:
-        raise UnknownNameError("command", arguments[0], sorted(known))
-    return run_command(known[arguments[0]].load(), arguments[1:], f"controlrt {arguments[0]}")
+    return _run(arguments[0], arguments[1:], f"controlrt {arguments[0]}")
+
+
+def _commands() -> dict[str, importlib.metadata.EntryPoint]:
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+
+
+def _run(name: str, argv: Sequence[str], program: str) -> int:
+    """Runs the command called ``name``, which shows as ``program``."""
+    known = _commands()
+    if name not in known:
+        raise UnknownNameError("command", name, sorted(known))
+    return run_command(known[name].load(), argv, program)
 
 
 def run_command(command: ModuleType, argv: Sequence[str], program: str) -> int:

@@ -41,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resize-mode",
         metavar="MODE",
-        default="crop",
         help=f"how it is fitted to them: {', '.join((*RESIZES, *map(repr, EXTENSION_MODES)))}; crop by default",
     )
     parser.add_argument(
@@ -78,7 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"name a picture: controlrt annotate {arguments.name} photo.jpg -o control.png")
     if arguments.output is None:
         raise UserError(f"say where to write: controlrt annotate {arguments.name} {arguments.picture} -o control.png")
-    resize_mode = resize_named(arguments.resize_mode)
+    if arguments.resize_mode is not None and arguments.width is None and arguments.height is None:
+        raise UserError("--resize-mode says how to fit to --width and --height; give them, or leave it out")
+    resize_mode = resize_named(arguments.resize_mode or "crop")
     (check_array_path if annotator.needs_mask else check_picture_path)(arguments.output)
     given: dict[str, Given] = dict(named_values(arguments.set, "--set", "NAME=VALUE"))
     if arguments.processor_res is not None:

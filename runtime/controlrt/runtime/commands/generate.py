@@ -21,7 +21,7 @@ from controlrt.runtime.commands.control_option import DRAWING_FORM, parse_contro
 from controlrt.runtime.commands.ip_adapter_option import IMAGE_FORM, parse_images
 from controlrt.runtime.errors import UnknownNameError, UserError
 from controlrt.runtime.fitting import EXTENSION_MODES, RESIZES, resize_named
-from controlrt.runtime.hires import hires_fix
+from controlrt.runtime.hires import DEFAULT_STRENGTH, hires_fix
 from controlrt.runtime.noise import KINDS as NOISE_KINDS
 from controlrt.runtime.pictures import check_picture_path, open_control, open_picture, save_picture
 from controlrt.runtime.pipeline import ControlNetPipeline, PipelineOutput
@@ -105,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--noise", choices=NOISE_KINDS, default="cpu", help="PyTorch's generator that the seed is for")
     parser.add_argument("--images", type=int, default=1, help="pictures to draw, numbered where more than one")
     parser.add_argument("--threads", type=int, help="CPU threads; all cores where not given")
-    parser.add_argument("--device", type=int, default=0, help="which GPU, for a bundle that runs on one")
+    parser.add_argument("--device", type=int, help="which GPU, for a bundle that runs on one (0)")
     parser.add_argument("-o", "--output", type=Path, default=Path("out.png"))
 
 
@@ -136,10 +136,15 @@ def run(arguments: argparse.Namespace) -> int:
         draw: Callable[..., PipelineOutput] = pipeline
         if first_size is not None:
             draw = partial(hires_fix, pipeline, first_size=first_size)
-        strength = run_strength(start is not None, mask is not None, arguments.strength)
-        table = pipeline.sampler_table(arguments.scheduler, arguments.steps, eta=arguments.eta, strength=strength)
+        strengths = [run_strength(start is not None, mask is not None, arguments.strength)]
+        if first_size is not None:
+            strengths = [None, DEFAULT_STRENGTH if arguments.strength is None else arguments.strength]
+        tables = [
+            pipeline.sampler_table(arguments.scheduler, arguments.steps, eta=arguments.eta, strength=strength)
+            for strength in strengths
+        ]
         watched = sys.stderr.isatty()  # steps that nobody sees are one launch on a GPU
-        with tqdm(total=len(table), desc="draw", unit="step", leave=False, disable=not watched) as bar:
+        with tqdm(total=sum(map(len, tables)), desc="draw", unit="step", leave=False, disable=not watched) as bar:
 
             def advance(_: object, __: int, ___: float, ____: dict[str, NDArray[np.float32]]) -> None:
                 bar.update()

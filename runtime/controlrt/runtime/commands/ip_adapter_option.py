@@ -12,6 +12,7 @@ from controlrt.runtime.errors import UnknownNameError, UserError
 IP_ADAPTER_FORM = "[NAME=]SOURCE"
 IP_ADAPTER_HELP = "an IP-Adapter, a file or a folder with one, and a name (the file's where not given); may be repeated"
 IMAGE_FORM = "[NAME=]IMAGE[,scale=1]"
+_ADD = "add one with: build-engines --ip-adapter FILE"
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)", re.DOTALL)
 
 
@@ -64,8 +65,10 @@ def parse_images(texts: Sequence[str], adapters: Sequence[str]) -> ImageOptions:
         if not name and len(adapters) > 1:
             raise UserError(f"--ip-adapter-image {text!r}: say whose it is, {' or '.join(adapters)}, as in NAME={path}")
         name = name or next(iter(adapters), "")
+        if not adapters:
+            raise UserError(f"--ip-adapter-image {text!r}: the bundle has no IP-Adapter; {_ADD}")
         if name not in adapters:
-            raise UnknownNameError("IP-Adapter", name, adapters, "add one with: build-engines --ip-adapter FILE")
+            raise UnknownNameError("IP-Adapter", name, adapters, _ADD)
         found.paths.setdefault(name, []).append(path)
         if comma and found.scales.setdefault(name, scale := _number(text, option)) != scale:
             raise UserError(

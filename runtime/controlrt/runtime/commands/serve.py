@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from controlrt.runtime.errors import UserError
+from controlrt.runtime.errors import ParameterError, UserError
+from controlrt.runtime.machine import check_threads
 from controlrt.runtime.server.policies import POLICIES
 from controlrt.runtime.server.settings import Settings
 
@@ -54,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serves until a signal says to end."""
     settings = _settings(arguments)
+    check_threads(arguments.threads)
+    if arguments.batch is not None and arguments.batch < 1:
+        raise ParameterError("--batch", arguments.batch, "at least 1")
     if not settings.api_keys and not is_loopback(arguments.host):
         print(f"warning: anybody who reaches {arguments.host} can draw; see --api-key-file", file=sys.stderr)
     if arguments.ray:
@@ -130,7 +134,7 @@ async def _serve(arguments: argparse.Namespace, settings: Settings) -> None:
             arguments.bundles,
             queue=arguments.queue,
             policy=arguments.policy,
-            devices=arguments.device or (0,),
+            devices=arguments.device,
             threads=arguments.threads,
             batch=arguments.batch,
             observer=metrics,

@@ -7,8 +7,9 @@ import logging
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.cuda.device import Device
 from controlrt.runtime.cuda.engine import Engines
+from controlrt.runtime.errors import ParameterError
 from controlrt.runtime.executors.base import AfterStep, BoundPlan, Executor, HostExecutor, HostPlan, PlanRun, Runner
-from controlrt.runtime.machine import adds_in_32_bits
+from controlrt.runtime.machine import adds_in_32_bits, check_threads
 from controlrt.runtime.storage import cache_root
 
 __all__ = ["AfterStep", "BoundPlan", "Executor", "HostExecutor", "HostPlan", "PlanRun", "Runner", "open_executor"]
@@ -16,24 +17,28 @@ __all__ = ["AfterStep", "BoundPlan", "Executor", "HostExecutor", "HostPlan", "Pl
 _log = logging.getLogger(__name__)
 
 
-def open_executor(bundle: Bundle, threads: int | None = None, device: int = 0) -> Executor:
+def open_executor(bundle: Bundle, threads: int | None = None, device: int | None = None) -> Executor:
     """The executor of the bundle's backend.
 
     Args:
         bundle: an opened bundle.
         threads: CPU threads, where it runs on the CPU; all cores by default.
-        device: which GPU, where it runs on one.
+        device: which GPU, where it runs on one; the first where not given.
 
     Raises:
         BundleError: the backend is not installed here.
         DeviceError: there is no such GPU, or no driver for it.
+        ParameterError: threads that no CPU has, or a GPU for a bundle that runs on the CPU.
     """
-    if bundle.manifest.backend not in ("cuda", "tensorrt", "tensorrt-rtx"):
+    check_threads(threads)
+    if not bundle.manifest.on_gpu:
+        if device is not None:
+            raise ParameterError("device", device, f"left out: {bundle.path} runs on the CPU, not on a GPU")
         return open_host_executor(bundle, threads)
     from controlrt.runtime.cuda.driver import CudaDevice
     from controlrt.runtime.executors.cuda import CudaExecutor
 
-    gpu = CudaDevice(device)
+    gpu = CudaDevice(device or 0)
     try:
         return CudaExecutor(bundle, gpu, _engines(bundle, gpu))
     except BaseException:

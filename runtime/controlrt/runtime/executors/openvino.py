@@ -213,11 +213,13 @@ def read_model(file: Path) -> tuple[openvino.Core, openvino.Model]:
     """
     try:
         import openvino
-    except ImportError:
+    except ModuleNotFoundError:
         raise BundleError(
             "this bundle is for OpenVINO, which is not installed: pip install 'controlrt[openvino]', "
             "or build one for ONNX Runtime with build-engines --backend onnxruntime"
         ) from None
+    except ImportError as error:
+        raise BundleError(f"OpenVINO is installed, but cannot be imported: {error}") from error
     core = openvino.Core()
     try:
         return core, core.read_model(file)

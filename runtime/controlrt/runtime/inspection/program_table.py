@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from controlrt.runtime.bundle import Bundle
@@ -92,8 +93,8 @@ def _row(use: ProgramUse) -> tuple[str, ...]:
 
 def _controls(work: Workload) -> str:
     """The controls that run, each with its number of steps where that is not all of them."""
-    names = dict.fromkeys(name for step in work.layout.steps for name in step.controls)
-    counts = {name: sum(name in step.controls for step in work.layout.steps) for name in names}
+    acting = [(*step.controls, *step.adapters) for step in work.layout.steps]
+    counts = Counter(name for names in acting for name in names)
     everywhere = len(work.layout.steps)
     listed = (name if count == everywhere else f"{name} at {count} of them" for name, count in counts.items())
     return ", ".join(listed) or "none"

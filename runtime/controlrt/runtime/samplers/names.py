@@ -69,7 +69,8 @@ def find_sampler(name: str) -> tuple[Sampler, Mapping[str, Any]]:
     """The sampler called ``name``, in any case, and the options that the name implies.
 
     Raises:
-        UnknownNameError: no such sampler; lists the familiar names and the nearest of all.
+        UnknownNameError: no such sampler, or none with such a schedule; lists the familiar names and the nearest of
+            all.
     """
     by_class = {cls.lower(): sampler for cls, sampler in SAMPLERS.items()}
     wanted = " ".join(str(name).split()).lower()
@@ -81,6 +82,9 @@ def find_sampler(name: str) -> tuple[Sampler, Mapping[str, Any]]:
         for suffix, schedule in SUFFIXES.items():
             if wanted == f"{alias} {suffix}".lower() and _fits(SAMPLERS[cls], suffix):
                 return SAMPLERS[cls], {**options, **dict.fromkeys(SIGMA_SCHEDULES, False), **schedule}
+            if wanted == f"{alias} {suffix}".lower():
+                others = [other for other in SUFFIXES if _fits(SAMPLERS[cls], other)]
+                raise UnknownNameError(f"schedule of {alias}", suffix, others, "leave it out for the sampler's own")
     raise UnknownNameError(
         "sampler",
         str(name),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from controlrt.runtime.bundle import Bundle
 from controlrt.runtime.drawing import Drawing
-from controlrt.runtime.errors import DeviceError, DeviceMemoryError, ParameterError, UnknownNameError, UserError
+from controlrt.runtime.errors import DeviceError, DeviceMemoryError, UserError
 from controlrt.runtime.executors import open_executor
 from controlrt.runtime.pictures import to_pixels
 from controlrt.runtime.pipeline import ControlNetPipeline
@@ -98,11 +98,11 @@ class Engine:
         policy: Policy = "shortest",
         batch: int | None = None,
         threads: int | None = None,
-        device: int = 0,
+        device: int | None = None,
     ) -> None:
         self._bundle, self._emit, self._order = bundle, emit, order(policy)
         self._whole_requests = policy == "batch"
-        on_gpu = bundle.manifest.backend in ("cuda", "tensorrt", "tensorrt-rtx")
+        on_gpu = bundle.manifest.on_gpu
         most = bundle.manifest.profile.batch.high
         self._least = bundle.manifest.profile.batch.low
         self.batch = (most if on_gpu else 1) if batch is None else min(batch, most)
@@ -168,10 +168,7 @@ class Engine:
         try:
             drawing = self._pipeline.prepare(**submit.arguments)
         except UserError as error:
-            parameter = error.name if isinstance(error, ParameterError) else None
-            if isinstance(error, UnknownNameError):
-                parameter = error.kind
-            self._emit(Refused(id=submit.id, message=str(error), parameter=parameter))
+            self._emit(Refused(id=submit.id, message=str(error), parameter=error.parameter))
             return
         except Exception as error:  # nothing has run: whatever it is, the arguments are at fault
             _log.exception("checking request %s", submit.id)

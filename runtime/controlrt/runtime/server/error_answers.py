@@ -16,8 +16,6 @@ from controlrt.runtime.errors import (
     CancelledError,
     DeadlineError,
     DrawingError,
-    ParameterError,
-    RequestError,
     UnavailableError,
     UnknownNameError,
     UserError,
@@ -88,15 +86,7 @@ def answer_to(error: Exception) -> ErrorAnswer:
 
 
 def _parameter(error: UserError) -> str | None:
-    match error:
-        case RequestError():
-            return error.parameter
-        case ParameterError():
-            return error.name
-        case UnknownNameError() if error.kind == "bundle":
-            return "model"
-        case _:
-            return None
+    return "model" if isinstance(error, UnknownNameError) and error.kind == "bundle" else error.parameter
 
 
 def _invalid(errors: Sequence[Any]) -> ErrorAnswer:

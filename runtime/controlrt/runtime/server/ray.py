@@ -163,7 +163,7 @@ def build(options: RayOptions, settings: Settings) -> Application:
         ParameterError: two bundles of one name.
     """
     bundles = open_bundles(options.bundles)
-    on_cpu = sum(not _on_gpu(bundle.manifest) for bundle in bundles.values())
+    on_cpu = sum(not bundle.manifest.on_gpu for bundle in bundles.values())
     threads = options.threads or max(1, (os.cpu_count() or 1) // (max(1, on_cpu) * options.most))
     drawing = {name: _drawing(name, bundle, threads, options, settings) for name, bundle in bundles.items()}
     interfaces = serve.deployment(serve.ingress()(Interfaces)).options(
@@ -179,14 +179,10 @@ def build(options: RayOptions, settings: Settings) -> Application:
     return interfaces.bind(manifests, options, settings, drawing)
 
 
-def _on_gpu(manifest: Manifest) -> bool:
-    return manifest.backend in ("cuda", "tensorrt", "tensorrt-rtx")
-
-
 def _drawing(name: str, bundle: Bundle, threads: int, options: RayOptions, settings: Settings) -> Application:
     """The deployment of one bundle."""
     manifest = bundle.manifest
-    on_gpu = _on_gpu(manifest)
+    on_gpu = manifest.on_gpu
     target = _target(manifest, options)
     scale: dict[str, Any] = {"num_replicas": options.most}
     if options.max_replicas is not None:
@@ -213,7 +209,7 @@ def _drawing(name: str, bundle: Bundle, threads: int, options: RayOptions, setti
 
 def _target(manifest: Manifest, options: RayOptions) -> int:
     """Requests per replica that the autoscaler aims at: as many as a GPU draws together."""
-    if not _on_gpu(manifest):
+    if not manifest.on_gpu:
         return _TARGET_ON_CPU
     return min(options.batch or manifest.profile.batch.high, manifest.profile.batch.high)
 

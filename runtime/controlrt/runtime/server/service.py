@@ -454,7 +454,7 @@ async def open_service(
     *,
     queue: int = 64,
     policy: Policy = "shortest",
-    devices: Sequence[int] = (0,),
+    devices: Sequence[int] | None = None,
     threads: int | None = None,
     batch: int | None = None,
     observer: Observer | None = None,
@@ -465,20 +465,24 @@ async def open_service(
         bundles: their directories, whose names are the bundles' names; the first is the default.
         queue: jobs of one bundle that may wait or run at once.
         policy, batch: as ``Engine``'s.
-        devices: GPUs, as CUDA counts them.
+        devices: GPUs, as CUDA counts them; the first where not given.
         threads: CPU threads of each worker; all cores by default.
         observer: hears what happens.
 
     Raises:
         BundleError: one is missing, damaged or of another schema version.
         ServiceError: a worker does not start.
-        ParameterError: two bundles of one name.
+        ParameterError: two bundles of one name, a queue that nothing fits into, or GPUs where nothing runs on one.
     """
+    if queue < 1:
+        raise ParameterError("queue", queue, "at least 1")
     opened = open_bundles(bundles)
+    if devices is not None and not any(bundle.manifest.on_gpu for bundle in opened.values()):
+        raise ParameterError("device", ", ".join(map(str, devices)), "left out: all of these bundles run on the CPU")
     workers = {
         name: [
             worker.WorkerOptions(bundle=bundle.path, policy=policy, batch=batch, threads=threads, device=device)
-            for device in (devices if bundle.manifest.backend in ("cuda", "tensorrt", "tensorrt-rtx") else (0,))
+            for device in ((devices or (0,)) if bundle.manifest.on_gpu else (None,))
         ]
         for name, bundle in opened.items()
     }

@@ -43,7 +43,7 @@ class WorkerOptions:
     policy: Policy = "shortest"
     batch: int | None = None
     threads: int | None = None
-    device: int = 0
+    device: int | None = None
     verify: bool = True
     """Whether to compare the bundle's files with their hashes first."""
 

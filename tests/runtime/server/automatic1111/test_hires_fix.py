@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -44,6 +45,20 @@ def test_hires_fix_draws_twice(web: Client) -> None:
     for start, drawn in zip(second["init_image"], fake_pictures(7, 2), strict=True):
         np.testing.assert_array_equal(np.asarray(start), drawn.repeat(2, axis=0).repeat(2, axis=1))
     assert [opened(text).size for text in answer["images"][:2]] == [(128, 128)] * 2
+
+
+def test_large_pictures_take_the_tiles_that_the_bundle_has(web: Client) -> None:
+    manifest = web.service.bundles["sd15"]
+    assert "vae_tiling" not in drawn_arguments(web)
+    tiled = msgspec.structs.replace(manifest, profile=msgspec.structs.replace(manifest.profile, vae_tile=64))
+    web.service.bundles = {**web.service.bundles, "sd15": tiled}
+    assert drawn_arguments(web)["vae_tiling"] is True
+
+
+def drawn_arguments(web: Client) -> Any:
+    """Of the second pass."""
+    web.txt2img(enable_hr=True, hr_scale=2, hr_upscaler="Nearest")
+    return web.service.requests[-1].arguments
 
 
 def test_hires_fix_to_a_size_cuts_off_what_is_more(web: Client) -> None:

@@ -57,6 +57,10 @@ def test_what_is_not_chosen_is_not_said() -> None:
     assert arguments.keys() == {"prompt", "num_inference_steps", "guidance_scale", "seed", "width", "height"}
 
 
+def test_tiles_are_asked_for_where_the_bundle_has_them() -> None:
+    assert Choices(**PLAIN, vae_tiling=True).arguments(HINT)["vae_tiling"] is True
+
+
 @pytest.mark.parametrize("name", ["scale", "steps", "guidance", "seed"])
 def test_an_empty_field_is_named(name: str) -> None:
     with pytest.raises(ParameterError, match=f"{name} is 'empty', but must be a number"):

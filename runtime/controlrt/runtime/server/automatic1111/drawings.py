@@ -266,6 +266,8 @@ class _Reading:
             "noise": self._options.noise,
             **controls.arguments,
         }
+        if self._bundles[bundle].profile.vae_tile is not None:
+            arguments["vae_tiling"] = True  # the web UI has no field for it
         if negative_prompt:  # without one, XL has zeros, as in the web UI
             arguments["negative_prompt"] = strip_networks(negative_prompt, self._bundles[bundle], "negative_prompt")
         if sampling.eta is not None:

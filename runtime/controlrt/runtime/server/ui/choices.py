@@ -36,6 +36,8 @@ class Choices:
     seed: int = 0
     width: int
     height: int
+    vae_tiling: bool = False
+    """Whether the bundle's VAE takes large pictures in tiles."""
 
     def __post_init__(self) -> None:
         for name in ("scale", "start", "end", "steps", "guidance", "seed"):
@@ -61,6 +63,8 @@ class Choices:
                 arguments["control_guidance_end"] = self.end
         if self.sampler is not None:
             arguments["scheduler"] = self.sampler
+        if self.vae_tiling:
+            arguments["vae_tiling"] = True
         return arguments | {
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,

@@ -279,6 +279,7 @@ class Page:
             "control": None if control == NO_CONTROL else control,
             "width": width,
             "height": height,
+            "vae_tiling": self.service.bundles[given[self.bundle]].profile.vae_tile is not None,
         }
         columns = [self.first, self.second] if given[self.compare] else [self.first]
         return [Choices(**common, **column.values(given)) for column in columns]
