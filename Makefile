@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME_VENV := build/runtime-venv
 RUNTIME_BIN := $(RUNTIME_VENV)/bin
+LOWEST_VENV := build/lowest-venv
+LOWEST_BIN := $(LOWEST_VENV)/bin
 # a worker for each core, of up to four: each holds models and takes up to 3 GiB; files in the order of tests/conftest.py
 WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 export CONTROLRT_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: demo test check parity ray train evaluate clean
+.PHONY: demo test check parity ray lowest train evaluate clean
 .DELETE_ON_ERROR:
 
 # torch first and by itself, so that TORCH_INDEX can name where its CPU build lies
@@ -57,6 +59,16 @@ parity: $(VENV)/.installed
 ray: $(VENV)/.installed
 	$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.[ray]'
 	$(BIN)/python -m pytest tests/runtime/server/test_ray.py tests/runtime/server/test_ray_options.py
+
+# the oldest versions that pyproject.toml allows of what the runtime, the export and OpenVINO need, with today's PyTorch
+lowest:
+	rm -rf $(LOWEST_VENV)
+	$(PYTHON) -m venv $(LOWEST_VENV)
+	$(LOWEST_BIN)/python -m pip install $(PIP_FLAGS) --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(LOWEST_BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST_BIN)/uv pip install --quiet --python $(LOWEST_BIN)/python --resolution lowest-direct --editable '.[annotate,export,openvino,serve]'
+	$(LOWEST_BIN)/uv pip install --quiet --python $(LOWEST_BIN)/python pytest pytest-timeout pytest-xdist hypothesis httpx peft scipy torchsde
+	CONTROLRT_CACHE=$(CURDIR)/build/lowest-cache $(LOWEST_BIN)/python -m pytest $(WORKERS) tests/compiler tests/engines tests/export tests/parity tests/runtime
 
 train: $(VENV)/.installed
 	$(BIN)/python demo/train.py

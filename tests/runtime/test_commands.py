@@ -330,12 +330,17 @@ def test_what_is_not_finite_is_no_picture(demo_bundle: Path, mask: Path, capsys:
 
 
 @pytest.mark.bundle
-def test_two_passes_from_the_command_line(demo_bundle: Path, mask: Path) -> None:
+def test_two_passes_from_the_command_line(
+    demo_bundle: Path, mask: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a bar for the steps of both: two, and of two at half strength one."""
     output = mask.with_name("out.png")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     words = ["--prompt", "a red star", "--control", f"mask={mask}", "--steps", "2", "--strength", "0.5"]
     sizes = ["--first-size", "512x512", "--size", "512x512"]
     assert main(["generate", str(demo_bundle), *words, *sizes, "-o", str(output)]) == 0
     assert Image.open(output).size == (512, 512)
+    assert " 3/3 " in capsys.readouterr().err
 
 
 def test_nothing_large_is_imported_before_ctrl_c_is_heard() -> None:

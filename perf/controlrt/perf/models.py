@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from controlrt.demo import CONTROLNETS, MODEL_DIR
+from controlrt.export.checkpoint import clip_tokenizer
 from controlrt.perf.model_sizes import SIZES
 from controlrt.runtime.errors import ControlRTError, UserError
 from controlrt.runtime.storage import atomic_directory, cache_root, lock, sha256_file
@@ -92,8 +93,8 @@ def _random(name: str) -> BenchModel:
 
 def _recipe(name: str) -> str:
     """Digest of what decides a random model: its configs, and how it is made."""
-    builder = sha256_file(Path(__file__).with_name("random_model.py"))
-    return hashlib.sha256(f"{SIZES[name]}{builder}".encode()).hexdigest()[:12]
+    code = [sha256_file(file) for file in (Path(__file__).with_name("random_model.py"), Path(clip_tokenizer.__file__))]
+    return hashlib.sha256(f"{SIZES[name]}{code}{sha256_file(clip_tokenizer.MERGES)}".encode()).hexdigest()[:12]
 
 
 def _run_module(arguments: Sequence[str], what: str) -> None:

@@ -80,7 +80,8 @@ def resolve_controls(
         names = [name for control in known for name in control.names]
         if len(names) != 1:
             shown = ", ".join(names) or "none"
-            raise PictureError(f"the bundle has controls {shown}; say which one: image={{NAME: picture}}")
+            with about("image"):
+                raise PictureError(f"the bundle has controls {shown}; say which one: image={{NAME: picture}}")
         image = {names[0]: image}
     by_name = {name: control for control in known for name in control.names}
     for name in image:
@@ -88,15 +89,17 @@ def resolve_controls(
             wanted = f"a mapping by names of controls: {', '.join(by_name) or 'the bundle has none'}"
             raise ParameterError("image", f"a mapping with the key {name!r}", wanted)
         if name not in by_name:
-            _refuse_untold_type(name, known)
             hint = "add it with: build-engines --controlnet NAME=SOURCE or --adapter NAME=SOURCE"
-            raise UnknownNameError("control", name, by_name, hint)
+            with about("image"):
+                _refuse_untold_type(name, known)
+                raise UnknownNameError("control", name, by_name, hint)
     networks = {name: by_name[name].name for name in image}
     said: dict[str, list[_Said]] = {}
     for name, pictures in image.items():
         control = by_name[name]
-        listed = pictures_of_prompts(pictures, f"control {name!r}", prompts, prompts)
-        hints = np.stack([to_hint(picture, width, height, name, resize, control.channels) for picture in listed])
+        with about("image"):
+            listed = pictures_of_prompts(pictures, f"control {name!r}", prompts, prompts)
+            hints = np.stack([to_hint(picture, width, height, name, resize, control.channels) for picture in listed])
         repeats = images_per_prompt if len(listed) == prompts else prompts * images_per_prompt
         picked = _Picked(guidance, networks, name)
         start, end = picked.number("control_guidance_start", "start"), picked.number("control_guidance_end", "end")
@@ -162,7 +165,9 @@ def _refuse_idle(guidance: Guidance, guess: str | None) -> None:
     if is_number(guidance.start) and is_number(guidance.end):
         check_window("control_guidance", guidance.start, guidance.end)
     listed_modes = isinstance(guidance.mode, (Mapping, Sequence)) and not isinstance(guidance.mode, str)
-    if guidance.mode if listed_modes else control_mode(guidance.mode) != "balanced":
+    with about("control_mode"):
+        refused = bool(guidance.mode) if listed_modes else control_mode(guidance.mode) != "balanced"
+    if refused:
         raise ParameterError("control_mode", guidance.mode, nowhere)
     if guess is not None:
         raise ParameterError("guess_mode", guidance.guess_mode, nowhere)
@@ -282,4 +287,5 @@ class _Picked:
     def _check_names(self, parameter: str, value: Mapping[str, Any]) -> None:
         for key in value:
             if key not in self.networks and key not in self.networks.values():
-                raise UnknownNameError(f"control in {parameter}", str(key), self.networks)
+                with about(parameter):
+                    raise UnknownNameError(f"control in {parameter}", str(key), self.networks)

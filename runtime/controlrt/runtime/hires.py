@@ -11,7 +11,7 @@ from controlrt.runtime.control import Pictures
 from controlrt.runtime.errors import ParameterError
 from controlrt.runtime.interpolation import resize_bilinear
 from controlrt.runtime.pipeline import ControlNetPipeline, PipelineOutput
-from controlrt.runtime.vae import check_vae_tiling
+from controlrt.runtime.vae import check_finite, check_vae_tiling
 
 Upscaler = Literal["latent", "lanczos"]
 DEFAULT_STRENGTH = 0.7
@@ -67,6 +67,8 @@ def hires_fix(
             "output_type": "latent" if upscaler == "latent" else "pil",
         },
     )
+    if upscaler == "latent":
+        check_finite(first.images)
     factor = manifest.model.vae_scale_factor
     start: Any = (
         resize_bilinear(first.images, height // factor, width // factor)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlrt.runtime.clip_picture import clip_picture
-from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError
+from controlrt.runtime.errors import ParameterError, PictureError, UnknownNameError, about
 from controlrt.runtime.manifest import IPAdapter
 from controlrt.runtime.pictures import Picture, listed_pictures
 from controlrt.runtime.profile import MAX_IMAGES
@@ -65,7 +65,8 @@ def resolve_image_prompts(
     """
     if not adapters and not (isinstance(scale, (int, float, Mapping)) and scale in (1, {})):
         raise ParameterError("ip_adapter_scale", scale, f"left out: the bundle has no IP-Adapter; {_ADD}")
-    shown = _by_name(adapters, image)
+    with about("ip_adapter_image"):
+        shown = _by_name(adapters, image)
     return [
         _prompt(adapter, shown.get(adapter.name, []), _own_scale(adapters, number, scale), steps, batch)
         for number, adapter in enumerate(adapters)
@@ -73,16 +74,17 @@ def resolve_image_prompts(
 
 
 def _prompt(adapter: IPAdapter, pictures: Sequence[Picture], scale: Scale, steps: int, batch: int) -> ImagePrompt:
-    if len(pictures) > MAX_IMAGES:
-        raise PictureError(
-            f"IP-Adapter {adapter.name!r} is shown {len(pictures)} pictures; at most {MAX_IMAGES} at once"
-        )
+    with about("ip_adapter_image"):
+        if len(pictures) > MAX_IMAGES:
+            raise PictureError(
+                f"IP-Adapter {adapter.name!r} is shown {len(pictures)} pictures; at most {MAX_IMAGES} at once"
+            )
+        what = f"the picture of IP-Adapter {adapter.name!r}"
+        squares = [clip_picture(picture, adapter.side, what) for picture in pictures]
     over = over_steps("ip_adapter_scale", scale, steps, batch, adapter.layers)
     if (over < 0).any() or (over > MAX_SCALE).any():
         found = float(over.min() if (over < 0).any() else over.max())
         raise ParameterError("ip_adapter_scale", found, f"a number from 0 to {MAX_SCALE:g}")
-    what = f"the picture of IP-Adapter {adapter.name!r}"
-    squares = [clip_picture(picture, adapter.side, what) for picture in pictures]
     return ImagePrompt(
         adapter=adapter,
         pictures=np.stack(squares) if squares else np.zeros((0, 3, adapter.side, adapter.side), np.float32),
@@ -119,7 +121,8 @@ def _own_scale(adapters: Sequence[IPAdapter], number: int, scale: Any) -> Scale:
     if isinstance(scale, Mapping):
         for name in scale:
             if name not in names:
-                raise UnknownNameError("IP-Adapter in ip_adapter_scale", str(name), names)
+                with about("ip_adapter_scale"):
+                    raise UnknownNameError("IP-Adapter in ip_adapter_scale", str(name), names)
         return scale.get(names[number], 1.0)  # type: ignore[no-any-return]
     if isinstance(scale, Sequence) and not isinstance(scale, str):
         if len(scale) != len(names):

@@ -280,7 +280,7 @@ class ControlNetPipeline:
 
         Raises:
             UserError: one of its kinds for each argument that cannot be; nothing has run then.
-            NotFiniteError: what was drawn is no picture.
+            NotFiniteError: what was drawn is no picture; latents are given as they are.
         """
         if output_type not in ("pil", "np", "latent"):
             raise ParameterError("output_type", output_type, "pil, np or latent")
@@ -332,7 +332,8 @@ class ControlNetPipeline:
                 decodes, tiles = output_type != "latent", self._vae.tile is not None
                 ran = bound.run(decode=decodes and not tiles, after_step=after_step)
                 ran_at = time.perf_counter()
-                check_finite(ran.latents)
+                if output_type != "latent":
+                    check_finite(ran.latents)
                 tiled = self._vae.decode(ran.latents) if decodes and tiles else None
                 decoded_at = time.perf_counter()
             finally:
@@ -432,46 +433,42 @@ class ControlNetPipeline:
         if self.sees_mask and not inpaints:
             raise ParameterError("mask_image", None, "given, with init_image: this model was made for inpainting")
         strength = run_strength(source is not None, inpaints, strength)
-        with about("scheduler"):
-            table = self.sampler_table(
-                scheduler,
-                num_inference_steps,
-                timesteps=timesteps,
-                sigmas=sigmas,
-                eta=eta,
-                strength=strength,
-            )
-        with about("image"):
-            uses = resolve_controls(
-                manifest.controls,
-                image,
-                Guidance(
-                    scale=controlnet_conditioning_scale,
-                    start=control_guidance_start,
-                    end=control_guidance_end,
-                    mode=control_mode,
-                    weights=control_layer_weights,
-                    region=control_region,
-                    guess_mode=guess_mode,
-                ),
-                steps=len(table),
-                width=width,
-                height=height,
-                prompts=len(prompts),
-                images_per_prompt=num_images_per_prompt,
-                resize=resize,
-            )
-        with about("ip_adapter_image"):
-            image_prompts = resolve_image_prompts(
-                manifest.ip_adapters, ip_adapter_image, ip_adapter_scale, steps=len(table), batch=batch
-            )
+        table = self.sampler_table(
+            scheduler,
+            num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            eta=eta,
+            strength=strength,
+        )
+        uses = resolve_controls(
+            manifest.controls,
+            image,
+            Guidance(
+                scale=controlnet_conditioning_scale,
+                start=control_guidance_start,
+                end=control_guidance_end,
+                mode=control_mode,
+                weights=control_layer_weights,
+                region=control_region,
+                guess_mode=guess_mode,
+            ),
+            steps=len(table),
+            width=width,
+            height=height,
+            prompts=len(prompts),
+            images_per_prompt=num_images_per_prompt,
+            resize=resize,
+        )
+        image_prompts = resolve_image_prompts(
+            manifest.ip_adapters, ip_adapter_image, ip_adapter_scale, steps=len(table), batch=batch
+        )
         negatives = self._negatives(negative_prompt, len(prompts))
-        with about("prompt_syntax"):
-            if prompt_syntax not in SYNTAXES:
+        if prompt_syntax not in SYNTAXES:
+            with about("prompt_syntax"):
                 raise UnknownNameError("prompt syntax", str(prompt_syntax), SYNTAXES)
         read = prompts if told else [*prompts, *negatives]
-        with about("prompt"):
-            encoding = self._conditioner.prompts.encoding(read, prompt_syntax, clip_skip)
+        encoding = self._conditioner.prompts.encoding(read, prompt_syntax, clip_skip)
         draws_later = bool(table.draws.any())
         if seed is None and (latents is None or draws_later):
             seed = secrets.randbits(32)

@@ -115,7 +115,7 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 with about(name):
                     raise ProfileError(f"{name} {side} is not a multiple of {SIDE_STEP}; nearest: {_nearest(whole)}")
         if not any(width in size.width and height in size.height for size in self.sizes):
-            with about("width"):
+            with about("height" if any(width in size.width for size in self.sizes) else "width"):
                 raise ProfileError(
                     f"{width}x{height} is not in the bundle's profile {self}; "
                     f"build one that has it: build-engines --profile {width}x{height}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeGuard
 
@@ -42,7 +41,7 @@ def over_steps(parameter: str, value: Scale, steps: int, batch: int, layers: int
         raise ParameterError(parameter, value, "a finite number")
     try:
         array = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ParameterError(parameter, value, "a finite number, one per step, or a function of the step") from None
     if not is_float32(array):
         raise ParameterError(parameter, value, "a finite number of float32")
@@ -70,7 +69,7 @@ def layer_weights(control: Control, weights: LayerWeights | None) -> NDArray[np.
     allowed = f"'soft' or {control.layers} finite numbers for control {control.name!r}"
     try:
         array = np.asarray(weights, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ParameterError("control_layer_weights", weights, allowed) from None
     if array.shape != (control.layers,) or not is_float32(array):
         raise ParameterError("control_layer_weights", weights, allowed)
@@ -141,7 +140,7 @@ def mode_weights(control: Control, guess: str | None, mode: ControlMode) -> tupl
     return np.ones(control.layers), conditional
 
 
-def is_float32(value: float | NDArray[np.float64]) -> bool:
+def is_float32(value: float | np.number[Any] | NDArray[np.float64]) -> bool:
     """Whether all of ``value`` is finite in float32 too."""
     try:
         array = np.asarray(value, np.float64)
@@ -151,5 +150,5 @@ def is_float32(value: float | NDArray[np.float64]) -> bool:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether ``value`` is one finite number."""
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether ``value`` is one number, finite in float32."""
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and is_float32(value)

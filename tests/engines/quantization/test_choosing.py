@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlrt.compiler.quantization.statistics import BINS, BUCKETS, About, LayerStatistics, Statistics
-from controlrt.engines.quantization import sensitivity
+from controlrt.engines.quantization import quality_gate, sensitivity
 from controlrt.engines.quantization.layer_choice import amax_by_part, choose_layers, in_part
 from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.engines.quantization.quality_gate import measure_quality, pass_gate
 from controlrt.engines.quantization.sensitivity import TURNS, block_of, choose_blocks, keep_others, seconds_saved
-from controlrt.runtime.errors import BuildError, ParameterError, UserError
+from controlrt.runtime.errors import BuildError, NotFiniteError, ParameterError, UserError
 from controlrt.runtime.manifest import Quality, QuantizedBlock
 
 ABOUT = About(
@@ -260,3 +262,15 @@ def test_the_gate_says_what_to_relax() -> None:
 def test_without_pictures_nothing_can_be_compared() -> None:
     with pytest.raises(UserError, match="controlrt calibrate --unseen 4"):
         measure_quality(None, ())  # type: ignore[arg-type]
+
+
+def test_what_is_not_finite_ends_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflows(*_: object) -> None:
+        raise NotFiniteError
+
+    monkeypatch.setattr(quality_gate, "ControlNetPipeline", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(quality_gate, "replay", overflows)
+    bundle: Any = SimpleNamespace(manifest=SimpleNamespace(precision="int8"))
+    case: Any = SimpleNamespace(arguments={}, hints={})
+    with pytest.raises(BuildError, match="int8 gives latents that are not finite; keep layers out with --keep"):
+        measure_quality(bundle, [case])

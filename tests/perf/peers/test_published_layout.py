@@ -42,7 +42,13 @@ def test_a_controlnet_s_names(dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["add_embedding.linear_1.weight", "task_embedding", "up_blocks.0.resnets.0.norm1.bias"]
+    "name",
+    [
+        "add_embedding.linear_1.weight",
+        "task_embedding",
+        "up_blocks.0.resnets.0.norm1.bias",
+        "up_blocks.0.upsamplers.0.conv.weight",
+    ],
 )
 def test_another_network_s_tensor_is_refused(name: str) -> None:
     with pytest.raises(ControlRTError, match=f"{name} is no tensor"):

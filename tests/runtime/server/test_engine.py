@@ -180,6 +180,9 @@ def test_refusals_name_the_argument(shared: Running) -> None:
         "init_image": {"init_image": square().resize((64, 64))},
         "scheduler": {"scheduler": "Eular"},
         "control_mode": {"control_mode": "strong"},
+        "controlnet_conditioning_scale": {"controlnet_conditioning_scale": {"pose": 1.0}},
+        "control_region": {"control_region": square().resize((64, 64))},
+        "height": {"height": 1024},
         "prompt_syntax": {"prompt_syntax": "html"},
     }
     for name, arguments in wrong.items():

@@ -67,6 +67,13 @@ def test_says_what_is_wrong_in_a_line(argv: list[str], says: str, capsys: pytest
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.bundle
+def test_a_gpu_for_bundles_that_need_none(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("fastapi", reason="without the extra [serve] there is no server")
+    assert command(str(demo_bundle), "--port", "0", "--device", "1") == 2
+    assert "device is '1', but must be left out: all of these bundles run on the CPU" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [

@@ -17,7 +17,7 @@ from controlrt.engines.likeness import psnr, ssim
 from controlrt.engines.quantization.options import QuantizationOptions
 from controlrt.engines.quantization.replay import replay
 from controlrt.runtime.bundle import Bundle
-from controlrt.runtime.errors import BuildError, UserError
+from controlrt.runtime.errors import BuildError, NotFiniteError, UserError
 from controlrt.runtime.executors import Executor
 from controlrt.runtime.manifest import Quality, SceneQuality
 from controlrt.runtime.pipeline import ControlNetPipeline
@@ -44,11 +44,12 @@ def measure_quality(bundle: Bundle, cases: Sequence[Case], executor: Executor | 
     latents, decibels, likeness, drawn = [], [], [], []
     with ControlNetPipeline(bundle, executor=executor) as pipeline:
         for case in cases:
-            found, pictures = replay(pipeline, case.arguments, case.hints)
-            if not np.isfinite(found).all():
+            try:
+                found, pictures = replay(pipeline, case.arguments, case.hints)
+            except NotFiniteError as error:
                 raise BuildError(
                     f"{bundle.manifest.precision} gives latents that are not finite; keep layers out with --keep"
-                )
+                ) from error
             drawn.append(pictures)
             latents.append([rms_error(mine, its) for mine, its in zip(found, case.latents, strict=True)])
             pairs = [

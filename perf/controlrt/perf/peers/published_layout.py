@@ -18,8 +18,8 @@ from controlrt.runtime.storage import atomic_directory, lock, sha256_file
 _PREFIX = "text_model."
 _LAYERS = 2
 """ResNets of a block."""
-_SHARED = ("input_blocks.", "middle_block.", "time_embed.")
-"""Where the modules are that a ControlNet has of its UNet."""
+_SHARED = ("conv_in", "time_embedding.linear_", "down_blocks.", "mid_block.")
+"""How the modules begin that a ControlNet has of its UNet."""
 _OWN = {
     "controlnet_mid_block": "middle_block_out.0",
     "controlnet_cond_embedding.conv_in": "input_hint_block.0",
@@ -118,5 +118,6 @@ def _published_module(name: str) -> str | None:
         return f"input_hint_block.{2 * int(hint[1]) + 2}"
     if name in _OWN:
         return _OWN[name]
-    found = original_names.original_name(name, {"layers_per_block": _LAYERS})
-    return found if found.startswith(_SHARED) else None
+    if not name.startswith(_SHARED):
+        return None
+    return original_names.original_name(name, {"layers_per_block": _LAYERS})

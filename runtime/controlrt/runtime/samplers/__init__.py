@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from controlrt.runtime.errors import ParameterError, UnknownNameError
+from controlrt.runtime.errors import ParameterError, UnknownNameError, about
 from controlrt.runtime.samplers.names import ALIASES, SAMPLERS, SUFFIXES, find_sampler, known_names
 from controlrt.runtime.samplers.sampler import Request, Sampler, prediction, resolve_options
 from controlrt.runtime.samplers.table import COLUMNS, HISTORY, Array, SamplerTable, assemble
@@ -59,7 +59,8 @@ def compile_sampler(
     name = config.get("_class_name") if name is None else name
     if name is None:
         raise ParameterError("scheduler", None, "named, since the scheduler config has no _class_name")
-    sampler, implied = find_sampler(name)
+    with about("scheduler"):
+        sampler, implied = find_sampler(name)
     for option in options:
         if option not in sampler.options:
             raise UnknownNameError(f"option of {sampler.name}", str(option), sampler.options)

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 
-from webui_client import SMALL, Client, opened, unit
+from webui_client import SCENE, SMALL, Client, as_base64, opened, unit
 
 from controlrt.runtime.server.automatic1111.samplers import find_sampling
 from fake_service import fake_pictures
@@ -49,16 +49,18 @@ def test_hires_fix_draws_twice(web: Client) -> None:
 
 def test_large_pictures_take_the_tiles_that_the_bundle_has(web: Client) -> None:
     manifest = web.service.bundles["sd15"]
-    assert "vae_tiling" not in drawn_arguments(web)
+    assert not any("vae_tiling" in drawn for drawn in drawn_arguments(web))
     tiled = msgspec.structs.replace(manifest, profile=msgspec.structs.replace(manifest.profile, vae_tile=64))
     web.service.bundles = {**web.service.bundles, "sd15": tiled}
-    assert drawn_arguments(web)["vae_tiling"] is True
+    assert [drawn["vae_tiling"] for drawn in drawn_arguments(web)] == [True] * 3
 
 
-def drawn_arguments(web: Client) -> Any:
-    """Of the second pass."""
+def drawn_arguments(web: Client) -> list[Any]:
+    """Of both passes of hires fix, and of a picture to start from."""
+    web.service.requests.clear()
     web.txt2img(enable_hr=True, hr_scale=2, hr_upscaler="Nearest")
-    return web.service.requests[-1].arguments
+    web.img2img(init_images=[as_base64(SCENE)])
+    return [request.arguments for request in web.service.requests]
 
 
 def test_hires_fix_to_a_size_cuts_off_what_is_more(web: Client) -> None:
