@@ -78,8 +78,7 @@ class ParameterError(UserError):
     """A parameter outside its range."""
 
     def __init__(self, name: str, found: object, allowed: str) -> None:
-        self.name, self.found, self.allowed = name, found, allowed
-        self.parameter = name
+        self.parameter, self.found, self.allowed = name, found, allowed
         shown = " ".join(repr(found).split())  # arrays are shown over several lines
         super().__init__(f"{name} is {shown}, but must be {allowed}")
 

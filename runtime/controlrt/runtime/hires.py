@@ -14,7 +14,8 @@ from controlrt.runtime.pipeline import ControlNetPipeline, PipelineOutput
 from controlrt.runtime.vae import check_finite, check_vae_tiling
 
 Upscaler = Literal["latent", "lanczos"]
-DEFAULT_STRENGTH = 0.7
+HIRES_STRENGTH = 0.7
+"""How much of the first picture the second pass changes, where nobody says."""
 
 
 def hires_fix(
@@ -25,7 +26,7 @@ def hires_fix(
     first_size: tuple[int, int],
     width: int,
     height: int,
-    strength: float = DEFAULT_STRENGTH,
+    strength: float = HIRES_STRENGTH,
     upscaler: Upscaler = "latent",
     **options: Any,
 ) -> PipelineOutput:

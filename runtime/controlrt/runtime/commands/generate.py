@@ -21,7 +21,7 @@ from controlrt.runtime.commands.control_option import DRAWING_FORM, parse_contro
 from controlrt.runtime.commands.ip_adapter_option import IMAGE_FORM, parse_images
 from controlrt.runtime.errors import UnknownNameError, UserError
 from controlrt.runtime.fitting import EXTENSION_MODES, RESIZES, resize_named
-from controlrt.runtime.hires import DEFAULT_STRENGTH, hires_fix
+from controlrt.runtime.hires import HIRES_STRENGTH, hires_fix
 from controlrt.runtime.noise import KINDS as NOISE_KINDS
 from controlrt.runtime.pictures import check_picture_path, open_control, open_picture, save_picture
 from controlrt.runtime.pipeline import ControlNetPipeline, PipelineOutput
@@ -138,7 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
             draw = partial(hires_fix, pipeline, first_size=first_size)
         strengths = [run_strength(start is not None, mask is not None, arguments.strength)]
         if first_size is not None:
-            strengths = [None, DEFAULT_STRENGTH if arguments.strength is None else arguments.strength]
+            strengths = [None, HIRES_STRENGTH if arguments.strength is None else arguments.strength]
         tables = [
             pipeline.sampler_table(arguments.scheduler, arguments.steps, eta=arguments.eta, strength=strength)
             for strength in strengths
